@@ -1,0 +1,82 @@
+"""aplens: rank, draw and switch off attention heads with AP-MAE. A TransformerLens plugin.
+
+Names are imported on first use, so `import aplens` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from aplens.heads import Head, HeadRanking, parse_heads
+    from aplens.interventions import AblationSweep, ablate_heads, sweep_ablations
+    from aplens.mae import APMAE, APMAEConfig, train_apmae
+    from aplens.models import UnsupportedModelError, load_model
+    from aplens.patterns import AttentionPatterns, PatternCollector, collect_patterns, log_normalize
+    from aplens.scenarios import Scenario, Scenarios, mine_scenarios
+    from aplens.scoring import HeadScorer, Observations, observe, rank_heads
+
+_HOME = {
+    "Head": "aplens.heads",
+    "HeadRanking": "aplens.heads",
+    "parse_heads": "aplens.heads",
+    "AblationSweep": "aplens.interventions",
+    "ablate_heads": "aplens.interventions",
+    "sweep_ablations": "aplens.interventions",
+    "APMAE": "aplens.mae",
+    "APMAEConfig": "aplens.mae",
+    "train_apmae": "aplens.mae",
+    "UnsupportedModelError": "aplens.models",
+    "load_model": "aplens.models",
+    "AttentionPatterns": "aplens.patterns",
+    "PatternCollector": "aplens.patterns",
+    "collect_patterns": "aplens.patterns",
+    "log_normalize": "aplens.patterns",
+    "Scenario": "aplens.scenarios",
+    "Scenarios": "aplens.scenarios",
+    "mine_scenarios": "aplens.scenarios",
+    "HeadScorer": "aplens.scoring",
+    "Observations": "aplens.scoring",
+    "observe": "aplens.scoring",
+    "rank_heads": "aplens.scoring",
+}
+
+__all__ = [  # noqa: RUF022 - in the order a user meets them
+    "load_model",
+    "UnsupportedModelError",
+    "mine_scenarios",
+    "Scenario",
+    "Scenarios",
+    "collect_patterns",
+    "PatternCollector",
+    "AttentionPatterns",
+    "log_normalize",
+    "APMAE",
+    "APMAEConfig",
+    "train_apmae",
+    "observe",
+    "Observations",
+    "HeadScorer",
+    "rank_heads",
+    "Head",
+    "HeadRanking",
+    "parse_heads",
+    "ablate_heads",
+    "sweep_ablations",
+    "AblationSweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'aplens' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

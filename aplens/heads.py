@@ -1,0 +1,292 @@
+"""The vocabulary every part of aplens shares: one head, a selection of heads, a ranking of heads."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from aplens._io import read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+class Head(NamedTuple):
+    """One attention head, counted from 0. Prints as `L5H3`."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}H{self.head}"
+
+
+HeadsLike: TypeAlias = (
+    "Head | tuple[int, int] | str | Mapping[int, Sequence[int]] | HeadRanking | Iterable[Any]"
+)
+RankBy: TypeAlias = Literal["importance", "toward_incorrect", "toward_correct", "neutral"]
+
+#: Below this mean |SHAP| a head pushes neither way (METHOD item 10; the paper's section on SHAP).
+NEUTRAL_THRESHOLD = 1e-5
+
+_NAMED_HEAD = re.compile(r"\s*(?:[lL]\s*(\d+)\s*[hH]\s*(\d+)|(\d+)\s*\.\s*(\d+))\s*")
+
+
+def all_heads(n_layers: int, n_heads: int) -> tuple[Head, ...]:
+    """Every head of a model, layer by layer."""
+    return tuple(Head(layer, head) for layer in range(n_layers) for head in range(n_heads))
+
+
+def parse_heads(
+    heads: HeadsLike, n_layers: int | None = None, n_heads: int | None = None
+) -> tuple[Head, ...]:
+    """Read any way of naming heads: order is kept, repeats are dropped.
+
+    Accepts `Head(5, 3)`, `(5, 3)`, `"L5H3"`, `"5.3"`, `"L5H3, L9H6"`, `{5: [3, 4]}`, a `HeadRanking`
+    (all of its heads, best first) and any iterable of these. A float such as `5.3` is refused: it
+    cannot tell head 1 from head 10.
+
+    Args:
+        heads: The heads.
+        n_layers: The model's layers; a head outside is refused when given.
+        n_heads: The model's heads a layer; a head outside is refused when given.
+
+    Raises:
+        ValueError: When a name cannot be read, or a head is out of range.
+        TypeError: When something is no head at all.
+    """
+    unique = dict.fromkeys(_read_heads(heads))
+    for head in unique:
+        _check_range(head, n_layers, n_heads)
+    return tuple(unique)
+
+
+def _read_heads(heads: Any) -> Iterator[Head]:
+    if isinstance(heads, HeadRanking):
+        yield from heads
+    elif isinstance(heads, str):
+        yield from (_read_name(part) for part in heads.split(","))
+    elif isinstance(heads, Mapping):
+        for layer, members in heads.items():
+            indices = [members] if isinstance(members, Integral) else members
+            yield from (_make_head(layer, index) for index in indices)
+    elif _is_pair(heads):
+        yield _make_head(*heads)
+    elif isinstance(heads, Iterable):
+        for item in heads:
+            yield from _read_heads(item)
+    elif isinstance(heads, float):
+        raise TypeError(
+            f"{heads!r} is ambiguous as a head (5.1 equals 5.10): write 'L5H1', '5.1' or (5, 1)"
+        )
+    else:
+        raise TypeError(
+            f"expected heads such as (5, 3), 'L5H3' or {{5: [3]}}, got {heads!r} "
+            f"of type {type(heads).__name__}"
+        )
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether this is one (layer, head): a *tuple* of two integers; a list is a list of heads."""
+    return (
+        isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, Integral) for v in value)
+    )
+
+
+def _make_head(layer: Any, head: Any) -> Head:
+    if not (isinstance(layer, Integral) and isinstance(head, Integral)):
+        raise TypeError(f"expected whole numbers for layer and head, got {layer!r} and {head!r}")
+    return Head(int(layer), int(head))
+
+
+def _read_name(name: str) -> Head:
+    match = _NAMED_HEAD.fullmatch(name)
+    if match is None:
+        raise ValueError(f"cannot read {name!r} as a head: expected 'L5H3' or '5.3'")
+    layer, head = (int(group) for group in match.groups() if group is not None)
+    return Head(layer, head)
+
+
+def _check_range(head: Head, n_layers: int | None, n_heads: int | None) -> None:
+    if head.layer < 0 or head.head < 0:
+        raise ValueError(f"head {tuple(head)} is negative: layers and heads count from 0")
+    if n_layers is not None and head.layer >= n_layers:
+        raise ValueError(f"{head}: layer {head.layer} is out of range for {n_layers} layers")
+    if n_heads is not None and head.head >= n_heads:
+        raise ValueError(f"{head}: head {head.head} is out of range for {n_heads} heads a layer")
+
+
+class HeadRanking:
+    """Heads with the scores of a ranking, most important first.
+
+    Args:
+        frame: One row a head, columns `layer`, `head`, `importance` (mean |SHAP|), `mean` (mean
+            SHAP; positive pushes the prediction toward *incorrect*), `toward_incorrect` (mean
+            positive part), `toward_correct` (mean negative part, as a positive number). All in the
+            predictor's log-odds.
+        model_name: The model whose heads these are.
+        n_layers: Its layers.
+        n_heads: Its heads a layer.
+        metadata: JSON-able facts about how the ranking was made.
+
+    Raises:
+        ValueError: When a column is missing, a score is not finite, or a head is out of range or
+            listed twice.
+    """
+
+    COLUMNS = ("layer", "head", "importance", "mean", "toward_incorrect", "toward_correct")
+    _FORMAT = "aplens.head_ranking"
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        *,
+        model_name: str,
+        n_layers: int,
+        n_heads: int,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        missing = [column for column in self.COLUMNS if column not in frame.columns]
+        if missing:
+            raise ValueError(f"a ranking needs the columns {list(self.COLUMNS)}; missing {missing}")
+        scores = frame[list(self.COLUMNS[2:])].to_numpy(dtype=float)
+        if not np.isfinite(scores).all():
+            raise ValueError("a ranking's scores must be finite; found NaN or infinity")
+        heads = parse_heads(
+            [(int(a), int(b)) for a, b in zip(frame["layer"], frame["head"], strict=True)],
+            n_layers,
+            n_heads,
+        )
+        if len(heads) != len(frame):
+            raise ValueError(f"a ranking lists a head once; {len(frame) - len(heads)} are repeated")
+        self._frame = (
+            frame[list(self.COLUMNS)]
+            .astype({"layer": int, "head": int})
+            .sort_values(
+                ["importance", "layer", "head"], ascending=[False, True, True], kind="stable"
+            )
+            .reset_index(drop=True)
+        )
+        self.model_name = model_name
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.metadata = dict(metadata or {})
+
+    def __len__(self) -> int:
+        return len(self._frame)
+
+    def __iter__(self) -> Iterator[Head]:
+        return iter(_heads_of(self._frame))
+
+    def __repr__(self) -> str:
+        best = ", ".join(str(head) for head in self.top(min(3, len(self))))
+        return f"HeadRanking({len(self)} heads of {self.model_name}, best: {best})"
+
+    def top(self, k: int, by: RankBy = "importance") -> tuple[Head, ...]:
+        """The `k` heads that rank highest.
+
+        Args:
+            k: How many. Fewer come back when fewer qualify: `toward_*` lists only heads that push
+                that way at all, `neutral` only heads with |mean| ≤ 1e-5, least important first.
+            by: The score.
+
+        Raises:
+            ValueError: When `k` is negative or `by` is unknown.
+        """
+        if k < 0:
+            raise ValueError(f"k must be 0 or more, got {k}")
+        if by == "neutral":
+            chosen = self._frame[self._frame["mean"].abs() <= NEUTRAL_THRESHOLD]
+            chosen = chosen.sort_values("importance", kind="stable")
+        elif by in ("importance", "toward_incorrect", "toward_correct"):
+            chosen = self._frame.sort_values(by, ascending=False, kind="stable")
+            if by != "importance":
+                chosen = chosen[chosen[by] > 0]
+        else:
+            raise ValueError(
+                "by must be 'importance', 'toward_incorrect', 'toward_correct' or 'neutral', "
+                f"got {by!r}"
+            )
+        return _heads_of(chosen.head(k))
+
+    def random(self, k: int, seed: int = 0) -> tuple[Head, ...]:
+        """`k` heads drawn without replacement: the baseline every choice of heads needs.
+
+        For one seed the draws are nested: `random(5)` begins with `random(2)`.
+
+        Raises:
+            ValueError: When `k` is negative or larger than the ranking.
+        """
+        if not 0 <= k <= len(self):
+            raise ValueError(f"k must be between 0 and the ranking's {len(self)} heads, got {k}")
+        heads = sorted(self)
+        order = np.random.default_rng(seed).permutation(len(heads))
+        return tuple(heads[index] for index in order[:k])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of the table, most important head first, with the head's name as index."""
+        frame = self._frame.copy()
+        frame.index = [str(head) for head in self]
+        frame.index.name = "name"
+        return frame
+
+    def by_layer(self) -> pd.DataFrame:
+        """Scores summed over the heads of each layer, index `layer`."""
+        return self._frame.groupby("layer")[list(self.COLUMNS[2:])].sum()
+
+    def plot(self, column: str = "importance") -> Figure:
+        """The layer × head map of one score."""
+        from aplens.viz import plot_head_map
+
+        return plot_head_map(self, column)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ranking as JSON."""
+        write_json(
+            path,
+            {
+                "format": self._FORMAT,
+                "version": 1,
+                "model_name": self.model_name,
+                "n_layers": self.n_layers,
+                "n_heads": self.n_heads,
+                "metadata": self.metadata,
+                "heads": self._frame.to_dict(orient="records"),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HeadRanking:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: When the file is not a head ranking; the message names the file.
+        """
+        import pandas as pd
+
+        data = read_json(path)
+        if not isinstance(data, dict) or data.get("format") != cls._FORMAT:
+            raise ValueError(f"{path} is not a head ranking saved by aplens")
+        try:
+            return cls(
+                pd.DataFrame(data["heads"], columns=list(cls.COLUMNS)),
+                model_name=data["model_name"],
+                n_layers=data["n_layers"],
+                n_heads=data["n_heads"],
+                metadata=data["metadata"],
+            )
+        except KeyError as error:
+            raise ValueError(f"{path} is a damaged head ranking: {error} is missing") from error
+
+
+def _heads_of(frame: pd.DataFrame) -> tuple[Head, ...]:
+    return tuple(
+        Head(int(layer), int(head))
+        for layer, head in zip(frame["layer"], frame["head"], strict=True)
+    )

@@ -1,0 +1,23 @@
+"""What aplens needs of a hooked model: facts, hooks, forward passes, and a way to load one."""
+
+from aplens.models.hooks import (
+    attach_hooks,
+    last_token_logits,
+    pattern_hook_name,
+    run_until,
+    z_hook_name,
+)
+from aplens.models.info import ModelInfo, UnsupportedModelError, describe_model
+from aplens.models.loading import load_model
+
+__all__ = [
+    "ModelInfo",
+    "UnsupportedModelError",
+    "attach_hooks",
+    "describe_model",
+    "last_token_logits",
+    "load_model",
+    "pattern_hook_name",
+    "run_until",
+    "z_hook_name",
+]

@@ -1,0 +1,125 @@
+"""The only module that knows that HookedTransformer and TransformerBridge differ.
+
+Neither class is imported before it is asked for: TransformerLens 4 has no HookedTransformer.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+ModelKind = Literal["hooked", "bridge"]
+
+
+def kind_of(model: Any) -> ModelKind | None:
+    """Which of the two classes a model is of, by name, so that neither need be importable."""
+    names = {cls.__name__ for cls in type(model).__mro__}
+    if "TransformerBridge" in names:
+        return "bridge"
+    if "HookedTransformer" in names:
+        return "hooked"
+    return None
+
+
+def build(
+    kind: ModelKind, hf_model: Any, tokenizer: Any, *, name: str, device: str, dtype: torch.dtype
+) -> Any:
+    """Wrap a Hugging Face model, weights unprocessed, so that it computes what that model does.
+
+    Raises:
+        ImportError: When the installed TransformerLens has no such class.
+        ValueError: When HookedTransformer cannot convert this architecture.
+    """
+    # Both classes look the configuration up by name; from a folder of our own they need no network,
+    # and the user's path cannot mislead TransformerLens, which reads families out of names.
+    with tempfile.TemporaryDirectory(prefix="aplens-") as folder:
+        _save_config(hf_model, folder)
+        if kind == "hooked":
+            model = _build_hooked(folder, hf_model, tokenizer, device, dtype)
+        else:
+            model = _build_bridge(folder, hf_model, tokenizer, device, dtype)
+    model.cfg.model_name = name
+    return model.eval()
+
+
+def _save_config(hf_model: Any, folder: str) -> None:
+    config = copy.deepcopy(hf_model.config)
+    if not config.architectures:
+        config.architectures = [type(hf_model).__name__]
+    if not hasattr(config, "n_ctx") and hasattr(config, "n_positions"):
+        config.n_ctx = config.n_positions  # TransformerLens reads GPT-2's old name for it
+    config.save_pretrained(folder)
+
+
+def _build_hooked(
+    folder: str, hf_model: Any, tokenizer: Any, device: str, dtype: torch.dtype
+) -> Any:
+    try:
+        from transformer_lens import HookedTransformer
+    except ImportError as error:
+        raise ImportError(
+            "this TransformerLens has no HookedTransformer (it was removed in 4.0): "
+            "use kind='bridge', or install transformer-lens<4"
+        ) from error
+    from transformer_lens import loading_from_pretrained as loading
+
+    architecture = (hf_model.config.architectures or [type(hf_model).__name__])[0]
+    try:
+        config = loading.get_pretrained_model_config(
+            folder, hf_cfg=hf_model.config.to_dict(), device=device, dtype=dtype
+        )
+        weights = loading.get_pretrained_state_dict(folder, config, hf_model, dtype=dtype)
+        model = HookedTransformer(config, tokenizer, move_to_device=False)
+        model.load_and_process_state_dict(
+            weights,
+            fold_ln=False,
+            center_writing_weights=False,
+            center_unembed=False,
+            fold_value_biases=False,
+        )
+    # TransformerLens says in many ways that it does not know a family, or a variant of one.
+    except (NotImplementedError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"HookedTransformer cannot convert {architecture}: use kind='bridge' ({error})"
+        ) from error
+    model.move_model_modules_to_device()
+    return model
+
+
+def _build_bridge(
+    folder: str, hf_model: Any, tokenizer: Any, device: str, dtype: torch.dtype
+) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(
+        folder, hf_model=hf_model.to(device), tokenizer=tokenizer, device=device, dtype=dtype
+    )
+
+
+def build_by_official_name(
+    kind: ModelKind, name: str, *, device: str, dtype: torch.dtype
+) -> Any | None:
+    """Let TransformerLens load a name it knows itself; None when it does not know it."""
+    if kind == "bridge":
+        from transformer_lens.model_bridge import TransformerBridge
+
+        return TransformerBridge.boot_transformers(name, device=device, dtype=dtype).eval()
+    try:
+        from transformer_lens import HookedTransformer
+        from transformer_lens.loading_from_pretrained import get_official_model_name
+    except ImportError:
+        return None  # the folder route says what is missing
+    try:
+        get_official_model_name(name)
+    except ValueError:
+        return None
+    return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype).eval()
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Whether a folder looks like a saved Hugging Face model."""
+    return path.is_dir() and (path / "config.json").is_file()

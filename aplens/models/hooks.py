@@ -1,0 +1,86 @@
+"""Reading and changing activations through a model's own hook points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
+
+
+def pattern_hook_name(layer: int) -> str:
+    """The hook on a layer's attention probabilities, `Float[Tensor, "batch head query key"]`."""
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+def z_hook_name(layer: int) -> str:
+    """The hook on the heads' outputs before the output projection.
+
+    Its tensor is `Float[Tensor, "batch pos head d_head"]`.
+    """
+    return f"blocks.{layer}.attn.hook_z"
+
+
+@contextmanager
+def attach_hooks(model: Any, hooks: Iterable[tuple[str, HookFunction]]) -> Iterator[None]:
+    """Attach hooks for the length of a `with` block.
+
+    Exactly these come off at its end, also on an exception; every other hook stays. They also see
+    passes made through `run_with_hooks`, `run_with_cache` and `generate`.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        hooks: Pairs of a hook's name and `function(tensor, hook)`, which may return a replacement.
+
+    Raises:
+        ValueError: When the model has no hook of that name; nothing is attached then.
+    """
+    points = model.hook_dict
+    pairs = list(hooks)
+    for name, _ in pairs:
+        if name not in points:
+            raise ValueError(f"{model.cfg.model_name} has no hook named {name!r}")
+    attached: list[tuple[Any, Any]] = []
+    try:
+        for name, function in pairs:
+            point = points[name]
+            point.add_hook(function)
+            attached.append((point, point.fwd_hooks[-1]))
+        yield
+    finally:
+        for point, handle in attached:
+            handle.hook.remove()
+            # The model's own reset_hooks() may have taken it already.
+            point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+
+
+@torch.no_grad()
+def run_until(model: Any, tokens: Int[Tensor, "batch pos"], last_layer: int) -> None:
+    """Run the model for its hooks' sake and stop after `last_layer`."""
+    if last_layer + 1 < model.cfg.n_layers:
+        model(tokens, stop_at_layer=last_layer + 1)
+    else:
+        last_token_logits(model, tokens)
+
+
+def last_token_logits(
+    model: Any, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch d_vocab"]:
+    """Logits after the last token of each prompt; no other position is unembedded.
+
+    What reaches the unembedding is cut to the last position, so that everything before and after it
+    (final norm, soft caps) runs as the model does it. Other hooks in force act as usual; a hook on
+    the unembedding sees one position.
+    """
+    handle = model.unembed.register_forward_pre_hook(
+        lambda module, inputs: (inputs[0][:, -1:], *inputs[1:])
+    )
+    try:
+        return model(tokens)[:, -1]
+    finally:
+        handle.remove()

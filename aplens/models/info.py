@@ -1,0 +1,142 @@
+"""Facts about a hooked model, and the refusal of models that have no causal attention patterns."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from aplens.heads import Head
+from aplens.models.classes import ModelKind, kind_of
+
+_described: weakref.WeakKeyDictionary[Any, ModelInfo] = weakref.WeakKeyDictionary()
+
+
+class UnsupportedModelError(TypeError):
+    """The model has no causal attention patterns that hooks could read."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What aplens needs to know of a model.
+
+    Attributes:
+        name: The model's name, for labels and fingerprints.
+        kind: "hooked" or "bridge".
+        n_layers: All layers, also those without attention.
+        n_heads: Query heads a layer.
+        d_head: Width of one head's output.
+        n_ctx: The longest prompt, in tokens.
+        attention_layers: The layers that have attention patterns (all, but for hybrid models).
+        device: Where the embeddings live.
+        dtype: The parameters' type.
+    """
+
+    name: str
+    kind: ModelKind
+    n_layers: int
+    n_heads: int
+    d_head: int
+    n_ctx: int
+    attention_layers: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Every head that has patterns, layer by layer."""
+        return tuple(
+            Head(layer, head) for layer in self.attention_layers for head in range(self.n_heads)
+        )
+
+
+def describe_model(model: Any) -> ModelInfo:
+    """Look at a hooked model once, and refuse one that aplens cannot work with.
+
+    Raises:
+        UnsupportedModelError: When it is no HookedTransformer or TransformerBridge, has no
+            attention patterns (Mamba), or attends to later tokens (BERT).
+    """
+    cached = _described.get(model)
+    if cached is not None:
+        parameter = next(model.parameters())  # it may have moved or changed type since
+        if (parameter.device, parameter.dtype) == (cached.device, cached.dtype):
+            return cached
+    info = _inspect(model)
+    _described[model] = info
+    return info
+
+
+def _inspect(model: Any) -> ModelInfo:
+    kind = kind_of(model)
+    if kind is None:
+        raise UnsupportedModelError(
+            "expected a HookedTransformer or a TransformerBridge of a causal language model, "
+            f"got {type(model).__name__}"
+        )
+    name = str(model.cfg.model_name)
+    layers = _attention_layers(model, name)
+    _require_causal(model, name, layers[0])
+    parameter = next(model.parameters())
+    return ModelInfo(
+        name=name,
+        kind=kind,
+        n_layers=int(model.cfg.n_layers),
+        n_heads=int(model.cfg.n_heads),
+        d_head=int(model.cfg.d_head),
+        n_ctx=int(model.cfg.n_ctx),
+        attention_layers=layers,
+        device=parameter.device,
+        dtype=parameter.dtype,
+    )
+
+
+def _attention_layers(model: Any, name: str) -> tuple[int, ...]:
+    from aplens.models.hooks import pattern_hook_name
+
+    hooks = model.hook_dict
+    layers = tuple(
+        layer for layer in range(int(model.cfg.n_layers)) if pattern_hook_name(layer) in hooks
+    )
+    if not layers:
+        raise UnsupportedModelError(
+            f"{name} has no attention patterns: no layer has {pattern_hook_name(0)!r}"
+        )
+    return layers
+
+
+def _require_causal(model: Any, name: str, layer: int) -> None:
+    """Ask the model itself, on three tokens: configurations do not say it reliably."""
+    from aplens.models.hooks import attach_hooks, pattern_hook_name
+
+    seen: list[torch.Tensor] = []
+    tokens = torch.tensor([[1, 2, 3]], device=next(model.parameters()).device)
+    try:
+        with (
+            torch.no_grad(),
+            attach_hooks(
+                model, [(pattern_hook_name(layer), lambda pattern, hook: seen.append(pattern))]
+            ),
+        ):
+            model(tokens)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} cannot run on plain tokens as a causal language model does: {error}"
+        ) from error
+    if not seen:
+        raise UnsupportedModelError(
+            f"{name} ran, but {pattern_hook_name(layer)!r} never fired: its attention "
+            "implementation computes no pattern (load it with attn_implementation='eager')"
+        )
+    shape = tuple(seen[0].shape)
+    if shape != (1, int(model.cfg.n_heads), 3, 3):
+        raise UnsupportedModelError(
+            f"{name}: expected patterns of shape (batch, head, query, key) = "
+            f"(1, {model.cfg.n_heads}, 3, 3) on three tokens, got {shape}"
+        )
+    if seen[0].triu(diagonal=1).any():
+        raise UnsupportedModelError(
+            f"{name} attends to later tokens: AP-MAE reads causal (lower-triangular) patterns only"
+        )

@@ -1,0 +1,19 @@
+"""Attention patterns: collecting them by hooks, log-normalizing them, cutting them into patches."""
+
+from aplens.patterns.collect import (
+    AttentionPatterns,
+    PatternCollector,
+    collect_patterns,
+    stream_patterns,
+)
+from aplens.patterns.normalize import log_normalize
+from aplens.patterns.patches import PatchGrid
+
+__all__ = [
+    "AttentionPatterns",
+    "PatchGrid",
+    "PatternCollector",
+    "collect_patterns",
+    "log_normalize",
+    "stream_patterns",
+]

@@ -1,0 +1,264 @@
+"""Reading attention patterns out of a hooked model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from aplens.heads import Head, HeadsLike, parse_heads
+from aplens.models import (
+    attach_hooks,
+    describe_model,
+    last_token_logits,
+    pattern_hook_name,
+    run_until,
+)
+
+
+@dataclass(frozen=True)
+class AttentionPatterns:
+    """Attention probabilities of some heads on some prompts.
+
+    Attributes:
+        values: `Float[Tensor, "batch head query key"]`, probabilities over keys.
+        heads: The heads, in the order of `values`' second dimension.
+
+    Raises:
+        ValueError: When the shape is not (batch, head, query, key) with as many heads as named and
+            as many queries as keys.
+    """
+
+    values: Float[Tensor, "batch head query key"]
+    heads: tuple[Head, ...]
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.values.shape)
+        if len(shape) != 4 or shape[1] != len(self.heads) or shape[2] != shape[3]:
+            raise ValueError(
+                f"expected (batch, {len(self.heads)} heads, query, key) with query = key, "
+                f"got shape {shape}"
+            )
+
+    def __len__(self) -> int:
+        """Prompts."""
+        return self.values.shape[0]
+
+    def __getitem__(self, head: HeadsLike) -> Float[Tensor, "batch query key"]:
+        """The patterns of one head, named in any way `parse_heads` reads.
+
+        Raises:
+            KeyError: When that head was not collected.
+        """
+        (wanted,) = parse_heads(head)
+        if wanted not in self.heads:
+            raise KeyError(f"{wanted} was not collected; these were: {_listed(self.heads)}")
+        return self.values[:, self.heads.index(wanted)]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in each prompt."""
+        return self.values.shape[-1]
+
+
+class PatternCollector:
+    """Collects patterns from whatever runs inside a `with` block.
+
+    Forward passes add up along the batch. Only this collector's hooks come off at the end, also on
+    an exception; what was collected stays readable.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        heads: Which heads (default: all).
+
+    Raises:
+        ValueError: When a head is out of range, or its layer has no attention.
+        UnsupportedModelError: When the model has no causal attention patterns.
+    """
+
+    def __init__(self, model: Any, heads: HeadsLike | None = None) -> None:
+        self.model = model
+        self.heads = select_heads(model, heads)
+        self._passes: list[dict[int, Tensor]] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> PatternCollector:
+        hooks = _pattern_hooks(self.heads, self._keep)
+        self._stack.enter_context(attach_hooks(self.model, hooks))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def _keep(self, layer: int, patterns: Tensor) -> None:
+        if not self._passes or layer in self._passes[-1]:  # the layer again: a new forward pass
+            self._passes.append({})
+        self._passes[-1][layer] = patterns
+
+    def clear(self) -> None:
+        """Forget what was collected so far."""
+        self._passes.clear()
+
+    @property
+    def patterns(self) -> AttentionPatterns:
+        """Everything collected, forward pass after forward pass.
+
+        Raises:
+            ValueError: When nothing was collected, or prompts of several lengths were (use one
+                collector, or `clear()`, a length), or generation with a KV cache gave single rows.
+        """
+        if not self._passes:
+            raise ValueError("nothing was collected: run the model inside the with block first")
+        batches = [_join_layers(layers, self.heads) for layers in self._passes]
+        shapes = {tuple(batch.shape[-2:]) for batch in batches}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"forward passes of different (query, key) lengths were collected: "
+                f"{sorted(shapes)}; clear() between lengths, and generate without a KV cache"
+            )
+        return AttentionPatterns(torch.cat(batches), self.heads)
+
+
+def collect_patterns(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    heads: HeadsLike | None = None,
+    batch_size: int | None = None,
+) -> AttentionPatterns:
+    """Patterns of the chosen heads; the forward pass stops after the last layer needed.
+
+    Everything is held at once: 270 heads on 256 tokens take 71 MB a prompt in float32. For many
+    prompts use `stream_patterns`.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        tokens: Prompts of one length, without padding.
+        heads: Which heads (default: all).
+        batch_size: Prompts a forward pass (default: all in one).
+
+    Raises:
+        ValueError: When a head is out of range, tokens have the wrong shape, or are too long.
+        UnsupportedModelError: When the model has no causal attention patterns.
+    """
+    chosen = select_heads(model, heads)
+    tokens = check_tokens(model, tokens)
+    last_layer = max(head.layer for head in chosen)
+    with PatternCollector(model, chosen) as collector:
+        for batch in tokens.split(batch_size or len(tokens)):
+            run_until(model, batch, last_layer)
+    return collector.patterns
+
+
+@torch.no_grad()
+def stream_patterns(
+    model: Any,
+    tokens: Int[Tensor, "prompt pos"],
+    heads: HeadsLike | None = None,
+    batch_size: int = 8,
+) -> Iterator[tuple[slice, AttentionPatterns, Float[Tensor, "batch d_vocab"]]]:
+    """Run prompts batch by batch; memory does not grow with their number.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        tokens: Prompts of one length, without padding.
+        heads: Which heads (default: all).
+        batch_size: Prompts a forward pass.
+
+    Yields:
+        Which prompts these are, their patterns, and the logits after their last token.
+
+    Raises:
+        ValueError: When a head is out of range, tokens have the wrong shape, or are too long.
+        UnsupportedModelError: When the model has no causal attention patterns.
+    """
+    chosen = select_heads(model, heads)
+    tokens = check_tokens(model, tokens)
+    for start in range(0, len(tokens), batch_size):
+        batch = tokens[start : start + batch_size]
+        with PatternCollector(model, chosen) as collector:
+            logits = last_token_logits(model, batch)
+        yield slice(start, start + len(batch)), collector.patterns, logits
+
+
+def select_heads(model: Any, heads: HeadsLike | None) -> tuple[Head, ...]:
+    """The heads asked for, checked against the model; all that have patterns when None."""
+    info = describe_model(model)
+    if heads is None:
+        return info.heads
+    chosen = parse_heads(heads, info.n_layers, info.n_heads)
+    if not chosen:
+        raise ValueError("no heads were chosen: the selection is empty")
+    blind = [head for head in chosen if head.layer not in info.attention_layers]
+    if blind:
+        raise ValueError(
+            f"{_listed(blind)}: these layers of {info.name} have no attention patterns"
+        )
+    return chosen
+
+
+def check_tokens(model: Any, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Refuse tokens that are no batch of prompts within the model's context; move them to it."""
+    info = describe_model(model)
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.numel() == 0:
+        got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"expected tokens as a tensor (batch, pos), not empty, got {got}")
+    if tokens.is_floating_point():
+        raise ValueError(f"expected token ids, whole numbers, got {tokens.dtype}")
+    if tokens.shape[1] > info.n_ctx:
+        raise ValueError(
+            f"prompts of {tokens.shape[1]} tokens are too long: {info.name} takes {info.n_ctx}"
+        )
+    return tokens.to(info.device)
+
+
+def _pattern_hooks(
+    heads: tuple[Head, ...], keep: Callable[[int, Tensor], None]
+) -> list[tuple[str, Callable[[Tensor, Any], None]]]:
+    """One hook a layer, which keeps copies of the wanted heads only."""
+
+    def read(patterns: Tensor, hook: Any, *, layer: int, indices: list[int]) -> None:
+        keep(layer, patterns.detach()[:, indices])
+
+    return [
+        (pattern_hook_name(layer), partial(read, layer=layer, indices=indices))
+        for layer, indices in _indices_by_layer(heads).items()
+    ]
+
+
+def _indices_by_layer(heads: tuple[Head, ...]) -> dict[int, list[int]]:
+    indices: dict[int, list[int]] = {}
+    for layer, head in heads:
+        indices.setdefault(layer, []).append(head)
+    return indices
+
+
+def _join_layers(
+    layers: dict[int, Tensor], heads: tuple[Head, ...]
+) -> Float[Tensor, "batch head query key"]:
+    """One tensor over all heads, in the order they were asked for."""
+    wanted = _indices_by_layer(heads)
+    missing = sorted(set(wanted) - set(layers))
+    if missing:
+        raise ValueError(f"a forward pass stopped before layers {missing}, whose heads were chosen")
+    device = layers[next(iter(wanted))].device  # a model may be spread over several
+    joined = torch.cat([layers[layer].to(device) for layer in wanted], dim=1)
+    by_layer = [Head(layer, head) for layer, members in wanted.items() for head in members]
+    if by_layer == list(heads):
+        return joined
+    return joined[:, [by_layer.index(head) for head in heads]]
+
+
+def _listed(heads: Any) -> str:
+    return ", ".join(str(head) for head in heads)

@@ -1,0 +1,53 @@
+"""From attention probabilities to the image that AP-MAE sees."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+#: Half-precision softmax may overshoot 1 by this much.
+_ROUNDING = 1e-2
+
+
+def log_normalize(
+    attention: Float[Tensor, "*pattern query key"], dim: tuple[int, ...] = (-2, -1)
+) -> Float[Tensor, "*pattern query key"]:
+    """Scale attention probabilities to [0, 1] on a log axis, each pattern on its own.
+
+    With x = ln a and m the smallest finite x of the pattern, the result is (x - m) / -m: 1 is
+    attention 1, 0 is the pattern's smallest attention. Zero attention (above the diagonal, outside
+    a sliding window, padding) also becomes 0. A pattern whose every query attends to a single key
+    (m = 0) keeps its ones, and a pattern of zeros stays zero. METHOD: the paper's `log_normalize`.
+
+    Args:
+        attention: Probabilities. Any layout will do in which `dim` spans one pattern, such as
+            patches `[..., patch, pixel]`, since the result depends on no position.
+        dim: The dimensions of one pattern.
+
+    Returns:
+        The scaled patterns in float32, same shape.
+
+    Raises:
+        ValueError: When there is NaN, or a value outside [0, 1].
+    """
+    values = attention.float()
+    if values.numel() == 0:
+        return values
+    low, high = (bound.item() for bound in values.aminmax())
+    if low != low or high != high:
+        raise ValueError(
+            "attention contains NaN: the model's forward pass is broken for this input"
+        )
+    if low < 0 or high > 1 + _ROUNDING:
+        raise ValueError(
+            f"attention must be probabilities in [0, 1], got values from {low:.4g} to {high:.4g}; "
+            "pass hook_pattern (after the softmax), not attention scores"
+        )
+    log = values.clamp(max=1).log_()
+    attended = values > 0
+    log.masked_fill_(~attended, 0)  # ln 0 = -inf must not be the smallest
+    smallest = log.amin(dim, keepdim=True)
+    # With m = 0 every finite x is 0 too, and (0 - -1) / 1 gives the limit for them, which is 1.
+    smallest = torch.where(smallest < 0, smallest, -1.0)
+    return log.sub_(smallest).div_(-smallest).mul_(attended)

