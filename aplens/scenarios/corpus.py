@@ -1,0 +1,336 @@
+"""Corpora: source files read in place from a folder, a zip archive or a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sysconfig
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from aplens.scenarios.scenario import ScenarioError
+from aplens.scenarios.tasks import get_language
+
+MAX_BYTES = 1_000_000
+"""Larger files are generated more often than written, and are skipped."""
+
+
+class SourceFile(NamedTuple):
+    """A file of a corpus.
+
+    Attributes:
+        path: Its name inside the corpus, with forward slashes.
+        text: Its text.
+    """
+
+    path: str
+    text: str
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """Source files to mine scenarios from.
+
+    Attributes:
+        skipped: How many files the latest pass left out, by reason.
+    """
+
+    skipped: Counter[str]
+
+    def files(self, seed: int = 0) -> Iterator[SourceFile]:
+        """Yield the files, shuffled by the seed and by nothing else.
+
+        Raises:
+            ScenarioError: There is nothing to yield.
+        """
+
+
+class SkipFile(Exception):
+    """A file is left out; the message is the reason that it is counted under."""
+
+
+class _StoredFiles(ABC):
+    """A corpus that knows the names of its files before it reads any."""
+
+    def __init__(self, source: str | Path, language: str, prefix: str) -> None:
+        self.source = Path(source)
+        self.prefix = prefix
+        self.suffixes = get_language(language).suffixes
+        self.skipped: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        prefix = f", prefix={self.prefix!r}" if self.prefix else ""
+        return f"{type(self).__name__}({str(self.source)!r}{prefix})"
+
+    def files(self, seed: int = 0) -> Iterator[SourceFile]:
+        """Yield the files in a random order that the seed decides.
+
+        Raises:
+            ScenarioError: There are no files of the language.
+        """
+        self.skipped = Counter()
+        paths = self._paths
+        if not paths:
+            raise ScenarioError(f"{self} has no {' or '.join(self.suffixes)} files")
+        for index in np.random.default_rng(seed).permutation(len(paths)):
+            try:
+                file = SourceFile(paths[index], self._read_text(paths[index]))
+            except SkipFile as reason:
+                self.skipped[str(reason)] += 1
+            else:
+                yield file
+
+    def _read_text(self, path: str) -> str:
+        try:
+            if self._size(path) > MAX_BYTES:
+                raise SkipFile("too large")
+            text = self._read(path).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise SkipFile("not UTF-8") from error
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            # A RuntimeError is zipfile's word for "encrypted".
+            raise SkipFile("unreadable") from error
+        if not text.strip():
+            raise SkipFile("empty")
+        return text
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        names = {name for name in self._list() if name.startswith(self.prefix)}
+        return sorted(name for name in names if name.endswith(self.suffixes))
+
+    @abstractmethod
+    def _list(self) -> Iterable[str]: ...
+
+    @abstractmethod
+    def _size(self, path: str) -> int: ...
+
+    @abstractmethod
+    def _read(self, path: str) -> bytes: ...
+
+
+class FolderCorpus(_StoredFiles):
+    """The source files below a folder.
+
+    Args:
+        folder: The folder.
+        language: Decides by their suffix which files are read.
+        prefix: Only files whose path in the folder begins so.
+        exclude: Names of folders that are not entered. Hidden ones never are.
+
+    Raises:
+        ScenarioError: There is no such folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        language: str = "java",
+        *,
+        prefix: str = "",
+        exclude: Collection[str] = (),
+    ) -> None:
+        super().__init__(folder, language, prefix)
+        self._exclude = frozenset(exclude)
+        if not self.source.is_dir():
+            raise ScenarioError(f"expected a folder of source files, got {self.source}")
+
+    def _list(self) -> Iterator[str]:
+        for folder, subfolders, names in os.walk(self.source):
+            subfolders[:] = [
+                name
+                for name in subfolders
+                if name not in self._exclude and not name.startswith(".")
+            ]
+            for name in names:
+                yield (Path(folder) / name).relative_to(self.source).as_posix()
+
+    def _size(self, path: str) -> int:
+        return (self.source / path).stat().st_size
+
+    def _read(self, path: str) -> bytes:
+        return (self.source / path).read_bytes()
+
+
+class ZipCorpus(_StoredFiles):
+    """The source files in a zip archive, such as a JDK's `src.zip`, which is not unpacked.
+
+    Args:
+        archive: The archive.
+        language: Decides by their suffix which files are read.
+        prefix: Only files whose path in the archive begins so, such as "java.base/".
+
+    Raises:
+        ScenarioError: There is no such file, or it is no zip archive or a damaged one.
+    """
+
+    def __init__(self, archive: str | Path, language: str = "java", *, prefix: str = "") -> None:
+        super().__init__(archive, language, prefix)
+        try:
+            self._zip = zipfile.ZipFile(self.source)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ScenarioError(f"{self.source} is not a readable zip archive: {error}") from error
+
+    def _list(self) -> Iterable[str]:
+        return self._zip.namelist()
+
+    def _size(self, path: str) -> int:
+        return self._zip.getinfo(path).file_size
+
+    def _read(self, path: str) -> bytes:
+        return self._zip.read(path)
+
+
+class DatasetCorpus:
+    """A column of a Hugging Face dataset, streamed: only the rows that are read are fetched.
+
+    Args:
+        name: Dataset name on the hub, a local folder, or a format such as "parquet" or "json".
+        column: Column with the files' text.
+        path_column: Column with the files' paths. Without one a file is named by a hash of its
+            text, so that the same text always has the same name.
+        split: Split of the dataset.
+        shuffle_buffer: Rows held in memory to shuffle among; shards are shuffled as well.
+        **options: Passed on to `datasets.load_dataset`, such as `data_files` or `revision`.
+
+    Raises:
+        ImportError: The package `datasets` is not installed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        column: str,
+        path_column: str | None = None,
+        split: str = "train",
+        shuffle_buffer: int = 1000,
+        **options: Any,
+    ) -> None:
+        try:
+            import datasets
+        except ImportError as error:
+            raise ImportError("a DatasetCorpus needs: pip install 'aplens[hub]'") from error
+        self._dataset = datasets.load_dataset(name, split=split, streaming=True, **options)
+        self._name = name
+        self._column = column
+        self._path_column = path_column
+        self._shuffle_buffer = shuffle_buffer
+        self.skipped: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"DatasetCorpus({self._name!r}, column={self._column!r})"
+
+    def files(self, seed: int = 0) -> Iterator[SourceFile]:
+        """Yield the rows in a random order that the seed decides.
+
+        Raises:
+            ScenarioError: The dataset has no rows, or not the columns.
+        """
+        self.skipped = Counter()
+        rows = iter(self._dataset.shuffle(seed=seed, buffer_size=self._shuffle_buffer))
+        first = next(rows, None)
+        if first is None:
+            raise ScenarioError(f"{self} has no rows")
+        for column in filter(None, (self._column, self._path_column)):
+            if column not in first:
+                raise ScenarioError(f"{self} has no column {column!r}; it has {list(first)}")
+        for row in chain([first], rows):
+            try:
+                file = self._source_file(row)
+            except SkipFile as reason:
+                self.skipped[str(reason)] += 1
+            else:
+                yield file
+
+    def _source_file(self, row: dict[str, Any]) -> SourceFile:
+        text = row[self._column]
+        if not isinstance(text, str):
+            raise SkipFile("no text")
+        if not text.strip():
+            raise SkipFile("empty")
+        data = text.encode()
+        if len(data) > MAX_BYTES:
+            raise SkipFile("too large")
+        if self._path_column is not None:
+            return SourceFile(str(row[self._path_column]), text)
+        return SourceFile(f"sha256-{hashlib.sha256(data).hexdigest()[:16]}", text)
+
+
+def open_corpus(source: str | Path | Corpus, language: str = "java", *, prefix: str = "") -> Corpus:
+    """A folder as a `FolderCorpus`, any other file as a `ZipCorpus`, a corpus as it is.
+
+    Args:
+        source: What to read.
+        language: Decides which files of a folder or an archive are read.
+        prefix: Only files of the folder or archive whose path begins so.
+
+    Raises:
+        ScenarioError: There is nothing at the path, or a file that is no zip archive, or `source`
+            is neither a path nor a corpus.
+    """
+    if isinstance(source, Corpus):
+        return source
+    if not isinstance(source, (str, Path)):
+        raise ScenarioError(f"expected a path or a Corpus, got {type(source).__name__}")
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ScenarioError(f"expected a folder or a zip archive, but there is nothing at {path}")
+    stored = FolderCorpus if path.is_dir() else ZipCorpus
+    return stored(path, language, prefix=prefix)
+
+
+def python_standard_library() -> FolderCorpus:
+    """The running interpreter's standard library, without its tests and installed packages."""
+    return FolderCorpus(
+        sysconfig.get_paths()["stdlib"],
+        "python",
+        exclude=("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"),
+    )
+
+
+_JDK_HOMES = (
+    "/usr/lib/jvm/*",
+    "/usr/java/*",
+    "/Library/Java/JavaVirtualMachines/*/Contents/Home",
+    "/opt/homebrew/opt/openjdk*/libexec/openjdk.jdk/Contents/Home",
+    "/usr/local/opt/openjdk*/libexec/openjdk.jdk/Contents/Home",
+)
+
+
+def find_jdk_source() -> Path | None:
+    """A JDK's `src.zip`: that of JAVA_HOME when it has one, else of the newest JDK installed.
+
+    Returns:
+        Its path, or None where no JDK with sources is found.
+    """
+    if (home := os.environ.get("JAVA_HOME")) and (source := _source_of(Path(home))):
+        return source
+    homes = chain.from_iterable(Path("/").glob(pattern.lstrip("/")) for pattern in _JDK_HOMES)
+    newest_first = sorted(homes, key=lambda home: (_jdk_version(home), str(home)), reverse=True)
+    return next(filter(None, map(_source_of, newest_first)), None)
+
+
+def _source_of(home: Path) -> Path | None:
+    candidates = (home / "lib" / "src.zip", home / "src.zip")  # the latter up to Java 8
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _jdk_version(home: Path) -> tuple[int, ...]:
+    try:
+        release = (home / "release").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    version = re.search(r'^JAVA_VERSION="([\d._]+)', release, re.MULTILINE)
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version[1])) if version else ()
+    return numbers[1:] if numbers[:1] == (1,) else numbers  # Java 8 calls itself 1.8

@@ -1,0 +1,3 @@
+(binary_expression operator: ["==" "!=" "&&" "||"] @span)
+
+(unary_expression operator: "!" @span)

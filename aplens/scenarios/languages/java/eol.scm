@@ -1,0 +1,1 @@
+";" @span.line_end

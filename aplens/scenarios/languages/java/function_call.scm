@@ -1,0 +1,1 @@
+(method_invocation name: (identifier) @span)

@@ -1,0 +1,1 @@
+(method_declaration name: (identifier) @span)

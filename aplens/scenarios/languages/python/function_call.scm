@@ -1,0 +1,3 @@
+(call function: (identifier) @span)
+
+(call function: (attribute attribute: (identifier) @span))

@@ -1,0 +1,5 @@
+(binary_operator operator: ["+" "-" "*" "/" "//" "%" "**" "@"] @span)
+
+(unary_operator operator: ["+" "-"] @span)
+
+(comparison_operator operators: ["<" ">" "<=" ">="] @span)

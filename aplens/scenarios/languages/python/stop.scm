@@ -1,0 +1,3 @@
+(attribute "." @span)
+
+(dotted_name "." @span)

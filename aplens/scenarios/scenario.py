@@ -1,0 +1,239 @@
+"""Completion scenarios: what the model is asked, and what the file really says next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from aplens._io import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+PromptStyle = Literal["left_to_right", "fim"]
+
+_FORMAT = "aplens.scenarios"
+_VERSION = "1"
+
+
+class ScenarioError(ValueError):
+    """Scenarios cannot be mined, read or used as asked."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One prompt with the token that continues it in the file it was taken from.
+
+    Attributes:
+        task: What kind of span the prompt stops at, such as "identifiers".
+        language: Programming language of the file.
+        file: Path of the file inside its corpus.
+        line: Line of the span's first character, counted from 1.
+        span: Text of the span, of which `target` is the first token.
+        prompt: Token ids.
+        target: Id of the token that the tokenized file has at the span's start.
+        style: How the prompt was built.
+    """
+
+    task: str
+    language: str
+    file: str
+    line: int
+    span: str
+    prompt: tuple[int, ...]
+    target: int
+    style: PromptStyle
+
+
+class Scenarios(Sequence[Scenario]):
+    """An immutable sequence of scenarios; a slice is a `Scenarios` too."""
+
+    def __init__(self, scenarios: Iterable[Scenario]) -> None:
+        self._scenarios = tuple(scenarios)
+
+    def __len__(self) -> int:
+        return len(self._scenarios)
+
+    @overload
+    def __getitem__(self, index: int) -> Scenario: ...
+    @overload
+    def __getitem__(self, index: slice) -> Scenarios: ...
+    def __getitem__(self, index: int | slice) -> Scenario | Scenarios:
+        if isinstance(index, slice):
+            return Scenarios(self._scenarios[index])
+        return self._scenarios[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scenarios) and self._scenarios == other._scenarios
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{task} {count}" for task, count in self.counts().items())
+        return f"Scenarios({len(self)}: {counts})"
+
+    @property
+    def tasks(self) -> list[str]:
+        """Each scenario's task, in order."""
+        return [scenario.task for scenario in self]
+
+    @property
+    def files(self) -> list[str]:
+        """Each scenario's source file, in order: the groups of a grouped split."""
+        return [scenario.file for scenario in self]
+
+    def counts(self) -> dict[str, int]:
+        """Number of scenarios of each task, by task name."""
+        return dict(sorted(Counter(self.tasks).items()))
+
+    def tokens(self) -> Int[Tensor, "scenario pos"]:
+        """The prompts as one tensor.
+
+        Raises:
+            ScenarioError: There are no scenarios, or their prompts differ in length.
+        """
+        lengths = sorted({len(scenario.prompt) for scenario in self})
+        if len(lengths) != 1:
+            found = f"prompts of {lengths} tokens" if lengths else "no scenarios"
+            raise ScenarioError(f"expected prompts of one length, got {found}")
+        return torch.tensor([scenario.prompt for scenario in self])
+
+    def targets(self) -> Int[Tensor, " scenario"]:
+        """The token ids that continue the prompts."""
+        return torch.tensor([scenario.target for scenario in self], dtype=torch.long)
+
+    def select(self, indices: Sequence[int] | np.ndarray | Tensor) -> Scenarios:
+        """The scenarios at these positions, or where a boolean mask is true, in that order."""
+        chosen = np.asarray(indices)
+        if chosen.size == 0:
+            return Scenarios(())
+        return Scenarios(self._scenarios[i] for i in np.arange(len(self))[chosen])
+
+    def filter(self, *, tasks: str | Iterable[str]) -> Scenarios:
+        """The scenarios of these tasks.
+
+        Raises:
+            ScenarioError: There is no scenario of one of them.
+        """
+        wanted = {tasks} if isinstance(tasks, str) else set(tasks)
+        if missing := wanted - set(self.tasks):
+            raise ScenarioError(
+                f"no scenarios of {sorted(missing)}; there are {sorted(set(self.tasks))}"
+            )
+        return Scenarios(scenario for scenario in self if scenario.task in wanted)
+
+    def split(self, fractions: Mapping[str, float], seed: int = 0) -> dict[str, Scenarios]:
+        """Divide by source file, so that no file has scenarios in two parts.
+
+        Args:
+            fractions: Share of the scenarios each part should get, such as
+                {"train": 0.6, "test": 0.4}. Files are not cut, so shares are met closely only
+                where there are many files.
+            seed: Decides which files go where.
+
+        Raises:
+            ScenarioError: The shares are not positive numbers that sum to 1, or there are too few
+                files to give every part one.
+        """
+        shares = np.array(list(fractions.values()), dtype=float)
+        if not (shares > 0).all() or not np.isclose(shares.sum(), 1):
+            raise ScenarioError(f"expected positive shares that sum to 1, got {dict(fractions)}")
+        sizes = Counter(self.files)
+        files = np.random.default_rng(seed).permutation(np.array(sorted(sizes), dtype=object))
+        ends = np.cumsum([sizes[file] for file in files])
+        # A file goes to the part in which its middle scenario falls.
+        middles = (ends - np.array([sizes[file] for file in files]) / 2) / max(len(self), 1)
+        parts = np.searchsorted(np.cumsum(shares)[:-1], middles, side="right")
+        part_of = dict(zip(files, parts, strict=True))
+        split = {
+            name: Scenarios(scenario for scenario in self if part_of[scenario.file] == part)
+            for part, name in enumerate(fractions)
+        }
+        if empty := [name for name, scenarios in split.items() if not scenarios]:
+            raise ScenarioError(
+                f"{len(files)} source files are too few to split into {dict(fractions)}: "
+                f"nothing is left for {empty}"
+            )
+        return split
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a scenario, one column a field."""
+        import pandas as pd
+
+        columns = list(Scenario.__dataclass_fields__)
+        return pd.DataFrame([asdict(scenario) for scenario in self], columns=columns)
+
+    def save(self, path: str | Path) -> None:
+        """Write a Parquet file that `load` reads back unchanged."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pylist([asdict(scenario) for scenario in self], schema=_schema())
+        with atomic_write(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scenarios:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ScenarioError: The file is damaged, or no scenarios file, or of another version.
+        """
+        table = _read_table(Path(path))
+        return cls(Scenario(**_restore(row)) for row in table.to_pylist())
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    fields = {
+        "task": pa.string(),
+        "language": pa.string(),
+        "file": pa.string(),
+        "line": pa.int32(),
+        "span": pa.string(),
+        "prompt": pa.list_(pa.int32()),
+        "target": pa.int32(),
+        "style": pa.string(),
+    }
+    return pa.schema(
+        [pa.field(name, kind, nullable=False) for name, kind in fields.items()],
+        metadata={"format": _FORMAT, "version": _VERSION},
+    )
+
+
+def _read_table(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no scenarios file at {path}")
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise ScenarioError(f"{path} is not a readable Parquet file: {error}") from error
+    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    if metadata.get("format") != _FORMAT:
+        raise ScenarioError(f"{path} holds no aplens scenarios; its columns: {table.column_names}")
+    if metadata.get("version") != _VERSION:
+        raise ScenarioError(
+            f"{path} has scenarios of format version {metadata.get('version')}; "
+            f"this aplens reads version {_VERSION}"
+        )
+    if not table.schema.equals(_schema()):
+        raise ScenarioError(f"{path} has columns\n{table.schema}\nbut expected\n{_schema()}")
+    return table
+
+
+def _restore(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"prompt": tuple(row["prompt"])}

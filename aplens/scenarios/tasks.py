@@ -1,0 +1,158 @@
+"""Tasks: where in a source file a prompt may stop, found in its syntax tree."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+import tree_sitter
+
+from aplens.scenarios.languages import LANGUAGES, Language
+from aplens.scenarios.scenario import ScenarioError
+
+RANDOM_TASK = "random"
+"""The one task that needs no query: a run of 3 to 10 tokens anywhere in the file."""
+
+ByteRange = tuple[int, int]
+
+_QUERIES = resources.files("aplens.scenarios.languages")
+_LINE_BREAK = re.compile(rb"[ \t\f]*(\r\n|\n|\r)")
+
+
+class Span(NamedTuple):
+    """A stretch of a file, in characters, its end excluded."""
+
+    start: int
+    end: int
+
+
+def get_language(name: str) -> Language:
+    """The language of that name.
+
+    Raises:
+        ScenarioError: There is no such language.
+    """
+    if name not in LANGUAGES:
+        raise ScenarioError(f"unknown language {name!r}; there are {sorted(LANGUAGES)}")
+    return LANGUAGES[name]
+
+
+def list_tasks(language: str = "java") -> tuple[str, ...]:
+    """Names of a language's tasks: `random`, then one for each of its query files."""
+    get_language(language)
+    names = (entry.name for entry in (_QUERIES / language).iterdir())
+    return (RANDOM_TASK, *sorted(name.removesuffix(".scm") for name in names if ".scm" in name))
+
+
+class SourceTree:
+    """A source file, parsed.
+
+    Args:
+        text: The file's text.
+        language: Name of its language.
+    """
+
+    def __init__(self, text: str, language: str) -> None:
+        self._language = language
+        self._source = text.encode()
+        self._root = tree_sitter.Parser(_grammar(language)).parse(self._source).root_node
+        self._is_ascii = text.isascii()
+
+    @property
+    def has_error(self) -> bool:
+        """Whether some part of the file is no valid code to the parser."""
+        return self._root.has_error
+
+    def spans(self, task: str) -> list[Span]:
+        """Where a query task's spans are, in the order of the file, none inside a string.
+
+        Comments need no such care: they are leaves of the tree.
+
+        Raises:
+            ScenarioError: The language has no such query task.
+        """
+        captures = tree_sitter.QueryCursor(_query(self._language, task)).captures(self._root)
+        skipped = {node.byte_range for node in captures.pop("skip", ())}
+        found = {
+            span
+            for capture, nodes in captures.items()
+            for node in nodes
+            if node.byte_range not in skipped
+            and (span := _CAPTURES[capture](self._source, node)) is not None
+            and not self._is_inside_string(span)
+        }
+        return [Span(self._character(start), self._character(end)) for start, end in sorted(found)]
+
+    def _is_inside_string(self, span: ByteRange) -> bool:
+        """Whether a string literal contains the span and is not the span itself."""
+        index = bisect_right(self._strings, span[0], key=lambda string: string[0]) - 1
+        if index < 0:
+            return False
+        string = self._strings[index]
+        return span != string and span[1] <= string[1]
+
+    @cached_property
+    def _strings(self) -> list[ByteRange]:
+        """Byte ranges of the outermost string literals, in the order of the file."""
+        query = _string_query(self._language)
+        captures = tree_sitter.QueryCursor(query).captures(self._root)
+        outermost: list[ByteRange] = []
+        for start, end in sorted(node.byte_range for node in captures.get("string", ())):
+            if not outermost or start >= outermost[-1][1]:
+                outermost.append((start, end))
+        return outermost
+
+    def _character(self, byte: int) -> int:
+        return byte if self._is_ascii else int(self._characters_before[byte])
+
+    @cached_property
+    def _characters_before(self) -> np.ndarray:
+        """Number of characters that begin before each byte, and before the file's end."""
+        first_bytes = (np.frombuffer(self._source, dtype=np.uint8) & 0xC0) != 0x80
+        return np.concatenate([[0], np.cumsum(first_bytes)])
+
+
+def _whole_node(source: bytes, node: tree_sitter.Node) -> ByteRange | None:
+    return node.byte_range
+
+
+def _node_at_line_end(source: bytes, node: tree_sitter.Node) -> ByteRange | None:
+    return node.byte_range if _LINE_BREAK.match(source, node.end_byte) else None
+
+
+def _break_after_node(source: bytes, node: tree_sitter.Node) -> ByteRange | None:
+    line_break = _LINE_BREAK.match(source, node.end_byte)
+    return line_break.span(1) if line_break else None
+
+
+_CAPTURES: dict[str, Callable[[bytes, tree_sitter.Node], ByteRange | None]] = {
+    "span": _whole_node,
+    "span.line_end": _node_at_line_end,
+    "line_end": _break_after_node,
+}
+
+
+@lru_cache
+def _grammar(language: str) -> tree_sitter.Language:
+    module = importlib.import_module(get_language(language).grammar)
+    return tree_sitter.Language(module.language())
+
+
+@lru_cache
+def _query(language: str, task: str) -> tree_sitter.Query:
+    if task not in list_tasks(language)[1:]:
+        raise ScenarioError(f"{language} has no query for {task!r}; it has {list_tasks(language)}")
+    text = (_QUERIES / language / f"{task}.scm").read_text(encoding="utf-8")
+    return tree_sitter.Query(_grammar(language), text)
+
+
+@lru_cache
+def _string_query(language: str) -> tree_sitter.Query:
+    kinds = " ".join(f"({kind})" for kind in get_language(language).strings)
+    return tree_sitter.Query(_grammar(language), f"[{kinds}] @string")
