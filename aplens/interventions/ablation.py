@@ -1,0 +1,262 @@
+"""Switch attention heads off while a block of code runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from aplens.heads import Head, HeadsLike, parse_heads
+from aplens.models import ModelInfo, attach_hooks, describe_model, run_until, z_hook_name
+
+AblationMethod: TypeAlias = Literal["zero", "mean", "resample"]
+
+#: What stands in for some heads' outputs in one layer: (heads, z) -> a tensor that broadcasts to
+#: [batch, pos, len(heads), d_head].
+Substitute: TypeAlias = Callable[[Sequence[Head], Tensor], Tensor]
+
+_REFERENCE_BATCH = 16
+
+
+@contextmanager
+def ablate_heads(
+    model: Any,
+    heads: HeadsLike | None = None,
+    *,
+    per_prompt: Sequence[HeadsLike] | None = None,
+    method: AblationMethod = "zero",
+    reference: Int[Tensor, "prompt pos"] | None = None,
+    seed: int = 0,
+) -> Iterator[None]:
+    """Replace the output of the chosen heads, at every position, inside the `with` block.
+
+    The hook sits on `hook_z`, before the output projection. It comes off when the block ends, also
+    by an exception; hooks of others stay. Blocks nest: where both name a head, the inner one acts
+    last. Gradients flow to everything but the replaced outputs.
+
+    Under `model.generate`, with or without a key-value cache, `zero`, `mean` and `resample`
+    without a reference act on the prompt and on every generated token. `resample` with a reference
+    has no outputs for generated positions and raises there.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        heads: The heads, for every prompt alike: anything `parse_heads` takes.
+        per_prompt: Instead of `heads`: one choice of heads for each prompt of the batch.
+        method: What replaces a head's output. `zero`: zeros. `mean`: its mean output over all
+            positions of the reference prompts. `resample`: its output at the same position of
+            another prompt: one drawn from the reference, or, without one, another prompt of the
+            batch being run (a seeded derangement, the same in every layer).
+        reference: Tokens of the reference prompts, run once on entry. `zero` does not use them.
+        seed: Decides which prompt `resample` takes.
+
+    Raises:
+        ValueError: On entry: a head is out of range, both or neither of `heads` and `per_prompt`
+            are given, the method is unknown, or `mean` has no reference. In the forward pass: the
+            batch is not the size of `per_prompt`, `resample` got a batch of one without a
+            reference, or a reference whose prompts have another length.
+    """
+    info = describe_model(model)
+    choices = _read_choices(heads, per_prompt, info)
+    named = tuple(dict.fromkeys(head for choice in choices for head in choice))
+    substitute = make_substitute(model, named, method, reference, seed)
+    with attach_hooks(model, _ablation_hooks(info, choices, named, substitute)):
+        yield
+
+
+@contextmanager
+def ablate_with(model: Any, heads: Sequence[Head], substitute: Substitute) -> Iterator[None]:
+    """`ablate_heads` with a substitute made before, so that many choices of heads share it."""
+    hooks = _ablation_hooks(describe_model(model), [tuple(heads)], heads, substitute)
+    with attach_hooks(model, hooks):
+        yield
+
+
+def make_substitute(
+    model: Any,
+    heads: Sequence[Head],
+    method: AblationMethod,
+    reference: Int[Tensor, "prompt pos"] | None = None,
+    seed: int = 0,
+) -> Substitute:
+    """What `method` puts in place of any of `heads`; runs the reference when the method needs it.
+
+    Raises:
+        ValueError: When the method is unknown, `mean` has no reference, or the reference is not a
+            non-empty batch of prompts.
+    """
+    if method not in get_args(AblationMethod):
+        raise ValueError(f"method must be one of {list(get_args(AblationMethod))}, got {method!r}")
+    if method == "mean" and reference is None:
+        raise ValueError(
+            "method 'mean' needs reference=, a tensor of tokens [prompt, pos] over which each "
+            "head's output is averaged"
+        )
+    if reference is not None and (reference.ndim != 2 or reference.numel() == 0):
+        raise ValueError(
+            "reference must be a non-empty tensor of tokens [prompt, pos], "
+            f"got shape {tuple(reference.shape)}"
+        )
+    if method == "zero":
+        return lambda heads, z: z.new_zeros(1)
+    if reference is None:
+        return lambda heads, z: _from_batch(heads, z, seed)
+    if method == "mean":
+        means = _mean_outputs(model, heads, reference)
+        return lambda heads, z: torch.stack([means[head] for head in heads]).to(z)
+    outputs = _outputs(model, heads, reference)
+    return lambda heads, z: _from_reference(heads, z, outputs, seed)
+
+
+def _read_choices(
+    heads: HeadsLike | None, per_prompt: Sequence[HeadsLike] | None, info: ModelInfo
+) -> list[tuple[Head, ...]]:
+    """One choice for the whole batch, or one a prompt, each checked against the model."""
+    if (heads is None) == (per_prompt is None):
+        raise ValueError("give either heads (for every prompt) or per_prompt (one choice a prompt)")
+    if per_prompt is None:
+        assert heads is not None
+        return [parse_heads(heads, info.n_layers, info.n_heads)]
+    if isinstance(per_prompt, str | Mapping) or not isinstance(per_prompt, Iterable):
+        raise ValueError(
+            "per_prompt must be a sequence with one choice of heads for each prompt, "
+            f"got {per_prompt!r}"
+        )
+    return [parse_heads(choice, info.n_layers, info.n_heads) for choice in per_prompt]
+
+
+def _ablation_hooks(
+    info: ModelInfo,
+    choices: Sequence[Sequence[Head]],
+    named: Sequence[Head],
+    substitute: Substitute,
+) -> list[tuple[str, Callable[..., Tensor]]]:
+    """One hook for each layer that has a head among `named`."""
+    hooks = []
+    for layer in sorted({head.layer for head in named}):
+        in_layer = [head for head in named if head.layer == layer]
+        mask = None if len(choices) == 1 else _choice_mask(choices, in_layer, info.n_heads)
+        hooks.append((z_hook_name(layer), _replacing(in_layer, mask, substitute, info)))
+    return hooks
+
+
+def _choice_mask(
+    choices: Sequence[Sequence[Head]], in_layer: Sequence[Head], n_heads: int
+) -> Bool[Tensor, "prompt 1 head 1"]:
+    """Which prompt replaces which head of one layer."""
+    mask = torch.zeros(len(choices), 1, n_heads, 1, dtype=torch.bool)
+    for prompt, choice in enumerate(choices):
+        for head in set(choice).intersection(in_layer):
+            mask[prompt, 0, head.head, 0] = True
+    return mask
+
+
+def _replacing(
+    heads: Sequence[Head],
+    mask: Bool[Tensor, "prompt 1 head 1"] | None,
+    substitute: Substitute,
+    info: ModelInfo,
+) -> Callable[..., Tensor]:
+    """The hook of one layer. `mask` narrows `heads` down to each prompt's own; None is all."""
+    columns = [head.head for head in heads]
+
+    def replace(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
+        if z.ndim != 4 or z.shape[2] != info.n_heads:
+            raise ValueError(
+                f"expected the head outputs of layer {heads[0].layer} as [batch, pos, "
+                f"{info.n_heads} heads, d_head], got shape {tuple(z.shape)}"
+            )
+        if mask is not None and len(mask) != len(z):
+            raise ValueError(
+                f"per_prompt has heads for {len(mask)} prompts, the batch has {len(z)}"
+            )
+        replaced = z.clone()
+        replaced[:, :, columns] = substitute(heads, z)
+        return replaced if mask is None else torch.where(mask.to(z.device), replaced, z)
+
+    return replace
+
+
+def _from_batch(
+    heads: Sequence[Head], z: Float[Tensor, "batch pos head d_head"], seed: int
+) -> Float[Tensor, "batch pos chosen d_head"]:
+    """The outputs of each prompt's donor in the same batch."""
+    if len(z) < 2:
+        raise ValueError(
+            "method 'resample' without a reference takes outputs from the other prompts of the "
+            "batch, and this batch has one prompt: run at least two, or give reference="
+        )
+    columns = [head.head for head in heads]
+    return z[_derangement(len(z), seed).to(z.device)][:, :, columns]
+
+
+def _derangement(n: int, seed: int) -> Int[Tensor, " n"]:
+    """A random permutation of one single cycle, so that nothing stays where it was."""
+    cycle = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    donors = torch.empty_like(cycle)
+    donors[cycle] = cycle.roll(1)
+    return donors
+
+
+def _from_reference(
+    heads: Sequence[Head],
+    z: Float[Tensor, "batch pos head d_head"],
+    outputs: Mapping[Head, Float[Tensor, "prompt pos d_head"]],
+    seed: int,
+) -> Float[Tensor, "batch pos chosen d_head"]:
+    """The outputs of a reference prompt for each prompt, none twice while there are enough."""
+    n_prompts, n_positions = outputs[heads[0]].shape[:2]
+    if n_positions != z.shape[1]:
+        raise ValueError(
+            "method 'resample' takes outputs from the same position: the reference's prompts have "
+            f"{n_positions} positions, this batch has {z.shape[1]}"
+        )
+    order = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(seed))
+    donors = order[torch.arange(len(z)) % n_prompts].to(z.device)
+    return torch.stack([outputs[head].to(z)[donors] for head in heads], dim=2)
+
+
+def _mean_outputs(
+    model: Any, heads: Sequence[Head], reference: Int[Tensor, "prompt pos"]
+) -> dict[Head, Float[Tensor, " d_head"]]:
+    """Each head's output averaged over prompts and positions, in float32."""
+    sums: dict[Head, Tensor] = {}
+    for batch in _reference_outputs(model, heads, reference):
+        for head, output in batch.items():
+            sums[head] = sums.get(head, 0) + output.float().sum(dim=(0, 1))
+    return {head: total / reference.numel() for head, total in sums.items()}
+
+
+def _outputs(
+    model: Any, heads: Sequence[Head], reference: Int[Tensor, "prompt pos"]
+) -> dict[Head, Float[Tensor, "prompt pos d_head"]]:
+    """Each head's output on every reference prompt."""
+    batches = list(_reference_outputs(model, heads, reference))
+    return {head: torch.cat([batch[head] for batch in batches]) for head in heads}
+
+
+def _reference_outputs(
+    model: Any, heads: Sequence[Head], reference: Int[Tensor, "prompt pos"]
+) -> Iterator[dict[Head, Float[Tensor, "prompt pos d_head"]]]:
+    """The heads' outputs, a few reference prompts at a time."""
+    if not heads:
+        return
+    by_layer: dict[int, list[Head]] = {}
+    for head in heads:
+        by_layer.setdefault(head.layer, []).append(head)
+
+    def keeping(members: Sequence[Head], kept: dict[Head, Tensor]) -> Callable[..., None]:
+        def keep(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+            kept.update({head: z[:, :, head.head].detach().clone() for head in members})
+
+        return keep
+
+    for tokens in reference.split(_REFERENCE_BATCH):
+        kept: dict[Head, Tensor] = {}
+        hooks = [(z_hook_name(layer), keeping(of, kept)) for layer, of in by_layer.items()]
+        with torch.no_grad(), attach_hooks(model, hooks):
+            run_until(model, tokens, max(by_layer))
+        yield kept

@@ -1,0 +1,258 @@
+"""Ablate more and more heads, chosen in different ways, and count which predictions change.
+
+As in the paper: sizes × choices of heads, on as many correct as incorrect held-out scenarios.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aplens._io import fingerprint
+from aplens.heads import Head, HeadRanking
+from aplens.interventions.ablation import AblationMethod, ablate_with, make_substitute
+from aplens.interventions.results import CHOICES, AblationSweep, Choice, Setting, SettingResult
+from aplens.models import describe_model, last_token_logits
+
+if TYPE_CHECKING:
+    from aplens.scenarios import Scenarios
+
+#: The paper's numbers of heads; those a model has no heads for are skipped.
+PAPER_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 400, 600, 800)
+
+_FILE = "sweep.json"
+
+
+def sweep_ablations(
+    model: Any,
+    scenarios: Scenarios,
+    ranking: HeadRanking,
+    *,
+    sizes: Sequence[int] = PAPER_SIZES,
+    choices: Sequence[Choice] = CHOICES,
+    random_seeds: Sequence[int] = (0, 1, 2),
+    method: AblationMethod = "zero",
+    reference: Int[Tensor, "prompt pos"] | None = None,
+    balance: bool = True,
+    seed: int = 0,
+    batch_size: int = 16,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> AblationSweep:
+    """Ablate heads in every setting (choice × size, random ones for each seed) and score the model.
+
+    The scenarios must be held out: neither the predictor nor the ranking may have seen their files.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        scenarios: The held-out scenarios.
+        ranking: The heads to choose from.
+        sizes: Numbers of heads. A size with fewer qualifying heads (see `HeadRanking.top`) is
+            skipped, and `AblationSweep.skipped` says so.
+        choices: How heads are chosen.
+        random_seeds: One draw of random heads for each.
+        method: As in `ablate_heads`.
+        reference: As in `ablate_heads`; needed by `mean` and `resample`. Take prompts that are not
+            among `scenarios`. `resample` keeps every swept head's output on all of them in memory.
+        balance: Use equally many correct and incorrect scenarios, as the paper does.
+        seed: Draws the balanced scenarios, and `resample`'s prompts.
+        batch_size: Prompts a forward pass.
+        folder: Where to keep `sweep.json`, rewritten after every setting. Settings found there are
+            not run again, and come back too.
+        progress: Called with (settings done, settings in all).
+
+    Raises:
+        ValueError: When an argument makes no sense for this model, balancing finds only correct or
+            only incorrect scenarios, or the folder holds another sweep.
+    """
+    _check(model, scenarios, ranking, sizes, choices, random_seeds, batch_size)
+    if method == "resample" and reference is None:
+        # Outputs drawn from the batch itself would depend on how scenarios fall into batches.
+        raise ValueError("a sweep with method 'resample' needs reference=, a tensor of tokens")
+    chosen, skipped = _choose_heads(ranking, sizes, choices, random_seeds)
+    setup = _describe_setup(
+        model, scenarios, ranking, method, reference, balance, seed, batch_size=batch_size
+    )
+    path = None if folder is None else Path(folder) / _FILE
+    sweep = None if path is None or not path.exists() else _resume(path, setup)
+    known = set() if sweep is None else {result.setting for result in sweep.results}
+    to_ablate = [head for setting in chosen if setting not in known for head in chosen[setting]]
+    substitute = make_substitute(model, tuple(dict.fromkeys(to_ablate)), method, reference, seed)
+    if sweep is None:
+        sweep = _start(model, scenarios, balance, seed, batch_size, setup)
+    sweep.skipped = list(dict.fromkeys([*sweep.skipped, *skipped]))
+    if path is not None:
+        sweep.save(path)
+
+    tokens, targets = scenarios.tokens()[sweep.index], scenarios.targets()[sweep.index]
+    for done, (setting, heads) in enumerate(chosen.items(), start=1):
+        if setting not in known:
+            with ablate_with(model, heads, substitute):
+                correct = _outcomes(model, tokens, targets, batch_size)
+            sweep.results.append(SettingResult(setting, heads, correct))
+            if path is not None:
+                sweep.save(path)
+        if progress is not None:
+            progress(done, len(chosen))
+    return sweep
+
+
+def _check(
+    model: Any,
+    scenarios: Scenarios,
+    ranking: HeadRanking,
+    sizes: Sequence[int],
+    choices: Sequence[Choice],
+    random_seeds: Sequence[int],
+    batch_size: int,
+) -> None:
+    info = describe_model(model)
+    if (ranking.n_layers, ranking.n_heads) != (info.n_layers, info.n_heads):
+        raise ValueError(
+            f"the ranking is of {ranking.n_layers} layers × {ranking.n_heads} heads "
+            f"({ranking.model_name}), the model has {info.n_layers} × {info.n_heads} ({info.name})"
+        )
+    if len(scenarios) == 0:
+        raise ValueError("there are no scenarios to sweep")
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes must be numbers of heads from 1 up, got {tuple(sizes)}")
+    unknown = [choice for choice in choices if choice not in CHOICES]
+    if unknown or not choices:
+        raise ValueError(f"choices must be some of {list(CHOICES)}, got {list(choices)}")
+    if "random" in choices and not random_seeds:
+        raise ValueError("the choice 'random' needs at least one of random_seeds")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+
+
+def _choose_heads(
+    ranking: HeadRanking,
+    sizes: Iterable[int],
+    choices: Sequence[Choice],
+    random_seeds: Sequence[int],
+) -> tuple[dict[Setting, tuple[Head, ...]], list[str]]:
+    """The heads of every setting, small sizes first, and what had to be skipped."""
+    chosen: dict[Setting, tuple[Head, ...]] = {}
+    skipped: list[str] = []
+    for size in sorted(set(sizes)):
+        for choice in choices:
+            if choice == "random":
+                available = len(ranking)
+            else:
+                available = len(ranking.top(len(ranking), by=choice))
+            if size > available:
+                skipped.append(f"{choice}, {size} heads: only {available} qualify")
+            elif choice == "random":
+                for seed in random_seeds:
+                    chosen[Setting(choice, size, seed)] = ranking.random(size, seed)
+            else:
+                chosen[Setting(choice, size, None)] = ranking.top(size, by=choice)
+    return chosen, skipped
+
+
+def _describe_setup(
+    model: Any,
+    scenarios: Scenarios,
+    ranking: HeadRanking,
+    method: AblationMethod,
+    reference: Tensor | None,
+    balance: bool,
+    seed: int,
+    *,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Everything that decides a setting's outcome; a folder's results must agree in all of it."""
+    info = describe_model(model)
+    setup = {
+        "model": info.name,
+        "kind": info.kind,
+        "dtype": str(info.dtype),
+        "scenarios": _hash_tokens(scenarios.tokens(), scenarios.targets()),
+        "ranking": fingerprint(ranking.to_frame().to_dict(orient="list")),
+        "method": method,
+        "reference": None if reference is None else _hash_tokens(reference),
+        "balance": balance,
+        "seed": seed,
+    }
+    if method == "resample":  # a prompt's donor depends on its place in the batch
+        setup["batch_size"] = batch_size
+    return setup
+
+
+def _hash_tokens(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.cpu().to(torch.int64).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _resume(path: Path, setup: dict[str, Any]) -> AblationSweep:
+    sweep = AblationSweep.load(path)
+    different = [
+        f"{key} was {sweep.setup.get(key)!r}, is {setup.get(key)!r}"
+        for key in dict.fromkeys([*sweep.setup, *setup])
+        if sweep.setup.get(key) != setup.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{path} holds another sweep ({'; '.join(different)}): choose another folder, or "
+            "delete it"
+        )
+    return sweep
+
+
+def _start(
+    model: Any,
+    scenarios: Scenarios,
+    balance: bool,
+    seed: int,
+    batch_size: int,
+    setup: dict[str, Any],
+) -> AblationSweep:
+    """Run the unchanged model once, and pick the scenarios."""
+    correct = _outcomes(model, scenarios.tokens(), scenarios.targets(), batch_size)
+    index = _balanced(correct, seed) if balance else np.arange(len(correct))
+    files = scenarios.files
+    return AblationSweep(index, [files[i] for i in index], correct[index], setup=setup)
+
+
+def _balanced(correct: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
+    """Equally many correct and incorrect scenarios, as many as there are, in their old order."""
+    right, wrong = np.flatnonzero(correct), np.flatnonzero(~correct)
+    size = min(len(right), len(wrong))
+    if size == 0:
+        raise ValueError(
+            f"cannot balance: the model is correct on {len(right)} scenarios and incorrect on "
+            f"{len(wrong)}; mine more, or pass balance=False"
+        )
+    rng = np.random.default_rng(seed)
+    drawn = [rng.choice(group, size, replace=False) for group in (right, wrong)]
+    return np.sort(np.concatenate(drawn))
+
+
+@torch.no_grad()
+def _outcomes(
+    model: Any,
+    tokens: Int[Tensor, "scenario pos"],
+    targets: Int[Tensor, " scenario"],
+    batch_size: int,
+) -> NDArray[np.bool_]:
+    """Whether argmax at the last position is the target, for each scenario."""
+    device = describe_model(model).device
+    correct = [
+        last_token_logits(model, batch.to(device)).argmax(dim=-1).cpu() == expected
+        for batch, expected in zip(
+            tokens.split(batch_size), targets.cpu().split(batch_size), strict=True
+        )
+    ]
+    return torch.cat(correct).numpy()

@@ -1,0 +1,349 @@
+"""Matplotlib figures. Each function returns a Figure and touches no pyplot state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+from aplens.viz.findings import PREDICTOR_BASELINES, is_baseline
+from aplens.viz.style import (
+    CORRECT,
+    GREEN,
+    GREY,
+    INCORRECT,
+    INK,
+    WIDTH,
+    new_figure,
+    tidy,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aplens.heads import HeadRanking
+    from aplens.mae import Reconstruction
+
+_SCORE_LABELS = {
+    "importance": "importance: mean |SHAP| (log-odds)",
+    "mean": "mean SHAP (log-odds; positive: toward incorrect)",
+    "toward_incorrect": "toward incorrect: mean positive SHAP (log-odds)",
+    "toward_correct": "toward correct: mean negative SHAP (log-odds)",
+}
+
+#: A choice of heads to ablate: its colour, marker and line.
+_CHOICE_STYLES = {
+    "toward_incorrect": (INCORRECT, "o", "-"),
+    "toward_correct": (CORRECT, "s", "-"),
+    "neutral": (GREEN, "^", "-"),
+    "random": (GREY, "D", "--"),
+}
+
+
+def plot_head_map(ranking: HeadRanking, column: str = "importance") -> Figure:
+    """The layer × head map of one score.
+
+    Args:
+        ranking: The heads. Those it does not list are left grey.
+        column: `importance`, `toward_incorrect`, `toward_correct`, or `mean`, which has a sign and
+            gets a diverging scale centred on 0.
+
+    Raises:
+        ValueError: When the ranking has no such score.
+    """
+    if column not in _SCORE_LABELS:
+        raise ValueError(f"column must be one of {list(_SCORE_LABELS)}, got {column!r}")
+    frame = ranking.to_frame()
+    scores = np.full((ranking.n_layers, ranking.n_heads), np.nan)
+    scores[frame["layer"], frame["head"]] = frame[column]
+    largest = float(frame[column].abs().max()) or 1.0
+    figure = new_figure(
+        width=min(WIDTH, 2.2 + 0.42 * ranking.n_heads),
+        height=min(9.0, 1.2 + 0.24 * ranking.n_layers),
+    )
+    axes = figure.subplots()
+    axes.set_facecolor("#e6e6e6")
+    image = axes.imshow(
+        scores,
+        aspect="auto",
+        cmap="RdBu_r" if column == "mean" else "viridis",
+        vmin=-largest if column == "mean" else 0,
+        vmax=largest,
+    )
+    _index_ticks(axes, ranking.n_heads, ranking.n_layers)
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    figure.colorbar(image, ax=axes, label=_SCORE_LABELS[column])
+    return figure
+
+
+def plot_reconstruction(
+    reconstruction: Reconstruction, labels: Sequence[str] | None = None
+) -> Figure:
+    """Original, masked and reconstructed patterns side by side, one row a pattern.
+
+    Args:
+        reconstruction: What `APMAE.reconstruct` returned, cut to the few patterns to be drawn.
+        labels: A name for each pattern, such as "L5H3".
+
+    Raises:
+        ValueError: When the number of labels is not the number of patterns.
+    """
+    columns = {
+        name: values.reshape(-1, *values.shape[-2:]).detach().cpu().float().numpy()
+        for name, values in (
+            ("original", reconstruction.original),
+            ("masked", reconstruction.masked),
+            ("reconstructed", reconstruction.reconstructed),
+        )
+    }
+    errors = reconstruction.error.reshape(-1).tolist()
+    names = [f"pattern {index}" for index in range(len(errors))] if labels is None else labels
+    if len(names) != len(errors):
+        raise ValueError(f"expected a label for each of {len(errors)} patterns, got {len(names)}")
+    figure = new_figure(WIDTH, 0.7 + 2.15 * len(errors))
+    grid = figure.subplots(len(errors), 3, squeeze=False, sharex=True, sharey=True)
+    for row, (label, error) in enumerate(zip(names, errors, strict=True)):
+        for axes, (title, patterns) in zip(grid[row], columns.items(), strict=True):
+            image = _draw_pattern(axes, patterns[row])
+            if row == 0:
+                axes.set_title(title, fontsize=10)
+        grid[row, 0].set_ylabel(f"{label}\nquery position", fontsize=9)
+        grid[row, 2].set_xlabel(f"squared error {error:.4f}", fontsize=8)
+    figure.supxlabel("key position", fontsize=9)
+    figure.colorbar(
+        image,
+        ax=grid,
+        label="log-normalized attention",
+        shrink=min(1.0, 1.6 / len(errors)),
+    )
+    return figure
+
+
+def plot_shap_summary(ranking: HeadRanking, k: int = 15) -> Figure:
+    """How far each of the `k` most important heads pushes the prediction either way."""
+    frame = ranking.to_frame().head(k).iloc[::-1]
+    figure = new_figure(WIDTH, 1.0 + 0.27 * len(frame))
+    axes = figure.subplots()
+    axes.barh(frame.index, frame["toward_incorrect"], color=INCORRECT, label="toward incorrect")
+    axes.barh(frame.index, -frame["toward_correct"], color=CORRECT, label="toward correct")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    limit = 1.05 * max(frame[["toward_incorrect", "toward_correct"]].max().max(), 1e-12)
+    axes.set_xlim(-limit, limit)
+    axes.set_xlabel("mean SHAP value, negative and positive part (log-odds of an incorrect answer)")
+    axes.set_ylabel("head")
+    tidy(axes, grid="x")
+    _legend_above(axes, 2)
+    return figure
+
+
+def plot_ablation_curve(summary: pd.DataFrame, clean_accuracy: float) -> Figure:
+    """Accuracy against the number of ablated heads, one line a choice of heads.
+
+    Intervals are those of the change from the unchanged model on the same scenarios: which
+    scenarios were easy does not widen them.
+
+    Args:
+        summary: `AblationSweep.summary()`.
+        clean_accuracy: The unchanged model's accuracy on the same scenarios.
+    """
+    figure = new_figure(WIDTH, 4.0)
+    axes = figure.subplots()
+    axes.axhline(clean_accuracy, color=INK, linewidth=1, linestyle=":")
+    axes.annotate(
+        "unchanged model",
+        (1, clean_accuracy),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=INK,
+    )
+    present = [choice for choice in _CHOICE_STYLES if choice in set(summary["choice"])]
+    for place, choice in enumerate(present):
+        rows = summary[summary["choice"] == choice].sort_values("size")
+        color, marker, line = _CHOICE_STYLES[choice]
+        # Side by side, or the intervals of one size would hide each other.
+        nudge = 1.04 ** (place - (len(present) - 1) / 2)
+        axes.errorbar(
+            rows["size"] * nudge,
+            rows["accuracy"],
+            yerr=_error_bars(rows, "change", "change_low", "change_high"),
+            label=choice.replace("_", " "),
+            color=color,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            linewidth=1.5,
+            elinewidth=1,
+            capsize=2,
+        )
+    sizes = sorted(set(summary["size"]))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(size) for size in sizes])
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]), top=min(1.0, axes.get_ylim()[1]))
+    axes.set_xlabel("heads ablated (log scale)")
+    axes.set_ylabel("accuracy (95 % interval of the change)")
+    tidy(axes, grid="y")
+    _legend_above(axes, 4)
+    return figure
+
+
+def plot_task_accuracy(frame: pd.DataFrame) -> Figure:
+    """The model's accuracy on each task.
+
+    Args:
+        frame: Columns `task`, `n`, `accuracy`, `low`, `high`.
+    """
+    ordered = frame.sort_values("accuracy")
+    names = [f"{row.task} ({row.n})" for row in ordered.itertuples()]
+    figure = _plot_intervals(ordered, names, "accuracy", "low", "high", "accuracy (95 % interval)")
+    axes = figure.axes[0]
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylabel("task (scenarios)")
+    return figure
+
+
+def plot_predictors(
+    frame: pd.DataFrame, baselines: Collection[str] = PREDICTOR_BASELINES
+) -> Figure:
+    """How well each set of features tells correct predictions from incorrect ones.
+
+    Args:
+        frame: Columns `features`, `auc`, `auc_low`, `auc_high`.
+        baselines: Which features need no AP-MAE; they, and sets of them joined by "+", are grey.
+    """
+    ordered = frame.sort_values("auc")
+    colors = [_color_of(name, baselines) for name in ordered["features"]]
+    figure = _plot_intervals(
+        ordered,
+        list(ordered["features"]),
+        "auc",
+        "auc_low",
+        "auc_high",
+        "AUC (95 % interval; 0.5 is chance)",
+        colors,
+    )
+    figure.axes[0].axvline(0.5, color=INK, linewidth=1, linestyle=":")
+    figure.axes[0].set_ylabel("features")
+    _explain_baselines(figure.axes[0], colors)
+    return figure
+
+
+def plot_reconstruction_error(frame: pd.DataFrame, baselines: Collection[str] = ()) -> Figure:
+    """The error on masked patches beside that of simpler predictors.
+
+    Args:
+        frame: Columns `predictor`, `error` (mean squared error, log-normalized units), `low`,
+            `high`.
+        baselines: Which predictors are not AP-MAE; they are drawn grey.
+    """
+    ordered = frame.sort_values("error", ascending=False)
+    colors = [_color_of(name, baselines) for name in ordered["predictor"]]
+    figure = _plot_intervals(
+        ordered,
+        list(ordered["predictor"]),
+        "error",
+        "low",
+        "high",
+        "mean squared error on masked patches (95 % interval; lower is better)",
+        colors,
+    )
+    figure.axes[0].set_xlim(left=0)
+    figure.axes[0].set_ylabel("predictor")
+    _explain_baselines(figure.axes[0], colors)
+    return figure
+
+
+def _plot_intervals(
+    frame: pd.DataFrame,
+    names: Sequence[str],
+    value: str,
+    low: str,
+    high: str,
+    label: str,
+    colors: Sequence[str] | None = None,
+) -> Figure:
+    """One dot with its interval a row, the first row at the bottom."""
+    figure = new_figure(WIDTH, 1.0 + 0.32 * len(frame))
+    axes = figure.subplots()
+    errors = _error_bars(frame, value, low, high)
+    for place, color in enumerate(colors or [CORRECT] * len(frame)):
+        axes.errorbar(
+            frame[value].iloc[place],
+            place,
+            xerr=errors[:, place : place + 1],
+            fmt="o",
+            color=color,
+            markersize=6,
+            elinewidth=1.5,
+            capsize=3,
+        )
+    axes.set_yticks(range(len(frame)), names)
+    axes.set_ylim(-0.6, len(frame) - 0.4)
+    axes.set_xlabel(label)
+    tidy(axes, grid="x")
+    return figure
+
+
+def _error_bars(frame: pd.DataFrame, value: str, low: str, high: str) -> Any:
+    """Distances below and above, as errorbar wants them; no bar where there is no interval."""
+    distances = np.stack([frame[value] - frame[low], frame[high] - frame[value]]).astype(float)
+    return np.nan_to_num(distances).clip(min=0)
+
+
+def _color_of(name: str, baselines: Collection[str]) -> str:
+    return GREY if is_baseline(name, baselines) else CORRECT
+
+
+def _explain_baselines(axes: Axes, colors: Sequence[str]) -> None:
+    if len(set(colors)) < 2:
+        return
+    axes.plot([], [], "o", color=CORRECT, label="AP-MAE")
+    axes.plot([], [], "o", color=GREY, label="baseline")
+    _legend_above(axes, 2)
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=9
+    )
+
+
+def _index_ticks(axes: Axes, n_columns: int, n_rows: int) -> None:
+    """Every index while there is room for it, else every second or fifth."""
+    for axis, count in ((axes.xaxis, n_columns), (axes.yaxis, n_rows)):
+        step = next(step for step in (1, 2, 5, 10) if count / step <= 16 or step == 10)
+        axis.set_ticks(range(0, count, step))
+    axes.tick_params(labelsize=9)
+
+
+def _draw_pattern(axes: Axes, pattern: Any) -> Any:
+    """A causal pattern: nothing above the diagonal, grey where it is hidden (NaN)."""
+    below = np.tri(len(pattern), dtype=bool)
+    hidden = below & np.isnan(pattern)
+    image = axes.imshow(
+        np.ma.masked_array(pattern, mask=~below | hidden),
+        cmap="magma",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    axes.imshow(
+        np.ma.masked_array(np.ones(pattern.shape), mask=~hidden),
+        cmap=ListedColormap(["#c4c8cc"]),
+        interpolation="nearest",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    return image

@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from aplens import HeadRanking, Scenario, Scenarios, parse_heads
+from aplens.interventions import AblationSweep, Setting, SettingResult, ablate_heads
+from aplens.interventions import sweep_ablations as run_sweep
+from aplens.models import z_hook_name
+
+N_SCENARIOS = 24
+
+
+def make_ranking(n_layers=3, n_heads=4, seed=0):
+    rng = np.random.default_rng(seed)
+    heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    mean = rng.normal(size=len(heads))
+    mean[[2, 7]] = 0  # two neutral heads
+    return HeadRanking(
+        pd.DataFrame(
+            {
+                "layer": [layer for layer, _ in heads],
+                "head": [head for _, head in heads],
+                "importance": np.abs(mean) + 0.1,
+                "mean": mean,
+                "toward_incorrect": np.clip(mean, 0, None),
+                "toward_correct": np.clip(-mean, 0, None),
+            }
+        ),
+        model_name="tiny",
+        n_layers=n_layers,
+        n_heads=n_heads,
+    )
+
+
+@torch.no_grad()
+def make_scenarios(model, n_correct=14, seed=0):
+    """The model is right on the first `n_correct`; elsewhere its runner-up would be right."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 101, (N_SCENARIOS, 16), generator=generator)
+    best_two = model(tokens)[:, -1].topk(2).indices
+    return Scenarios(
+        Scenario(
+            task="identifiers",
+            language="java",
+            file=f"F{index % 9}.java",
+            line=1 + index,
+            span="x",
+            prompt=tuple(tokens[index].tolist()),
+            target=int(best_two[index, 0 if index < n_correct else 1]),
+            style="left_to_right",
+        )
+        for index in range(N_SCENARIOS)
+    )
+
+
+@torch.no_grad()
+def by_hand(model, scenarios, index, heads):
+    """One prompt at a time, with the model's full forward pass."""
+    outcomes = []
+    for i in index:
+        with ablate_heads(model, heads):
+            predicted = model(torch.tensor([scenarios[i].prompt]))[0, -1].argmax().item()
+        outcomes.append(predicted == scenarios[i].target)
+    return np.array(outcomes)
+
+
+def test_counts_equal_running_every_prompt_alone(tiny_model):
+    scenarios, ranking = make_scenarios(tiny_model), make_ranking()
+    sweep = run_sweep(tiny_model, scenarios, ranking, sizes=(1, 3), batch_size=7)
+    assert sweep.clean_accuracy == 0.5
+    assert len(sweep.clean) == 20  # ten of either kind
+    assert [result.setting for result in sweep.results if result.setting.choice == "random"] == [
+        Setting("random", size, seed) for size in (1, 3) for seed in (0, 1, 2)
+    ]
+    rows = {
+        (row["choice"], row["size"], None if pd.isna(row["seed"]) else row["seed"]): row
+        for row in sweep.to_frame().to_dict(orient="records")
+    }
+    assert len(rows) == len(sweep.results)
+    gains = losses = 0
+    for result in sweep.results:
+        correct = by_hand(tiny_model, scenarios, sweep.index, result.heads)
+        np.testing.assert_array_equal(result.correct, correct)
+        row = rows[result.setting]
+        assert row["n"] == 20
+        assert row["accuracy"] == pytest.approx(correct.mean())
+        assert row["incorrect_to_correct"] == (correct & ~sweep.clean).sum()
+        assert row["correct_to_incorrect"] == (~correct & sweep.clean).sum()
+        assert row["change"] == pytest.approx(correct.mean() - 0.5)
+        assert row["low"] <= row["accuracy"] <= row["high"]
+        assert row["change_low"] <= row["change"] <= row["change_high"]
+        gains += row["incorrect_to_correct"]
+        losses += row["correct_to_incorrect"]
+    assert gains > 0
+    assert losses > 0
+
+
+def test_heads_come_from_the_ranking(tiny_hooked):
+    ranking = make_ranking()
+    sweep = run_sweep(tiny_hooked, make_scenarios(tiny_hooked), ranking, sizes=(2,))
+    heads = {result.setting: result.heads for result in sweep.results}
+    assert heads[Setting("toward_incorrect", 2, None)] == ranking.top(2, by="toward_incorrect")
+    assert heads[Setting("toward_correct", 2, None)] == ranking.top(2, by="toward_correct")
+    assert set(heads[Setting("neutral", 2, None)]) == {(0, 2), (1, 3)}
+    assert heads[Setting("random", 2, 1)] == ranking.random(2, seed=1)
+
+
+def test_sizes_without_enough_heads_are_skipped_and_said(tiny_hooked):
+    sweep = run_sweep(
+        tiny_hooked,
+        make_scenarios(tiny_hooked),
+        make_ranking(),
+        sizes=(3, 12, 50),
+        choices=("neutral", "random"),
+        random_seeds=(0,),
+    )
+    assert [result.setting for result in sweep.results] == [
+        Setting("random", 3, 0),
+        Setting("random", 12, 0),
+    ]
+    assert sweep.skipped == [
+        "neutral, 3 heads: only 2 qualify",
+        "neutral, 12 heads: only 2 qualify",
+        "neutral, 50 heads: only 2 qualify",
+        "random, 50 heads: only 12 qualify",
+    ]
+
+
+def test_without_balancing_every_scenario_counts(tiny_hooked):
+    scenarios = make_scenarios(tiny_hooked)
+    sweep = run_sweep(
+        tiny_hooked,
+        scenarios,
+        make_ranking(),
+        sizes=(1,),
+        choices=("random",),
+        balance=False,
+    )
+    assert sweep.index.tolist() == list(range(N_SCENARIOS))
+    assert sweep.files == scenarios.files
+    assert sweep.clean_accuracy == pytest.approx(14 / 24)
+
+
+@pytest.mark.parametrize("method", ["mean", "resample"])
+def test_other_methods_equal_ablate_heads(tiny_model, method):
+    scenarios = make_scenarios(tiny_model)
+    reference = make_scenarios(tiny_model, seed=9).tokens()
+    sweep = run_sweep(
+        tiny_model,
+        scenarios,
+        make_ranking(),
+        sizes=(4,),
+        choices=("toward_correct",),
+        method=method,
+        reference=reference,
+        seed=3,
+        batch_size=50,
+    )
+    (result,) = sweep.results
+    with (
+        torch.no_grad(),
+        ablate_heads(tiny_model, result.heads, method=method, reference=reference, seed=3),
+    ):
+        predicted = tiny_model(scenarios.tokens()[sweep.index])[:, -1].argmax(dim=-1)
+    expected = (predicted == scenarios.targets()[sweep.index]).numpy()
+    np.testing.assert_array_equal(result.correct, expected)
+
+
+def count_passes(model, action):
+    """How many prompts reach the first layer while `action` runs."""
+    seen = []
+    handle = model.hook_dict[z_hook_name(0)].register_forward_hook(
+        lambda module, inputs, output: seen.append(len(output))
+    )
+    try:
+        outcome = action()
+    finally:
+        handle.remove()
+    return sum(seen), outcome
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
+    scenarios, ranking = make_scenarios(tiny_model), make_ranking()
+    whole = run_sweep(tiny_model, scenarios, ranking, sizes=(1, 2), random_seeds=(0, 1))
+
+    def stop_after_three(done, total):
+        assert total == 10
+        if done == 3:
+            raise KeyboardInterrupt
+
+    arguments = {"sizes": (1, 2), "random_seeds": (0, 1), "folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tiny_model, scenarios, ranking, **arguments, progress=stop_after_three)
+    assert len(AblationSweep.load(tmp_path / "sweep.json").results) == 3
+
+    prompts, resumed = count_passes(
+        tiny_model, lambda: run_sweep(tiny_model, scenarios, ranking, **arguments)
+    )
+    assert prompts == 7 * len(whole.clean)  # no clean pass again, three settings known
+    pd.testing.assert_frame_equal(resumed.to_frame(), whole.to_frame())
+
+    prompts, again = count_passes(
+        tiny_model, lambda: run_sweep(tiny_model, scenarios, ranking, **arguments)
+    )
+    assert prompts == 0
+    pd.testing.assert_frame_equal(again.to_frame(), whole.to_frame())
+
+
+def test_a_folder_takes_more_sizes_but_no_other_sweep(tiny_hooked, tmp_path):
+    scenarios, ranking = make_scenarios(tiny_hooked), make_ranking()
+    arguments = {"choices": ("toward_incorrect",), "folder": tmp_path}
+    run_sweep(tiny_hooked, scenarios, ranking, sizes=(3,), **arguments)
+    wider = run_sweep(tiny_hooked, scenarios, ranking, sizes=(1, 3), **arguments)
+    assert wider.to_frame()["size"].tolist() == [1, 3]
+
+    for other in (
+        {"method": "mean", "reference": scenarios.tokens()},
+        {"seed": 1},
+        {"balance": False},
+    ):
+        (key,) = other.keys() - {"reference"}
+        with pytest.raises(ValueError, match=f"another sweep .*{key} was"):
+            run_sweep(tiny_hooked, scenarios, ranking, sizes=(1,), **arguments, **other)
+    with pytest.raises(ValueError, match="scenarios was"):
+        run_sweep(tiny_hooked, scenarios[:20], ranking, sizes=(1,), **arguments)
+    with pytest.raises(ValueError, match="ranking was"):
+        run_sweep(tiny_hooked, scenarios, make_ranking(seed=1), sizes=(1,), **arguments)
+
+
+def made_up_sweep():
+    clean = np.array([True, True, False, False, True, False])
+    gain = np.array([True, True, True, True, True, False])
+    return AblationSweep(
+        index=np.arange(6),
+        files=["a", "a", "b", "b", "c", "c"],
+        clean=clean,
+        results=[
+            SettingResult(Setting("random", 2, 1), parse_heads("L0H3, L1H1"), ~clean),
+            SettingResult(Setting("random", 2, 0), parse_heads("L0H0, L1H0"), clean),
+            SettingResult(Setting("toward_incorrect", 2, None), parse_heads("L1H2, L0H1"), gain),
+        ],
+        skipped=["neutral, 2 heads: only 0 qualify"],
+        setup={"model": "made up"},
+    )
+
+
+def test_the_summary_averages_random_draws_and_compares_with_them():
+    summary = made_up_sweep().summary().set_index("choice")
+    random, chosen = summary.loc["random"], summary.loc["toward_incorrect"]
+    assert random["n_seeds"] == 2
+    assert random["accuracy"] == pytest.approx(0.5)
+    assert random["incorrect_to_correct"] == pytest.approx(1.5)
+    assert random["correct_to_incorrect"] == pytest.approx(1.5)
+    assert np.isnan(random["over_random"])
+    assert chosen["n_seeds"] == 1
+    assert chosen["accuracy"] == pytest.approx(5 / 6)
+    assert chosen["over_random"] == pytest.approx(5 / 6 - 0.5)
+    # By file, the chosen heads' accuracy less that of random ones is 0.5, 0.5 and 0.
+    assert chosen["over_random_low"] == pytest.approx(0)
+    assert chosen["over_random_high"] == pytest.approx(0.5)
+
+
+def test_a_sweep_reads_back_as_written(tmp_path):
+    sweep = made_up_sweep()
+    sweep.save(tmp_path / "s.json")
+    loaded = AblationSweep.load(tmp_path / "s.json")
+    pd.testing.assert_frame_equal(loaded.to_frame(), sweep.to_frame())
+    pd.testing.assert_frame_equal(loaded.summary(), sweep.summary())
+    assert (loaded.skipped, loaded.setup, loaded.files) == (sweep.skipped, sweep.setup, sweep.files)
+    np.testing.assert_array_equal(loaded.clean, sweep.clean)
+    (tmp_path / "other.json").write_text('{"format": "something else"}')
+    with pytest.raises(ValueError, match=r"other\.json is not an ablation sweep"):
+        AblationSweep.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sizes": (0, 1)}, r"from 1 up, got \(0, 1\)"),
+        ({"sizes": ()}, "from 1 up"),
+        ({"choices": ("best",)}, r"got \['best'\]"),
+        ({"random_seeds": ()}, "random_seeds"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"method": "mean"}, "needs reference="),
+        ({"method": "resample"}, "needs reference="),
+        ({"ranking": make_ranking(n_layers=5)}, "5 layers × 4 heads .* the model has 3 × 4"),
+        ({"scenarios": Scenarios(())}, "no scenarios"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_model_runs(tiny_hooked, arguments, message):
+    given = {"scenarios": make_scenarios(tiny_hooked), "ranking": make_ranking()} | arguments
+
+    def refused():
+        with pytest.raises(ValueError, match=message):
+            run_sweep(tiny_hooked, **given)
+
+    prompts, _ = count_passes(tiny_hooked, refused)
+    assert prompts == 0
+
+
+def test_balancing_needs_both_outcomes(tiny_hooked):
+    scenarios = make_scenarios(tiny_hooked, n_correct=N_SCENARIOS)
+    with pytest.raises(ValueError, match="correct on 24 scenarios and incorrect on 0"):
+        run_sweep(tiny_hooked, scenarios, make_ranking(), sizes=(1,))

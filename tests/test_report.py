@@ -1,0 +1,455 @@
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from aplens import HeadRanking, parse_heads
+from aplens.heads import all_heads
+from aplens.interventions import AblationSweep, Setting, SettingResult
+from aplens.mae import Reconstruction
+from aplens.patterns import PatchGrid
+from aplens.viz import ReportData, SampleScenario, render_report, write_report
+from aplens.viz.sections import summarize
+
+HOSTILE = (
+    "</code></pre></script><script>document.title = 'pwned'</script>"
+    '<img src="http://example.invalid/x.png" onerror="document.title=1">\n'
+    'String s = "quotes \' and & ampersands &lt;"; // {{ 7 * 7 }} {% raise %}\n'
+    "// emoji 👩‍💻 and Hebrew שלום, then an override: \u202eesrever\u202c\n"
+    "\tchar nul = '\x00'; char half = '\ud83d';" + "x" * 400
+)
+
+
+def make_ranking(n_layers=12, n_heads=9):
+    rng = np.random.default_rng(0)
+    heads = all_heads(n_layers, n_heads)
+    mean = rng.normal(scale=0.05, size=len(heads))
+    return HeadRanking(
+        pd.DataFrame(
+            {
+                "layer": [head.layer for head in heads],
+                "head": [head.head for head in heads],
+                "importance": np.abs(mean) + 0.01,
+                "mean": mean,
+                "toward_incorrect": np.clip(mean, 0, None) + 0.004,
+                "toward_correct": np.clip(-mean, 0, None) + 0.004,
+            }
+        ),
+        model_name="tiny",
+        n_layers=n_layers,
+        n_heads=n_heads,
+    )
+
+
+def make_sweep(n=200):
+    rng = np.random.default_rng(0)
+    clean = np.arange(n) % 2 == 0
+    results = []
+    for size, lost in ((1, 0.02), (2, 0.04), (5, 0.1), (20, 0.4), (50, 0.9)):
+        settings = [Setting("random", size, seed) for seed in range(3)]
+        settings += [Setting(choice, size, None) for choice in ("toward_incorrect", "neutral")]
+        for setting in settings:
+            gained = (rng.random(n) < 0.06) & (setting.choice == "toward_incorrect")
+            correct = (clean & (rng.random(n) > lost)) | gained
+            results.append(SettingResult(setting, parse_heads("L1H2, L3H4"), correct))
+    return AblationSweep(
+        index=np.arange(n),
+        files=[f"F{i // 5}.java" for i in range(n)],
+        clean=clean,
+        results=results,
+        skipped=["neutral, 100 heads: only 61 qualify"],
+        setup={"method": "zero"},
+    )
+
+
+def make_reconstruction(n_patterns=3, n=64, patch=8):
+    generator = torch.Generator().manual_seed(0)
+    grid = PatchGrid(n, patch)
+    shape = (n_patterns, 1, n)
+    distance = (torch.arange(n)[:, None] - torch.arange(n)).clamp(min=0) / n
+    original = (0.6 - 0.3 * distance + 0.1 * torch.randn(shape, generator=generator)).tril()
+    mask = torch.rand(n_patterns, grid.n_patches, generator=generator) < 0.5
+    patches = grid.patchify(original)
+    masked = patches.masked_fill(mask[..., None], float("nan"))
+    guess = torch.where(mask[..., None], patches.mean(dim=-1, keepdim=True), patches)
+    return Reconstruction(
+        original=original,
+        masked=grid.unpatchify(masked, n),
+        reconstructed=grid.unpatchify(guess, n),
+        mask=mask,
+        error=torch.tensor([0.0123, 0.0045, 0.0301])[:n_patterns],
+    )
+
+
+def task_accuracy():
+    return pd.DataFrame(
+        {
+            "task": ["random", "identifiers", "boolean_literals", "eol", "<b>closing</b>"],
+            "n": [200, 200, 200, 200, 1200],
+            "accuracy": [0.585, 0.49, 0.555, 0.815, 0.82],
+            "low": [0.52, 0.42, 0.49, 0.76, 0.80],
+            "high": [0.65, 0.56, 0.62, 0.87, 0.84],
+        }
+    )
+
+
+def predictors(best=0.70):
+    frame = pd.DataFrame(
+        {
+            "features": [
+                "majority",
+                "task",
+                "confidence",
+                "statistics",
+                "clusters",
+                "embeddings",
+                "embeddings+confidence",
+                "statistics+confidence",
+            ],
+            "auc": [0.5, 0.665, 0.801, 0.765, 0.53, best, 0.83, 0.81],
+        }
+    )
+    frame["accuracy"] = frame["auc"] * 0.8 + 0.1
+    for column in ("auc", "accuracy"):
+        frame[f"{column}_low"] = frame[column] - 0.03
+        frame[f"{column}_high"] = frame[column] + 0.03
+    return frame
+
+
+def reconstruction_error(own=0.0057):
+    error = np.array([0.0141, 0.0109, 0.0059, own])
+    return pd.DataFrame(
+        {
+            "predictor": ["position mean", "head mean", "additive fit", "AP-MAE"],
+            "error": error,
+            "low": error - 0.0003,
+            "high": error + 0.0003,
+        }
+    )
+
+
+def full_report(**changes):
+    parts = {
+        "title": "SmolLM2-135M-Instruct on java.base",
+        "facts": {
+            "Model": "SmolLM2-135M-Instruct (HookedTransformer, float32)",
+            "Corpus": "/usr/lib/jvm/java-17/lib/src.zip, 2,000 scenarios from 913 files",
+            "Command": "aplens run study.toml --set 'title=\"<x>\"'",
+            "Seeds": "scenarios 0, split 0, random heads 0 to 2",
+            "Date": "2026-01-01",
+        },
+        "notes": ["No JDK was found: the corpus is Python's standard library."],
+        "task_accuracy": task_accuracy(),
+        "reconstruction": make_reconstruction(),
+        "reconstruction_labels": ["L5H3", "L9H6", "L0H1"],
+        "reconstruction_error": reconstruction_error(),
+        "reconstruction_baselines": ("position mean", "head mean", "additive fit"),
+        "predictors": predictors(),
+        "ranking": make_ranking(),
+        "sweep": make_sweep(),
+        "timings": {"mine": 12.3, "observe": 204.0, "ablate": 95.5},
+        "samples": [
+            SampleScenario(
+                "boolean_literals",
+                "java/util/BitSet.java",
+                417,
+                "\n".join(f"    int line{i} = {i};" for i in range(30)) + "\n    return ",
+                " true",
+                " false",
+                0.61,
+                False,
+            ),
+            SampleScenario("eol", "<script>.java", 3, HOSTILE, "\u202e;\n", ";", 0.97, True),
+        ],
+    }
+    return ReportData(**(parts | changes))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_report(tmp_path_factory.mktemp("report") / "deep" / "r.html", full_report())
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and its text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_needs_nothing_else(written):
+    assert [entry.name for entry in written.parent.iterdir()] == ["r.html"]
+    html = written.read_text(encoding="utf-8")
+    page = Page(html)
+    assert html.startswith("<!DOCTYPE html>")
+    assert not page.all("script")
+    assert not page.all("link")
+    addresses = [a[key] for _, a in page.tags for key in ("src", "href") if key in a]
+    assert addresses
+    assert all(address.startswith(("data:image/svg+xml;base64,", "#")) for address in addresses)
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_every_part_is_there_with_its_numbers(written):
+    page = Page(written.read_text(encoding="utf-8"))
+    text = re.sub(r"\s+", " ", page.text)
+    for expected in (
+        "SmolLM2-135M-Instruct on java.base",
+        "No JDK was found",
+        "82.0 [80.0, 84.0]",  # accuracy of a task
+        "0.0057 [0.0054, 0.0060]",  # reconstruction
+        "0.0123",  # error of a pattern shown
+        "0.801 [0.771, 0.831]",  # the confidence baseline
+        "neutral, 100 heads: only 61 qualify",
+        "3 min 24 s",
+        "5 min 12 s",  # all stages
+        "java/util/BitSet.java:417",
+        "int line29 = 29;",
+    ):
+        assert expected in text, expected
+    assert "int line3 = 3;" not in text  # only the last lines of a long prompt
+    for head in make_ranking().top(15):
+        assert str(head) in text
+    images = page.all("img")
+    assert len(images) == 7
+    assert all(len(image["alt"]) > 20 for image in images)
+    assert len(page.all("figcaption")) == len(page.all("figure")) == 7
+    assert len(page.all("table")) >= 7
+    assert {th["scope"] for th in page.all("th")} == {"col", "row"}
+
+
+def test_what_is_missing_is_left_out():
+    page = Page(render_report(ReportData(title="Nothing yet", facts={"Model": "tiny"})))
+    assert "Nothing yet" in page.text
+    assert not page.all("img")
+    assert not page.all("table")
+    page = Page(render_report(full_report(reconstruction=None, ranking=None, sweep=None)))
+    assert len(page.all("img")) == 3
+    assert "Ablating" not in page.text
+
+
+def test_the_same_report_gives_the_same_bytes(written):
+    assert render_report(full_report()) == written.read_text(encoding="utf-8")
+
+
+def test_hostile_source_code_stays_text(written):
+    page = Page(written.read_text(encoding="utf-8"))
+    assert not page.all("script")
+    assert not page.all("b")
+    assert len(page.all("img")) == 7
+    assert "</code></pre></script><script>document.title = 'pwned'</script>" in page.text
+    assert "quotes ' and & ampersands &lt;" in page.text
+    assert "{{ 7 * 7 }} {% raise %}" in page.text
+    assert "👩‍💻 and Hebrew שלום" in page.text
+    assert r"\u{202E}esrever\u{202C}" in page.text
+    assert r"nul = '\u{0000}'; char half = '\u{D83D}'" in page.text
+    assert r"\u{202E};⏎" in page.text
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x00]", page.text)
+
+
+def findings_of(report):
+    return "\n".join(summarize(report))
+
+
+def test_the_summary_says_who_won_by_the_intervals():
+    lost = findings_of(full_report())
+    assert "right on 74% of 2,000 scenarios, from 49% (identifiers) to 82%" in lost
+    assert "embeddings predict best whether an answer is right: AUC 0.700 [0.670, 0.730]" in lost
+    assert "AP-MAE did worse than the confidence: the intervals do not overlap" in lost
+    assert "Both together reach 0.830 [0.800, 0.860]. The intervals overlap" in lost
+    assert "The intervals overlap: no clear difference from that baseline" in lost
+
+    total = {"task": "all", "n": 2000, "accuracy": 0.9, "low": 0.88, "high": 0.92}
+    counted = pd.concat([task_accuracy(), pd.DataFrame([total])])
+    assert "right on 90% of 2,000 scenarios, from 49% (identifiers) to 82%" in findings_of(
+        full_report(task_accuracy=counted)
+    )
+
+    won = findings_of(
+        full_report(
+            predictors=predictors(best=0.9), reconstruction_error=reconstruction_error(0.004)
+        )
+    )
+    assert "AP-MAE beat the confidence: the intervals do not overlap" in won
+    assert "AP-MAE beat that baseline: the intervals do not overlap" in won
+
+    tied = findings_of(
+        full_report(
+            predictors=predictors(best=0.82),
+            reconstruction_error=reconstruction_error().assign(low=np.nan, high=np.nan),
+        )
+    )
+    assert "no clear difference from the confidence" in tied
+    assert "AP-MAE: ahead of that baseline, without an interval" in tied
+
+
+def ablation(chosen, random):
+    """A sweep in which given shares of 100 scenarios stay or become correct."""
+    clean = np.arange(100) % 2 == 0
+    order = np.argsort(~clean, kind="stable")  # the correct ones first
+
+    def outcome(share):
+        correct = np.zeros(100, dtype=bool)
+        correct[order[: int(100 * share)]] = True
+        return correct
+
+    results = []
+    for size, (own, other) in enumerate(zip(chosen, random, strict=True), start=1):
+        heads = parse_heads("L0H0")
+        results.append(SettingResult(Setting("toward_incorrect", size, None), heads, outcome(own)))
+        results.append(SettingResult(Setting("random", size, 0), heads, outcome(other)))
+    files = [f"F{i}" for i in range(100)]
+    return AblationSweep(np.arange(100), files, clean, results, [], {"method": "zero"})
+
+
+def test_the_summary_compares_ablations_with_random_heads():
+    helped = findings_of(full_report(sweep=ablation((0.6, 0.3), (0.5, 0.45))))
+    assert "at best 60.0% (1 head); the unchanged model has 50.0%" in helped
+    assert "clearly raised accuracy at 1 of 2 sizes, most with 1 head: +10.0 points" in helped
+    assert "clearly beat random heads at 1 of 2 sizes" in helped
+    assert "clearly worse than random heads at 1 size" in helped
+    assert "not corrected for trying several sizes" in helped
+    assert "falls to 30.0% with 2 heads (toward incorrect)" in helped
+
+    useless = findings_of(full_report(sweep=ablation((0.5,), (0.5,))))
+    assert "clearly raised accuracy at no size (1 tried)" in useless
+    assert "did not clearly beat random heads at any size (1 tried)" in useless
+    assert "falls to" not in useless
+
+
+# In a real browser
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is on the PATH")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=found,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def opened(chromium, written):
+    """The page at 900 px, with what it logged and what it asked the network for."""
+    page = chromium.new_page(viewport={"width": 900, "height": 1000})
+    logged, requested = [], []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.on("request", lambda request: requested.append(request.url))
+    page.goto(written.as_uri())
+    page.wait_for_load_state("networkidle")
+    return page, logged, requested
+
+
+@pytest.mark.browser
+def test_the_page_loads_without_errors_or_network(opened, written):
+    page, logged, requested = opened
+    assert page.title() == "SmolLM2-135M-Instruct on java.base"
+    assert logged == []
+    assert [url for url in requested if not url.startswith("data:")] == [written.as_uri()]
+
+
+@pytest.mark.browser
+def test_hostile_source_code_is_shown_and_does_not_run(opened):
+    page, *_ = opened
+    shown = page.locator("pre").last.inner_text()
+    assert "<script>document.title = 'pwned'</script>" in shown
+    assert page.evaluate("document.querySelectorAll('script').length") == 0
+    assert page.evaluate("document.querySelectorAll('pre img').length") == 0
+    # Everything after the hostile sample is still there, in its place.
+    assert page.locator("footer").is_visible()
+    assert page.locator("article").count() == 2
+
+
+@pytest.mark.browser
+def test_every_figure_is_drawn(opened):
+    from io import BytesIO
+
+    from PIL import Image
+
+    page, *_ = opened
+    images = page.locator("img")
+    assert images.count() == 7
+    for index in range(images.count()):
+        image = images.nth(index)
+        width, height, complete = image.evaluate(
+            "image => [image.naturalWidth, image.naturalHeight, image.complete]"
+        )
+        assert complete
+        assert width > 200
+        assert height > 80
+        pixels = np.asarray(Image.open(BytesIO(image.screenshot())).convert("RGB"), dtype=int)
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+        assert (pixels.sum(axis=-1) < 600).mean() > 0.005  # not a white box
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [900, 400])
+def test_nothing_sticks_out_sideways(opened, width):
+    page, *_ = opened
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_viewport_size({"width": 900, "height": 1000})
+
+
+@pytest.mark.browser
+def test_printing_opens_the_folded_numbers_and_fits_the_paper(opened):
+    page, *_ = opened
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = false")
+    folded = page.locator("details table")
+    assert not any(table.is_visible() for table in folded.all())
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 less its margins
+    page.emulate_media(media="print")
+    heights = [table.bounding_box()["height"] for table in folded.all()]
+    assert min(heights) > 20
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 900, "height": 1000})
+
+
+@pytest.mark.browser
+def test_dark_readers_get_a_dark_page(opened):
+    page, *_ = opened
+
+    def brightness():
+        colors = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(int(number) for number in re.findall(r"\d+", colors)[:3]) / 3
+
+    page.emulate_media(color_scheme="dark")
+    assert brightness() < 60
+    page.emulate_media(color_scheme="light")
+    assert brightness() > 200
