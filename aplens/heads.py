@@ -1,4 +1,4 @@
-"""The vocabulary every part of aplens shares: one head, a selection of heads, a ranking of heads."""
+"""The vocabulary every part shares: one head, a selection of heads, a ranking of heads."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def parse_heads(
 ) -> tuple[Head, ...]:
     """Read any way of naming heads: order is kept, repeats are dropped.
 
-    Accepts `Head(5, 3)`, `(5, 3)`, `"L5H3"`, `"5.3"`, `"L5H3, L9H6"`, `{5: [3, 4]}`, a `HeadRanking`
-    (all of its heads, best first) and any iterable of these. A float such as `5.3` is refused: it
-    cannot tell head 1 from head 10.
+    Accepts `Head(5, 3)`, `(5, 3)`, `"L5H3"`, `"5.3"`, `"L5H3, L9H6"`, `{5: [3, 4]}`, a
+    `HeadRanking` (all of its heads, best first) and any iterable of these. A float such as `5.3` is
+    refused: it cannot tell head 1 from head 10.
 
     Args:
         heads: The heads.

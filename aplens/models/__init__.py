@@ -1,5 +1,6 @@
 """What aplens needs of a hooked model: facts, hooks, forward passes, and a way to load one."""
 
+from aplens.models.classes import own_tokenizer
 from aplens.models.hooks import (
     attach_hooks,
     last_token_logits,
@@ -17,6 +18,7 @@ __all__ = [
     "describe_model",
     "last_token_logits",
     "load_model",
+    "own_tokenizer",
     "pattern_hook_name",
     "run_until",
     "z_hook_name",

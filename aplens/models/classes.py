@@ -120,6 +120,25 @@ def build_by_official_name(
     return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype).eval()
 
 
+def own_tokenizer(model: Any) -> Any | None:
+    """A model's tokenizer as its files define it.
+
+    TransformerLens loads every tokenizer again so that it begins a text with BOS; whether the model
+    was trained that way, only the tokenizer's own files say. Where they are out of reach, or the
+    tokenizer was changed since, the one the model has is returned.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return None
+    try:
+        own = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    except (OSError, ValueError):
+        return tokenizer
+    return own if own.get_vocab() == tokenizer.get_vocab() else tokenizer
+
+
 def is_hf_folder(path: Path) -> bool:
     """Whether a folder looks like a saved Hugging Face model."""
     return path.is_dir() and (path / "config.json").is_file()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from aplens.models import describe_model
+from aplens.models import describe_model, own_tokenizer
 from aplens.scenarios.corpus import Corpus, SkipFile, SourceFile, open_corpus
 from aplens.scenarios.prompts import PromptBuilder, TokenizedFile
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
@@ -43,7 +43,8 @@ def mine_scenarios(
 
     Args:
         corpus: A folder, a zip archive such as a JDK's `src.zip` (read in place), or a corpus.
-        model_or_tokenizer: A hooked model with its tokenizer, or a fast tokenizer.
+        model_or_tokenizer: A hooked model, whose tokenizer is taken as its own files define it, so
+            that prompts begin with BOS where the model was trained so; or a fast tokenizer.
         language: Language of the files.
         tasks: Tasks to mine, of `list_tasks(language)`; all of them when None.
         per_task: Scenarios wanted of each task.
@@ -86,7 +87,7 @@ def _tokenizer_of(model_or_tokenizer: Any, context_length: int) -> Any:
         raise ScenarioError(
             f"context_length {context_length} is longer than the model's context of {n_ctx} tokens"
         )
-    tokenizer = getattr(model_or_tokenizer, "tokenizer", None)
+    tokenizer = own_tokenizer(model_or_tokenizer)
     if tokenizer is None:
         raise ScenarioError("the model has no tokenizer; pass a tokenizer instead of the model")
     return tokenizer

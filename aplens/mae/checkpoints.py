@@ -1,0 +1,137 @@
+"""Interrupting training and going on: weights, optimizer and position in one file.
+
+The file is safetensors, with the rest as JSON in its header, and is replaced as a whole: an
+interrupt at any moment leaves a checkpoint in which everything belongs together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, optim
+
+from aplens._io import atomic_write
+from aplens.mae.model import APMAE
+from aplens.mae.pretrained import CheckpointError, load_weights, read_tensors
+
+STATE_FILE = "training.safetensors"
+
+
+class HistoryEntry(TypedDict):
+    """One validation: `loss` is the mean on training patterns since the entry before."""
+
+    patterns: int
+    seconds: float
+    learning_rate: float
+    loss: float | None
+    validation_mse: float
+    validation_ratio: float
+
+
+@dataclass
+class TrainingState:
+    """Where a training run stands.
+
+    Attributes:
+        round: The round under way.
+        batch: Its next batch.
+        step: Optimizer steps done.
+        patterns: Patterns trained on.
+        seconds: Time spent, earlier runs included.
+        variance: Mean squared deviation of the first round's patches from their mean.
+        mean_patch_mse: Error on held-out patterns of predicting the mean patch of each position.
+        additive_mse: Error on held-out patterns of the additive fit.
+        loss_sum: Losses since the last entry of `history`, added up.
+        loss_count: How many these are.
+        history: One entry a validation.
+    """
+
+    round: int = 0
+    batch: int = 0
+    step: int = 0
+    patterns: int = 0
+    seconds: float = 0.0
+    variance: float = 0.0
+    mean_patch_mse: float = 0.0
+    additive_mse: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    history: list[HistoryEntry] = field(default_factory=list)
+
+
+def save_checkpoint(
+    folder: Path,
+    mae: APMAE,
+    optimizer: optim.Optimizer,
+    state: TrainingState,
+    identity: Mapping[str, Any],
+) -> None:
+    """Write everything needed to go on."""
+    tensors = {f"model.{name}": value for name, value in mae.state_dict().items()}
+    for name, parameter in mae.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    header = {"state": json.dumps(asdict(state)), "identity": json.dumps(identity)}
+    with atomic_write(folder / STATE_FILE) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, header)
+
+
+def load_checkpoint(
+    folder: Path, mae: APMAE, optimizer: optim.Optimizer, identity: Mapping[str, Any]
+) -> TrainingState | None:
+    """Fill an AP-MAE and its optimizer from a checkpoint; None when there is none.
+
+    Raises:
+        CheckpointError: When the checkpoint is damaged, or belongs to another training run; the
+            message names every setting that differs.
+    """
+    path = folder / STATE_FILE
+    if not path.exists():
+        return None
+    tensors = read_tensors(path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+    try:
+        state = TrainingState(**json.loads(header["state"]))
+        saved = json.loads(header["identity"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no training checkpoint of this aplens: {error}"
+        ) from error
+    differences = list(_differences(saved, json.loads(json.dumps(identity))))
+    if differences:
+        raise CheckpointError(
+            f"{folder} holds a training run that differs from this one; choose another folder, or "
+            f"delete {STATE_FILE} to start over: {'; '.join(differences)}"
+        )
+    load_weights(mae, _with_prefix(tensors, "model."), source=path)
+    for name, parameter in mae.named_parameters():
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if (value := tensors.get(f"optimizer.{key}.{name}")) is not None
+        }
+    return state
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _differences(saved: Any, wanted: Any, name: str = "") -> Iterator[str]:
+    """Every leaf in which two nested dictionaries differ."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        for key in sorted(saved.keys() | wanted.keys()):
+            yield from _differences(saved.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
+    elif saved != wanted:
+        yield f"{name} was {saved!r}, is {wanted!r}"

@@ -1,0 +1,441 @@
+"""AP-MAE: a masked autoencoder over the patches of log-normalized attention patterns."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aplens.mae.additive import additive_effects, effects_to_pixels
+from aplens.mae.config import APMAEConfig
+from aplens.mae.layers import Decoder, Encoder, take
+from aplens.mae.masking import random_masks
+from aplens.mae.precision import autocast
+from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize
+
+Pool: TypeAlias = Literal["cls", "mean", "last_query"]
+PatchSet: TypeAlias = Literal["lower", "all"]
+Patterns: TypeAlias = "AttentionPatterns | Float[Tensor, '*pattern query key']"
+
+#: What stands for a pattern unless told otherwise: CLS, and the row of the position that predicts,
+#: which carries most of what tells a correct prediction from a wrong one (METHOD, "Measured").
+DEFAULT_POOL: tuple[Pool, ...] = ("cls", "last_query")
+
+
+# Log-normalized values stray from their mean by about 0.1. What the network reads of that is
+# brought to the size of its other inputs, or its first layers learn several times slower.
+_DEVIATION = 0.1
+
+
+class APMAEOutput(NamedTuple):
+    """One masked pass.
+
+    Attributes:
+        loss: Mean squared error over the pixels of the hidden patches, in log-normalized units.
+        predicted: The hidden patches as the decoder predicts them, in row-major order.
+        mask: True where a patch was hidden.
+    """
+
+    loss: Float[Tensor, ""]
+    predicted: Float[Tensor, "pattern masked pixel"]
+    mask: Bool[Tensor, "pattern patch"]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Patterns, what was hidden of them, and what AP-MAE made of it, in log-normalized units.
+
+    Attributes:
+        original: The log-normalized patterns.
+        masked: The same, NaN where hidden.
+        reconstructed: The same, with the decoder's prediction where hidden.
+        mask: True where a patch was hidden, over the lower-triangular patches in row-major order.
+        error: Mean squared error over each pattern's hidden values.
+    """
+
+    original: Float[Tensor, "*pattern query key"]
+    masked: Float[Tensor, "*pattern query key"]
+    reconstructed: Float[Tensor, "*pattern query key"]
+    mask: Bool[Tensor, "*pattern patch"]
+    error: Float[Tensor, "*pattern"]
+
+
+class APMAE(nn.Module):
+    """A masked autoencoder over attention patterns (METHOD items 3 to 5 and 7).
+
+    Patches are the lower-triangular ones in row-major order, so that those of a shorter prompt are
+    the first ones of a longer prompt's. Hence prompts of any length up to `config.n_ctx` work.
+
+    Args:
+        config: Sizes and choices.
+        seed: Of the initial weights; the global random state stays untouched.
+
+    Attributes:
+        grid: How patterns are cut into patches.
+        mean_patches: The mean patch of every position in the training patterns, when the
+            configuration uses it; zero until training sets it.
+    """
+
+    def __init__(self, config: APMAEConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = PatchGrid(config.n_ctx, config.patch_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = Encoder(config)
+            self.decoder = Decoder(config)
+        self.mean_patches: Float[Tensor, "patch pixel"] | None
+        mean = torch.zeros(self.grid.n_patches, self.grid.n_pixels) if config.needs_mean else None
+        self.register_buffer("mean_patches", mean)
+        self._lower_places: Int[Tensor, " patch"]
+        self.register_buffer(
+            "_lower_places", self.grid.rows * self.grid.n_rows + self.grid.columns, persistent=False
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.cls_token.device
+
+    def embedding_size(self, pool: Pool | Sequence[Pool] = DEFAULT_POOL) -> int:
+        """Width of an embedding pooled this way.
+
+        Raises:
+            ValueError: When a pool is unknown.
+        """
+        return self.config.encoder_dim * len(_read_pool(pool))
+
+    def forward(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        *,
+        mask: Bool[Tensor, "pattern patch"] | None = None,
+        generator: torch.Generator | None = None,
+        precision: torch.dtype | None = None,
+    ) -> APMAEOutput:
+        """Hide some patches, encode the others, predict the hidden ones.
+
+        Args:
+            scaled: Log-normalized lower-triangular patches.
+            mask: True where a patch is hidden, the same number in each pattern. Hidden patches are
+                compared with, never read.
+            generator: Draws masks of the configured ratio when none are given. On the CPU, so that
+                a seed means the same on every device.
+            precision: float32 or bfloat16 (default: what the device is good at).
+
+        Raises:
+            ValueError: When shapes disagree, masks hide different numbers of patches, or neither
+                `mask` nor `generator` is given.
+        """
+        n, k = self._check_patches(scaled)
+        if mask is None:
+            if generator is None:
+                raise ValueError("give a mask, or a torch.Generator to draw masks with")
+            mask = random_masks(n, k, self.config.mask_ratio, generator)
+        _check_mask(mask, (n, k))
+        mask = mask.to(scaled.device)
+        n_visible = k - int(mask[0].sum())
+        visible, masked = mask.int().argsort(dim=1, stable=True).tensor_split([n_visible], dim=1)
+
+        base, effects = self._additive_base(scaled, mask, masked)
+        with autocast(scaled.device, precision):
+            places = self._lower_places
+            encoded = self.encoder(take(self._encoder_input(scaled), visible), places[visible])
+            if self.config.decoder_context == "tokens":
+                residual = self.decoder.from_tokens(encoded, visible, masked, places[:k], effects)
+            else:
+                residual = self.decoder.from_cls(encoded, places[visible], places[masked])
+        predicted = residual.float() if base is None else base + residual.float()
+        return APMAEOutput(F.mse_loss(predicted, take(scaled, masked)), predicted, mask)
+
+    def _additive_base(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        mask: Bool[Tensor, "pattern patch"],
+        masked: Int[Tensor, "pattern masked"],
+    ) -> tuple[
+        Float[Tensor, "pattern masked pixel"] | None, Float[Tensor, "pattern patch effect"] | None
+    ]:
+        """The fit at hidden patches, and what the decoder reads of it at every patch."""
+        if self.config.base == "none" or self.mean_patches is None:
+            return None, None
+        effects = additive_effects(scaled, mask, self.mean_patches, self.grid)
+        fit = effects_to_pixels(take(effects, masked), masked, self.grid)
+        return self.mean_patches[masked] + fit, effects / _DEVIATION
+
+    def _encoder_input(
+        self, scaled: Float[Tensor, "pattern patch pixel"]
+    ) -> Float[Tensor, "pattern patch pixel"]:
+        if self.config.patch_input == "layer_norm" or self.mean_patches is None:
+            return scaled
+        return (scaled - self.mean_patches[: scaled.shape[1]]) / _DEVIATION
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        patterns: Patterns,
+        mask_ratio: float | None = None,
+        seed: int = 0,
+        *,
+        batch_size: int = 64,
+        precision: torch.dtype | None = None,
+    ) -> Reconstruction:
+        """Hide random patches of patterns and fill them in.
+
+        Args:
+            patterns: `AttentionPatterns`, or attention probabilities `[..., query, key]`, of up to
+                `n_ctx` tokens. They are log-normalized here.
+            mask_ratio: Share of the patches to hide (default: the configuration's).
+            seed: Of the masks.
+            batch_size: Patterns run at once.
+            precision: float32 or bfloat16 (default: what the device is good at).
+
+        Raises:
+            ValueError: When patterns are not square, too long, no probabilities, or no longer than
+                one patch.
+        """
+        attention, leading = self._read_patterns(patterns)
+        n_tokens = attention.shape[-1]
+        scaled = log_normalize(self.grid.patchify(attention))
+        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        generator = torch.Generator().manual_seed(seed)
+        mask = random_masks(len(scaled), scaled.shape[1], ratio, generator).to(self.device)
+
+        filled = self.fill_in(scaled, mask, batch_size=batch_size, precision=precision)
+        hidden = scaled.masked_fill(mask[..., None], torch.nan)
+        original, masked, reconstructed = (
+            self.grid.unpatchify(patches, n_tokens) for patches in (scaled, hidden, filled)
+        )
+        # Counted over what is hidden of the pattern itself: a partial last patch is padding beyond.
+        squared = (reconstructed - original).square().where(masked.isnan(), torch.nan)
+        return Reconstruction(
+            original=original.reshape(*leading, n_tokens, n_tokens),
+            masked=masked.reshape(*leading, n_tokens, n_tokens),
+            reconstructed=reconstructed.reshape(*leading, n_tokens, n_tokens),
+            mask=mask.reshape(*leading, -1),
+            error=squared.nanmean((-2, -1)).reshape(leading),
+        )
+
+    @torch.no_grad()
+    def fill_in(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        mask: Bool[Tensor, "pattern patch"],
+        *,
+        batch_size: int = 64,
+        precision: torch.dtype | None = None,
+    ) -> Float[Tensor, "pattern patch pixel"]:
+        """Log-normalized patches with the hidden ones replaced by the prediction.
+
+        Args:
+            scaled: As for `forward`.
+            mask: As for `forward`.
+            batch_size: Patterns run at once.
+            precision: As for `forward`.
+
+        Raises:
+            ValueError: As `forward`.
+        """
+        parts = zip(scaled.split(batch_size), mask.split(batch_size), strict=True)
+        return torch.cat(
+            [
+                part.masked_scatter(
+                    part_mask[..., None], self(part, mask=part_mask, precision=precision).predicted
+                )
+                for part, part_mask in parts
+            ]
+        )
+
+    @torch.no_grad()
+    def encode(
+        self,
+        patterns: Patterns,
+        patches: PatchSet = "lower",
+        pool: Pool | Sequence[Pool] = DEFAULT_POOL,
+        *,
+        batch_size: int = 64,
+        precision: torch.dtype | None = None,
+    ) -> Float[Tensor, "*pattern d_embed"]:
+        """Embed patterns, nothing hidden (METHOD item 7).
+
+        Args:
+            patterns: `AttentionPatterns`, or attention probabilities `[..., query, key]`, of up to
+                `n_ctx` tokens. They are log-normalized here.
+            patches: "lower": the patches on or below the diagonal, as in training. "all": the whole
+                grid, as the released code does; what lies above the diagonal then takes part in
+                attention, but never in a mean.
+            pool: "cls": the CLS token. "mean": the mean over CLS and the lower-triangular patches.
+                "last_query": the mean over the patches of the last grid row, that of the position
+                that predicts. Several are concatenated.
+            batch_size: Patterns run at once.
+            precision: float32 or bfloat16 (default: what the device is good at).
+
+        Returns:
+            One embedding a pattern, `[batch, head, d_embed]` for `AttentionPatterns`, in float32 on
+            the model's device.
+
+        Raises:
+            ValueError: When patterns are not square, too long or no probabilities, or `patches` or
+                `pool` is unknown.
+        """
+        attention, leading = self._read_patterns(patterns)
+        embeddings = [
+            self.encode_patches(
+                log_normalize(self.grid.patchify(part)), patches, pool, precision=precision
+            )
+            for part in attention.split(batch_size)
+        ]
+        return torch.cat(embeddings).reshape(*leading, self.embedding_size(pool))
+
+    @torch.no_grad()
+    def encode_patches(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        patches: PatchSet = "lower",
+        pool: Pool | Sequence[Pool] = DEFAULT_POOL,
+        *,
+        precision: torch.dtype | None = None,
+    ) -> Float[Tensor, "pattern d_embed"]:
+        """Embed patches that are log-normalized already, all at once: the core of `encode`.
+
+        Args:
+            scaled: Log-normalized lower-triangular patches; as many as some prompt length has.
+            patches: As for `encode`.
+            pool: As for `encode`.
+            precision: As for `encode`.
+
+        Raises:
+            ValueError: When the shape is wrong, or `patches` or `pool` is unknown.
+        """
+        pools = _read_pool(pool)
+        _, k = self._check_patches(scaled)
+        n_rows = math.isqrt(2 * k)  # k = n_rows (n_rows + 1) / 2
+        places = self._lower_places[:k]
+        inputs = self._encoder_input(scaled)
+        with autocast(scaled.device, precision):
+            if patches == "lower":
+                tokens = self.encoder(inputs, places)
+            elif patches == "all":
+                tokens = self._encode_whole_grid(inputs, places, n_rows)
+            else:
+                raise ValueError(
+                    f"patches must be one of {list(get_args(PatchSet))}, got {patches!r}"
+                )
+        pooled = {
+            "cls": lambda: tokens[:, 0],
+            "mean": lambda: tokens.mean(dim=1),
+            "last_query": lambda: tokens[:, -n_rows:].mean(dim=1),
+        }
+        return torch.cat([pooled[name]().float() for name in pools], dim=-1)
+
+    def _encode_whole_grid(
+        self,
+        inputs: Float[Tensor, "pattern patch pixel"],
+        places: Int[Tensor, " patch"],
+        n_rows: int,
+    ) -> Float[Tensor, "pattern 1+patch dim"]:
+        """Encode the patches above the diagonal as well; return CLS and the lower ones."""
+        rows, columns = torch.meshgrid(
+            *[torch.arange(n_rows, device=inputs.device)] * 2, indexing="ij"
+        )
+        square = (rows * self.grid.n_rows + columns).flatten()
+        lower = torch.isin(square, places).nonzero().flatten()
+        grid = inputs.new_zeros(len(inputs), len(square), inputs.shape[-1])
+        grid[:, lower] = inputs
+        tokens = self.encoder(grid, square)
+        return torch.cat([tokens[:, :1], tokens[:, 1 + lower]], dim=1)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` into a folder, made when missing."""
+        from aplens.mae.pretrained import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @staticmethod
+    def from_pretrained(
+        name_or_folder: str | os.PathLike[str], *, revision: str | None = None
+    ) -> APMAE:
+        """Load an AP-MAE: bundled with aplens, from a folder, or from the Hugging Face hub.
+
+        Args:
+            name_or_folder: A name out of `list_pretrained()`, a folder that `save_pretrained`
+                wrote, or a hub id such as "user/my-ap-mae".
+            revision: Branch, tag or commit on the hub.
+
+        Returns:
+            The model in float32 on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: When there is no such AP-MAE, or it is damaged, or another kind of
+                model. The message says what is missing, unexpected or of the wrong shape.
+        """
+        from aplens.mae.pretrained import load_pretrained
+
+        return load_pretrained(name_or_folder, revision=revision)
+
+    def _read_patterns(
+        self, patterns: Patterns
+    ) -> tuple[Float[Tensor, "pattern query key"], tuple[int, ...]]:
+        """One leading dimension for all patterns, on the model's device; and what it was before."""
+        values = patterns.values if isinstance(patterns, AttentionPatterns) else patterns
+        if (
+            not isinstance(values, Tensor)
+            or values.ndim < 2
+            or values.shape[-1] != values.shape[-2]
+        ):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                "expected AttentionPatterns or a tensor (..., query, key) with query = key, "
+                f"got {got}"
+            )
+        n_tokens = values.shape[-1]
+        if n_tokens > self.config.n_ctx:
+            raise ValueError(
+                f"patterns of {n_tokens} tokens are too long: this AP-MAE takes up to "
+                f"{self.config.n_ctx}; crop the prompts, or use an AP-MAE of a longer context"
+            )
+        leading = tuple(values.shape[:-2])
+        n_patterns = math.prod(leading)
+        return values.to(self.device).reshape(n_patterns, n_tokens, n_tokens), leading
+
+    def _check_patches(self, scaled: Tensor) -> tuple[int, int]:
+        """Patterns and patches, when the shape is one that `PatchGrid.patchify` makes."""
+        possible = [rows * (rows + 1) // 2 for rows in range(1, self.grid.n_rows + 1)]
+        if (
+            scaled.ndim != 3
+            or scaled.shape[1] not in possible
+            or scaled.shape[2] != self.grid.n_pixels
+        ):
+            raise ValueError(
+                f"expected (pattern, patch, {self.grid.n_pixels} pixels) with a number of patches "
+                f"among {possible}, got {tuple(scaled.shape)}"
+            )
+        return scaled.shape[0], scaled.shape[1]
+
+
+def _read_pool(pool: Pool | Sequence[Pool]) -> tuple[Pool, ...]:
+    pools: tuple[Pool, ...] = (pool,) if isinstance(pool, str) else tuple(pool)
+    unknown = [name for name in pools if name not in get_args(Pool)]
+    if unknown or not pools:
+        raise ValueError(f"pool must be one or more of {list(get_args(Pool))}, got {pool!r}")
+    return pools
+
+
+def _check_mask(mask: Tensor, shape: tuple[int, int]) -> None:
+    if tuple(mask.shape) != shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"expected a boolean mask of shape {shape}, got {mask.dtype} of {tuple(mask.shape)}"
+        )
+    hidden = mask.sum(dim=1)
+    if mask.numel() and not 1 <= hidden.min() == hidden.max() < shape[1]:
+        raise ValueError(
+            "a mask must hide the same number of patches in every pattern, at least one and not "
+            f"all {shape[1]}: got between {int(hidden.min())} and {int(hidden.max())}"
+        )

@@ -1,0 +1,158 @@
+"""AP-MAEs on disk, bundled with aplens, or on the hub: `config.json` and `model.safetensors`.
+
+No pickle is ever written or read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from aplens._io import atomic_write, read_json, write_json
+from aplens.mae.config import APMAEConfig
+from aplens.mae.model import APMAE
+
+MODEL_TYPE = "aplens_apmae"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_BUNDLED = Path(__file__).parent / "weights"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or of another kind of model."""
+
+
+def list_pretrained() -> list[str]:
+    """Names of the AP-MAEs that come with aplens."""
+    return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{CONFIG_FILE}"))
+
+
+def save_pretrained(mae: APMAE, folder: str | os.PathLike[str]) -> None:
+    """Write an AP-MAE's configuration and weights into a folder, made when missing."""
+    folder = Path(folder)
+    weights = {name: value.contiguous().cpu() for name, value in mae.state_dict().items()}
+    with atomic_write(folder / WEIGHTS_FILE) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    write_json(
+        folder / CONFIG_FILE,
+        {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **mae.config.to_dict()},
+    )
+
+
+def load_pretrained(
+    name_or_folder: str | os.PathLike[str], *, revision: str | None = None
+) -> APMAE:
+    """Load an AP-MAE; `APMAE.from_pretrained` says how.
+
+    Raises:
+        CheckpointError: When there is no such AP-MAE, or it is damaged, or of another kind.
+    """
+    folder = _find(name_or_folder, revision)
+    mae = APMAE(_load_config(folder / CONFIG_FILE))
+    load_weights(mae, read_tensors(folder / WEIGHTS_FILE), source=folder / WEIGHTS_FILE)
+    return mae.eval()
+
+
+def load_weights(mae: APMAE, weights: Mapping[str, Tensor], source: object) -> None:
+    """Copy weights into an AP-MAE once it is sure that they fit.
+
+    Args:
+        mae: The AP-MAE to fill.
+        weights: By the names of `mae.state_dict()`, in any floating-point format.
+        source: Where they come from, for the error.
+
+    Raises:
+        CheckpointError: When names are missing or unexpected, shapes differ, or a weight is not
+            finite.
+    """
+    expected = mae.state_dict()
+    problems = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - expected.keys()),
+        "of the wrong shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(expected[name].shape)}"
+            for name in sorted(expected.keys() & weights.keys())
+            if weights[name].shape != expected[name].shape
+        ],
+        "not finite": sorted(
+            name for name, value in weights.items() if not torch.isfinite(value).all()
+        ),
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {', '.join(it)}" for what, it in problems.items() if it)
+        raise CheckpointError(f"{source} does not fit its configuration; {listed}")
+    mae.load_state_dict(dict(weights))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: When there is no such file, or it is damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _find(name_or_folder: str | os.PathLike[str], revision: str | None) -> Path:
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        return folder
+    name = os.fspath(name_or_folder)
+    if name in list_pretrained():
+        return _BUNDLED / name
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _download(name, revision)
+    bundled = ", ".join(list_pretrained()) or "none in this version"
+    raise CheckpointError(
+        f"there is no AP-MAE {name!r}: no such folder, nor a hub id such as 'user/name', and not "
+        f"bundled with aplens (bundled: {bundled})"
+    )
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            hub_id, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(
+            f"there is no folder {hub_id!r}, and the Hugging Face hub did not provide it: {error}"
+        ) from error
+    return Path(folder)
+
+
+def _load_config(path: Path) -> APMAEConfig:
+    try:
+        values = read_json(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    model_type = values.pop("model_type", None) if isinstance(values, dict) else None
+    if model_type != MODEL_TYPE:
+        raise CheckpointError(f"{path}: expected model_type {MODEL_TYPE!r}, got {model_type!r}")
+    version = values.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: this aplens reads format_version {FORMAT_VERSION}, got {version!r}"
+        )
+    try:
+        return APMAEConfig.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error

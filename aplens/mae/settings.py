@@ -1,0 +1,136 @@
+"""How an AP-MAE is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How to train. The defaults are the paper's recipe (METHOD item 6) at a modest budget.
+
+    Attributes:
+        patterns: Budget: patterns to train on, each use of a pattern counted.
+        max_seconds: Stop after this time even if patterns are left; the schedule follows whichever
+            runs out first. Counted from the first step, the model's passes included. Where it stops
+            depends on the machine, so the result cannot be reproduced to the bit. None: no limit.
+        batch_size: Patterns an optimizer step.
+        learning_rate: Peak learning rate; None: 1.5e-4 × batch_size / 50, as in the paper.
+        warmup: Share of the budget over which the learning rate rises; then it falls as a cosine.
+        weight_decay: Of the weight matrices; biases, norms, positions and tokens have none.
+        betas: AdamW's.
+        max_gradient_norm: Gradients are clipped to this norm, with the loss counted in units of the
+            patterns' variance.
+        prompts_per_round: Prompts whose patterns are held and shuffled at a time.
+        passes: Times that a round's patterns are used, under other masks each time. More than one
+            pays when the model is slower than the AP-MAE.
+        heads_fraction: Share of each layer's heads that a round looks at (the paper: 0.25).
+        model_batch_size: Prompts a forward pass of the model.
+        validation_prompts: Held-out prompts used, at most.
+        validation_patterns: Patterns used, spread over those prompts.
+        validations: How often to validate, spread evenly over the budget.
+        checkpoint_seconds: Time between checkpoints.
+        precision: "auto" (what the device is good at), "float32" or "bfloat16".
+        seed: Of weights, prompts, heads, order and masks.
+    """
+
+    patterns: int = 100_000
+    max_seconds: float | None = None
+    batch_size: int = 64
+    learning_rate: float | None = None
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_gradient_norm: float = 1.0
+    prompts_per_round: int = 8
+    passes: int = 1
+    heads_fraction: float = 1.0
+    model_batch_size: int = 4
+    validation_prompts: int = 16
+    validation_patterns: int = 512
+    validations: int = 10
+    checkpoint_seconds: float = 60.0
+    precision: Precision = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot train.
+
+        Raises:
+            ValueError: When a value is out of range.
+        """
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("max_seconds", "learning_rate", "max_gradient_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("weight_decay", "checkpoint_seconds", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup}")
+        if not 0 < self.heads_fraction <= 1:
+            raise ValueError(f"heads_fraction must lie in (0, 1], got {self.heads_fraction}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision must be one of {list(get_args(Precision))}, got {self.precision!r}"
+            )
+
+    @classmethod
+    def small(cls, **changes: Any) -> TrainingSettings:
+        """What trains `APMAEConfig.small()` best in a minute or two on a CPU.
+
+        Args:
+            changes: Fields to set otherwise.
+        """
+        quick: dict[str, Any] = {
+            "patterns": 40_000,
+            "batch_size": 32,
+            "learning_rate": 2e-3,
+            "warmup": 0.08,
+            "prompts_per_round": 4,
+            "passes": 2,
+            "validation_patterns": 256,
+            "validation_prompts": 4,
+            "validations": 4,
+        }
+        return cls(**{**quick, **changes})
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate at the end of the warm-up."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.5e-4 * self.batch_size / 50
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """`precision` as torch names it; None leaves it to the device."""
+        return None if self.precision == "auto" else getattr(torch, self.precision)
+
+    def learning_rate_at(self, fraction: float) -> float:
+        """The learning rate at this share of the budget: a linear warm-up, then a cosine."""
+        if fraction < self.warmup:
+            return self.peak_learning_rate * fraction / self.warmup
+        rest = min((fraction - self.warmup) / (1 - self.warmup), 1.0)
+        return self.peak_learning_rate * (1 + math.cos(math.pi * rest)) / 2
+
+
+_COUNTS = (
+    "patterns",
+    "batch_size",
+    "prompts_per_round",
+    "passes",
+    "model_batch_size",
+    "validation_prompts",
+    "validation_patterns",
+    "validations",
+)

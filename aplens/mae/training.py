@@ -1,0 +1,443 @@
+"""Training an AP-MAE on the patterns of a live model (METHOD item 6)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn, optim
+
+from aplens._io import write_json
+from aplens.mae.additive import additive_fit
+from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
+from aplens.mae.config import APMAEConfig
+from aplens.mae.masking import random_masks
+from aplens.mae.model import APMAE
+from aplens.mae.rounds import PatternRounds, sample_patches, seeded
+from aplens.mae.settings import TrainingSettings
+from aplens.models import describe_model
+from aplens.patterns import PatchGrid
+
+if TYPE_CHECKING:
+    from aplens.scenarios import Scenarios
+
+Prompts: TypeAlias = "Int[Tensor, 'prompt pos'] | Scenarios"
+
+HISTORY_FILE = "history.json"
+_BATCH = 64  # patterns at once where nothing is learned
+
+# What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0 and 1.
+_SHUFFLE, _MASKS, _VALIDATION = 2, 3, 4
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far training is.
+
+    Attributes:
+        patterns: Patterns trained on.
+        total: The budget in patterns; with `max_seconds` time may run out before.
+        patterns_per_second: Average so far, the model's own forward passes included.
+        seconds_left: Estimated time to the end, None before the first step.
+        loss: Mean squared error on masked training patches since the last validation, None before
+            the first step.
+        validation_ratio: Error on held-out patterns as a ratio to the mean patch's error.
+    """
+
+    patterns: int
+    total: int
+    patterns_per_second: float
+    seconds_left: float | None
+    loss: float | None
+    validation_ratio: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained AP-MAE, and what it reaches on held-out patterns.
+
+    Errors are mean squared errors over masked patches, in log-normalized units.
+
+    Attributes:
+        mae: The AP-MAE, in evaluation mode.
+        folder: Where it was saved; `APMAE.from_pretrained` loads it.
+        validation_mse: Its error.
+        mean_patch_mse: Error of predicting the mean patch of each position.
+        additive_mse: Error of the additive fit.
+        patterns: Patterns trained on.
+        seconds: Time it took, all runs together.
+        history: One entry a validation.
+    """
+
+    mae: APMAE
+    folder: Path
+    validation_mse: float
+    mean_patch_mse: float
+    additive_mse: float
+    patterns: int
+    seconds: float
+    history: list[HistoryEntry]
+
+    @property
+    def validation_ratio(self) -> float:
+        """Its error as a ratio to the mean patch's: below `additive_ratio` it learned something."""
+        return self.validation_mse / self.mean_patch_mse
+
+    @property
+    def additive_ratio(self) -> float:
+        """The additive fit's error as a ratio to the mean patch's."""
+        return self.additive_mse / self.mean_patch_mse
+
+
+def train_apmae(
+    model: Any,
+    prompts: Prompts,
+    config: APMAEConfig,
+    folder: str | os.PathLike[str],
+    *,
+    validation: Prompts,
+    settings: TrainingSettings | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
+) -> TrainingResult:
+    """Train an AP-MAE on a model's attention patterns, without storing any.
+
+    Where `folder` holds an unfinished run of the same configuration, settings and data, it goes on;
+    on a CPU it then ends with the same weights, bit for bit, as a run that was never interrupted
+    (but for `max_seconds`). A finished run is loaded.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; the AP-MAE trains on its device.
+        prompts: Token ids, or scenarios, of one length up to `config.n_ctx`.
+        config: The AP-MAE to train.
+        folder: For checkpoints, `history.json` and, as `save_pretrained` writes them, the weights.
+        validation: Held-out prompts of the same length: of scenarios, from other files.
+        settings: Recipe and budget (default: `TrainingSettings()`).
+        progress: Called once before the first step and after every step.
+
+    Raises:
+        ValueError: When prompts are empty or too long, or appear in training and validation.
+        CheckpointError: When `folder` holds another run, or a damaged checkpoint.
+        TrainingError: When the loss or a gradient is not finite; the last checkpoint is kept.
+    """
+    settings = settings or TrainingSettings()
+    tokens = _read_prompts(prompts, "prompts", config)
+    held_out = _read_prompts(validation, "validation", config)
+    _refuse_overlap(prompts, tokens, validation, held_out)
+    run = _Run(model, tokens, held_out, config, Path(folder), settings)
+    return run.train(progress or (lambda _: None))
+
+
+class _Run:
+    """One training run: everything that stays the same, and the state that moves."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: Int[Tensor, "prompt pos"],
+        held_out: Int[Tensor, "prompt pos"],
+        config: APMAEConfig,
+        folder: Path,
+        settings: TrainingSettings,
+    ) -> None:
+        info = describe_model(model)
+        self.folder = folder
+        self.settings = settings
+        self.identity = _identify(model, tokens, held_out, config, settings)
+        self.mae = APMAE(config, settings.seed).to(info.device)
+        self.optimizer = _make_optimizer(self.mae, settings)
+        self.rounds = PatternRounds(
+            model,
+            tokens,
+            self.mae.grid,
+            prompts_per_round=settings.prompts_per_round,
+            heads_fraction=settings.heads_fraction,
+            batch_size=settings.model_batch_size,
+            seed=settings.seed,
+        )
+        self.validation = _Validation(model, held_out, self.mae.grid, config.mask_ratio, settings)
+        loaded = load_checkpoint(folder, self.mae, self.optimizer, self.identity)
+        self.state = loaded or self._start()
+        self.clock = _Clock(self.state.seconds)
+
+    def _start(self) -> TrainingState:
+        """Measure what does not change: the mean patch of every position, and the baselines."""
+        patches = self.rounds.patches(0)
+        k = patches.shape[1]
+        mean = torch.zeros(self.mae.grid.n_patches, self.mae.grid.n_pixels, device=patches.device)
+        mean[:k] = patches.mean(dim=0, dtype=torch.float32)
+        if self.mae.mean_patches is not None:
+            self.mae.mean_patches.copy_(mean)
+        squared = sum(float((part - mean[:k]).square().sum()) for part in patches.split(_BATCH))
+        return TrainingState(
+            # No patterns vary so little that dividing by this could overflow.
+            variance=max(squared / patches.numel(), 1e-9),
+            mean_patch_mse=self.validation.error_of(lambda part, mask: mean[:k].expand_as(part)),
+            additive_mse=self.validation.error_of(
+                lambda part, mask: additive_fit(part, mask, mean, self.mae.grid)
+            ),
+        )
+
+    def train(self, progress: Callable[[TrainingProgress], None]) -> TrainingResult:
+        """Train to the end of the budget."""
+        state, settings = self.state, self.settings
+        if not state.history:
+            self._validate()
+            self._save()
+        progress(self._progress())
+        while self.fraction < 1:
+            batches = self._batches(len(self.rounds.patches(state.round)))
+            while state.batch < len(batches) and self.fraction < 1:
+                self._step(self.rounds.patches(state.round)[batches[state.batch]].float())
+                state.batch += 1
+                state.seconds = self.clock.seconds
+                if self.fraction * settings.validations >= len(state.history):
+                    self._validate()
+                if self.clock.since_saving >= settings.checkpoint_seconds:
+                    self._save()
+                progress(self._progress())
+            if state.batch == len(batches):
+                state.round, state.batch = state.round + 1, 0
+        self._save()
+        return self._result()
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget that is used."""
+        used = self.state.patterns / self.settings.patterns
+        if self.settings.max_seconds is not None:
+            used = max(used, self.state.seconds / self.settings.max_seconds)
+        return min(used, 1.0)
+
+    def _batches(self, n_patterns: int) -> list[Int[Tensor, " pattern"]]:
+        """The round's batches: every pattern once a pass, in batches of about equal size."""
+        generator = seeded(self.settings.seed, _SHUFFLE, self.state.round)
+        n_batches = max(1, round(n_patterns / self.settings.batch_size))
+        return [
+            batch
+            for _ in range(self.settings.passes)
+            for batch in torch.randperm(n_patterns, generator=generator).tensor_split(n_batches)
+        ]
+
+    def _step(self, patches: Float[Tensor, "pattern patch pixel"]) -> None:
+        state, settings = self.state, self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(self.fraction)
+        masks = seeded(settings.seed, _MASKS, state.step)
+        loss = self.mae(patches, generator=masks, precision=settings.dtype).loss
+        self.optimizer.zero_grad()
+        (loss / state.variance).backward()
+        norm = nn.utils.clip_grad_norm_(self.mae.parameters(), settings.max_gradient_norm)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise TrainingError(
+                f"loss {loss.item()}, gradient norm {norm.item()} at step {state.step}: a smaller "
+                f"learning rate may help (it was {settings.learning_rate_at(self.fraction):.2e}); "
+                f"the last checkpoint in {self.folder} is kept"
+            )
+        self.optimizer.step()
+        state.step += 1
+        state.patterns += len(patches)
+        state.loss_sum += loss.item()
+        state.loss_count += 1
+
+    def _validate(self) -> None:
+        state, settings = self.state, self.settings
+        mse = self.validation.error_of(
+            lambda part, mask: self.mae.fill_in(part, mask, precision=settings.dtype)
+        )
+        state.history.append(
+            {
+                "patterns": state.patterns,
+                "seconds": round(state.seconds, 3),
+                "learning_rate": settings.learning_rate_at(self.fraction),
+                "loss": _mean_loss(state),
+                "validation_mse": mse,
+                "validation_ratio": mse / state.mean_patch_mse,
+            }
+        )
+        state.loss_sum, state.loss_count = 0.0, 0
+
+    def _save(self) -> None:
+        self.clock.last_saved = time.monotonic()
+        save_checkpoint(self.folder, self.mae, self.optimizer, self.state, self.identity)
+        self.mae.save_pretrained(self.folder)
+        write_json(
+            self.folder / HISTORY_FILE,
+            {
+                "mean_patch_mse": self.state.mean_patch_mse,
+                "additive_mse": self.state.additive_mse,
+                "history": self.state.history,
+            },
+        )
+
+    def _progress(self) -> TrainingProgress:
+        state, fraction = self.state, self.fraction
+        return TrainingProgress(
+            patterns=state.patterns,
+            total=self.settings.patterns,
+            patterns_per_second=state.patterns / state.seconds if state.seconds else 0.0,
+            seconds_left=state.seconds * (1 - fraction) / fraction if fraction else None,
+            loss=_mean_loss(state) if state.loss_count else state.history[-1]["loss"],
+            validation_ratio=state.history[-1]["validation_ratio"],
+        )
+
+    def _result(self) -> TrainingResult:
+        state = self.state
+        return TrainingResult(
+            mae=self.mae.eval(),
+            folder=self.folder,
+            validation_mse=state.history[-1]["validation_mse"],
+            mean_patch_mse=state.mean_patch_mse,
+            additive_mse=state.additive_mse,
+            patterns=state.patterns,
+            seconds=state.seconds,
+            history=state.history,
+        )
+
+
+class _Validation:
+    """The same held-out patterns under the same masks, whatever predicts them."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: Int[Tensor, "prompt pos"],
+        grid: PatchGrid,
+        mask_ratio: float,
+        settings: TrainingSettings,
+    ) -> None:
+        self.model, self.tokens, self.grid = model, tokens, grid
+        self.mask_ratio, self.settings = mask_ratio, settings
+
+    @cached_property
+    def _sample(
+        self,
+    ) -> tuple[Float[Tensor, "pattern patch pixel"], Bool[Tensor, "pattern patch"]]:
+        # Collected when first needed: a finished run that is only loaded needs no forward pass.
+        settings = self.settings
+        generator = seeded(settings.seed, _VALIDATION)
+        chosen = torch.randperm(len(self.tokens), generator=generator)
+        patches = sample_patches(
+            self.model,
+            self.tokens[chosen[: settings.validation_prompts]],
+            self.grid,
+            settings.validation_patterns,
+            batch_size=settings.model_batch_size,
+            generator=generator,
+        )
+        mask = random_masks(len(patches), patches.shape[1], self.mask_ratio, generator)
+        return patches, mask.to(patches.device)
+
+    @torch.no_grad()
+    def error_of(self, predict: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """Mean squared error over masked patches of `predict(patches, mask) -> patches`."""
+        patches, mask = self._sample
+        squared, count = 0.0, 0
+        for part, part_mask in zip(patches.split(_BATCH), mask.split(_BATCH), strict=True):
+            wrong = (predict(part.float(), part_mask) - part.float())[part_mask]
+            squared += wrong.square().sum().item()
+            count += wrong.numel()
+        return squared / count
+
+
+class _Clock:
+    """Seconds of all runs together, and since the last checkpoint."""
+
+    def __init__(self, before: float) -> None:
+        self.last_saved = time.monotonic()
+        self._started = self.last_saved - before
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def since_saving(self) -> float:
+        return time.monotonic() - self.last_saved
+
+
+def _make_optimizer(mae: APMAE, settings: TrainingSettings) -> optim.Optimizer:
+    matrices = [parameter for parameter in mae.parameters() if parameter.ndim == 2]
+    others = [parameter for parameter in mae.parameters() if parameter.ndim != 2]
+    return optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        betas=settings.betas,
+    )
+
+
+def _mean_loss(state: TrainingState) -> float | None:
+    return state.loss_sum / state.loss_count if state.loss_count else None
+
+
+def _read_prompts(prompts: Prompts, name: str, config: APMAEConfig) -> Int[Tensor, "prompt pos"]:
+    tokens = prompts if isinstance(prompts, Tensor) else prompts.tokens()
+    if tokens.ndim != 2 or not len(tokens):
+        raise ValueError(
+            f"{name}: expected tokens (prompt, pos), not empty, got {tuple(tokens.shape)}"
+        )
+    if not config.patch_size < tokens.shape[1] <= config.n_ctx:
+        raise ValueError(
+            f"{name}: prompts must be longer than a patch ({config.patch_size} tokens) and at most "
+            f"n_ctx = {config.n_ctx}, got {tokens.shape[1]} tokens"
+        )
+    return tokens
+
+
+def _refuse_overlap(
+    prompts: Prompts, tokens: Tensor, validation: Prompts, held_out: Tensor
+) -> None:
+    if not isinstance(prompts, Tensor) and not isinstance(validation, Tensor):
+        shared = sorted(set(prompts.files) & set(validation.files))
+        if shared:
+            raise ValueError(
+                f"{len(shared)} source files are in prompts and in validation, such as "
+                f"{shared[0]}: split by file (Scenarios.split)"
+            )
+    seen = {tuple(prompt) for prompt in tokens.tolist()}
+    repeated = sum(tuple(prompt) in seen for prompt in held_out.tolist())
+    if repeated:
+        raise ValueError(f"{repeated} of {len(held_out)} validation prompts are training prompts")
+
+
+def _identify(
+    model: Any,
+    tokens: Tensor,
+    held_out: Tensor,
+    config: APMAEConfig,
+    settings: TrainingSettings,
+) -> dict[str, Any]:
+    """What a run must have in common with a checkpoint that it goes on from."""
+    info = describe_model(model)
+    recipe = asdict(settings)
+    del recipe["checkpoint_seconds"]  # the one setting that changes nothing in the result
+    return {
+        "config": config.to_dict(),
+        "settings": recipe,
+        "model": {
+            "name": info.name,
+            "n_layers": info.n_layers,
+            "n_heads": info.n_heads,
+            "d_head": info.d_head,
+        },
+        "prompts": _hash_tokens(tokens),
+        "validation": _hash_tokens(held_out),
+    }
+
+
+def _hash_tokens(tokens: Tensor) -> str:
+    content = tokens.cpu().to(torch.int64).contiguous().numpy().tobytes()
+    return hashlib.sha256(str(tuple(tokens.shape)).encode() + content).hexdigest()[:16]

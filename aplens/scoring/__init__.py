@@ -1,0 +1,27 @@
+"""Scoring heads: observations, clusters, the correctness predictor with its baselines, rankings."""
+
+from aplens.scoring.attribution import HeadAttributions, attribute_heads
+from aplens.scoring.clusters import HeadClusters
+from aplens.scoring.evaluation import evaluate_holdout, evaluate_predictors, split_by_file
+from aplens.scoring.observations import Observations
+from aplens.scoring.observing import observe
+from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
+from aplens.scoring.scorer import HeadScorer, rank_heads
+from aplens.scoring.statistics import STATISTICS, pattern_statistics
+
+__all__ = [
+    "FEATURE_SETS",
+    "STATISTICS",
+    "CorrectnessPredictor",
+    "HeadAttributions",
+    "HeadClusters",
+    "HeadScorer",
+    "Observations",
+    "attribute_heads",
+    "evaluate_holdout",
+    "evaluate_predictors",
+    "observe",
+    "pattern_statistics",
+    "rank_heads",
+    "split_by_file",
+]

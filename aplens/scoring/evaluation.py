@@ -1,0 +1,213 @@
+"""How well each feature set predicts correctness on files it has not seen, beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from aplens.scoring.intervals import FileBootstrap
+from aplens.scoring.observations import Observations
+from aplens.scoring.observing import Progress
+from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor, incorrect_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def evaluate_predictors(
+    observations: Observations,
+    *,
+    features: Sequence[str] = FEATURE_SETS,
+    n_folds: int = 5,
+    by_task: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Cross-validate predictors of correctness, grouped by source file.
+
+    Everything that is fitted, clusters included, is fitted on the training folds alone. An AUC
+    compares only scenarios of one fold, since the predictors of two folds differ in level.
+    Intervals (95 %) resample source files, the same draws for every feature set.
+
+    Args:
+        observations: What to predict; source files are its groups.
+        features: Feature sets, as `CorrectnessPredictor` takes them.
+        n_folds: Folds; no file is in two.
+        by_task: One row a task as well, on the same predictions. For a predictor of one task alone
+            (the paper has one a task) pass that task's observations.
+        seed: Decides the folds, the resamples and the predictors.
+        progress: Called with (predictors fitted, predictors in all).
+        settings: Handed to every `CorrectnessPredictor`.
+
+    Returns:
+        One row a feature set (and task): `features`, `task` ("all" for all together),
+        `n_scenarios`, `n_files`, and `auc` and `accuracy`, each with `_low` and `_high`. An AUC is
+        NaN where a task has only one outcome.
+
+    Raises:
+        ValueError: When there is only one outcome, fewer files than folds, or NaN.
+    """
+    folds = assign_folds(observations, n_folds, seed)
+    scores = {}
+    for number, name in enumerate(features):
+        probability = np.empty(len(observations))
+        for fold in range(n_folds):
+            held_out = folds == fold
+            predictor = CorrectnessPredictor(name, seed=seed, **settings)
+            predictor.fit(observations.select(~held_out))
+            chosen = observations.select(held_out)
+            probability[held_out] = predictor.predict_proba(chosen)[:, 1]
+            if progress is not None:
+                progress(number * n_folds + fold + 1, len(features) * n_folds)
+        scores[name] = probability
+    return score_table(observations, scores, folds=folds, by_task=by_task, seed=seed)
+
+
+def evaluate_holdout(
+    train: Observations,
+    test: Observations,
+    *,
+    features: Sequence[str] = FEATURE_SETS,
+    by_task: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Fit on one set of source files and judge on another.
+
+    Args:
+        train: What to fit on.
+        test: What to predict.
+        features: As for `evaluate_predictors`.
+        by_task: As for `evaluate_predictors`.
+        seed: As for `evaluate_predictors`.
+        progress: As for `evaluate_predictors`.
+        settings: As for `evaluate_predictors`.
+
+    Returns:
+        As `evaluate_predictors`.
+
+    Raises:
+        ValueError: When a file is on both sides, or either side has only one outcome.
+    """
+    require_disjoint_files(train.files, test.files)
+    scores = {}
+    for number, name in enumerate(features):
+        predictor = CorrectnessPredictor(name, seed=seed, **settings).fit(train)
+        scores[name] = predictor.predict_proba(test)[:, 1]
+        if progress is not None:
+            progress(number + 1, len(features))
+    return score_table(test, scores, by_task=by_task, seed=seed)
+
+
+def assign_folds(
+    observations: Observations, n_folds: int, seed: int
+) -> Int[np.ndarray, " scenario"]:
+    """Number each scenario's fold: whole files, outcomes as even as files allow.
+
+    Raises:
+        ValueError: When there is only one outcome, or fewer files than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    incorrect = incorrect_labels(observations)
+    n_files = len(set(observations.files))
+    if not 2 <= n_folds <= n_files:
+        raise ValueError(
+            f"n_folds must be between 2 and the number of source files, {n_files}; got {n_folds}"
+        )
+    if min(incorrect.sum(), (~incorrect).sum()) < n_folds:
+        raise ValueError(
+            f"{n_folds} folds need {n_folds} scenarios of either outcome, got "
+            f"{incorrect.sum()} incorrect and {(~incorrect).sum()} correct"
+        )
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    folds = np.empty(len(observations), dtype=np.int64)
+    for fold, (_, held_out) in enumerate(splitter.split(incorrect, incorrect, observations.files)):
+        folds[held_out] = fold
+    return folds
+
+
+def split_by_file(
+    observations: Observations, test_fraction: float, seed: int
+) -> tuple[Observations, Observations]:
+    """Divide into training and test observations, whole source files on one side.
+
+    Raises:
+        ValueError: When the fraction is not between 0 and 1, or there are fewer than two files.
+    """
+    from sklearn.model_selection import GroupShuffleSplit
+
+    files = observations.files
+    check_split(files, test_fraction)
+    splitter = GroupShuffleSplit(1, test_size=test_fraction, random_state=seed)
+    train, test = next(splitter.split(files, groups=files))
+    return observations.select(train), observations.select(test)
+
+
+def check_split(files: Sequence[str], test_fraction: float) -> None:
+    """Refuse what `split_by_file` cannot divide, before work is done.
+
+    Raises:
+        ValueError: When the fraction is not between 0 and 1, or there are fewer than two files.
+    """
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}")
+    if len(set(files)) < 2:
+        raise ValueError(f"a split by source file needs 2 files or more, got {len(set(files))}")
+
+
+def require_disjoint_files(train: Sequence[str], test: Sequence[str]) -> None:
+    """Refuse a test that shares source files with the training side."""
+    shared = sorted(set(train) & set(test))
+    if shared:
+        raise ValueError(
+            f"{len(shared)} source files are in both training and test, such as {shared[0]!r}: "
+            "split by file"
+        )
+
+
+def score_table(
+    observations: Observations,
+    scores: dict[str, Float[np.ndarray, " scenario"]],
+    *,
+    folds: Int[np.ndarray, " scenario"] | None = None,
+    by_task: bool = False,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """AUC and accuracy of probabilities of *incorrect*, with intervals over source files.
+
+    Columns as `evaluate_predictors`. `folds` says which scenarios one predictor scored.
+
+    Raises:
+        ValueError: When there is only one outcome, or a score is not finite.
+    """
+    import pandas as pd
+
+    incorrect = incorrect_labels(observations)
+    folds = np.zeros(len(observations), dtype=np.int64) if folds is None else folds
+    tasks = observations.table["task"].to_numpy()
+    groups = {"all": np.ones(len(tasks), dtype=bool)}
+    if by_task:
+        groups |= {task: tasks == task for task in sorted(set(tasks))}
+    rows = []
+    for task, chosen in groups.items():
+        files = [file for file, keep in zip(observations.files, chosen, strict=True) if keep]
+        bootstrap = FileBootstrap(files, seed=seed)
+        for name, probability in scores.items():
+            if not np.isfinite(probability).all():
+                raise ValueError(f"the scores of {name!r} contain NaN or infinity")
+            hits = (probability > 0.5) == incorrect
+            area = bootstrap.auc(probability[chosen], incorrect[chosen], folds[chosen])
+            accuracy = bootstrap.mean(hits[chosen].astype(float))
+            row: dict[str, Any] = {"features": name, "task": task}
+            row |= {"n_scenarios": len(files), "n_files": len(set(files))}
+            row |= {"auc": area.value, "auc_low": area.low, "auc_high": area.high}
+            row |= {"accuracy": accuracy.value}
+            row |= {"accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
+            rows.append(row)
+    return pd.DataFrame(rows)

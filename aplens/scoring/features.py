@@ -1,0 +1,178 @@
+"""What a correctness predictor looks at: the paper's clusters, embeddings, and the baselines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from aplens.scoring.clusters import HeadClusters, check_embeddings, fit_pca, unit_rows
+from aplens.scoring.observations import Observations
+
+#: Directions kept of each head's embeddings; measured, 2 to 16 predict alike.
+N_COMPONENTS = 8
+
+
+class FeatureBlock(Protocol):
+    """One kind of feature as columns of numbers, fitted on training observations alone.
+
+    Attributes:
+        column_heads: Which head a column describes, by its place in `Observations.heads`; -1 where
+            it describes none.
+    """
+
+    column_heads: Int[np.ndarray, " column"]
+
+    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """Fit on these observations, and describe them."""
+
+    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """Describe observations that may be new."""
+
+
+class MajorityFeatures:
+    """No column at all: what a predictor can still learn is how often the model is wrong."""
+
+    column_heads = np.empty(0, dtype=int)
+
+    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario 0"]:
+        """See `FeatureBlock`."""
+        return self.transform(observations)
+
+    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario 0"]:
+        """See `FeatureBlock`."""
+        return np.empty((len(observations), 0))
+
+
+class TaskFeatures:
+    """One column a task, 1 where a scenario is of that task; a task that is new has none."""
+
+    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario task"]:
+        """See `FeatureBlock`."""
+        self._tasks = np.unique(_tasks_of(observations))
+        self.column_heads = np.full(len(self._tasks), -1)
+        return self.transform(observations)
+
+    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario task"]:
+        """See `FeatureBlock`."""
+        return (_tasks_of(observations)[:, None] == self._tasks).astype(float)
+
+
+class ConfidenceFeatures:
+    """How sure the model itself is: the probability of its prediction, and the entropy."""
+
+    column_heads = np.array([-1, -1])
+
+    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario 2"]:
+        """See `FeatureBlock`."""
+        return self.transform(observations)
+
+    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario 2"]:
+        """See `FeatureBlock`."""
+        return observations.table[["top_probability", "entropy"]].to_numpy(dtype=float)
+
+
+class StatisticsFeatures:
+    """The eight hand-made statistics of every head."""
+
+    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """See `FeatureBlock`."""
+        n_heads, n_statistics = observations.statistics.shape[1:]
+        self.column_heads = np.repeat(np.arange(n_heads), n_statistics)
+        return self.transform(observations)
+
+    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """See `FeatureBlock`."""
+        return observations.statistics.reshape(len(observations), -1).astype(float)
+
+
+class EmbeddingFeatures:
+    """Where each head's embedding lies along the directions in which it varies most (PCA)."""
+
+    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """See `FeatureBlock`."""
+        embeddings = observations.embeddings
+        check_embeddings(embeddings)
+        self._reducers = [
+            fit_pca(unit_rows(embeddings[:, head]), N_COMPONENTS)
+            for head in range(embeddings.shape[1])
+        ]
+        widths = [reducer.n_components_ for reducer in self._reducers]
+        self.column_heads = np.repeat(np.arange(len(widths)), widths)
+        return self.transform(observations)
+
+    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """See `FeatureBlock`."""
+        embeddings = observations.embeddings
+        check_embeddings(embeddings)
+        return np.concatenate(
+            [
+                reducer.transform(unit_rows(embeddings[:, head]))
+                for head, reducer in enumerate(self._reducers)
+            ],
+            axis=1,
+        )
+
+
+class ClusterFeatures:
+    """The category of each head's pattern, one column a category (METHOD item 9).
+
+    Columns of 0 and 1, not one categorical column a head: shap's TreeExplainer reads scikit-learn's
+    categorical splits as numerical ones, and its values are wrong without a warning. A head's SHAP
+    value is the sum over its columns, so all heads' values still add up to the prediction. A head
+    with a single category has no column.
+    """
+
+    def __init__(self, clusters: HeadClusters) -> None:
+        self._clusters = copy.copy(clusters)  # fitted here, the caller's stays as it is
+
+    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """See `FeatureBlock`."""
+        labels = self._clusters.fit(observations.embeddings).labels_
+        found = [np.unique(column) for column in labels.T]
+        self._categories = [one if len(one) > 1 else one[:0] for one in found]
+        widths = [len(categories) for categories in self._categories]
+        self.column_heads = np.repeat(np.arange(len(widths)), widths)
+        return self._encode(labels)
+
+    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """See `FeatureBlock`."""
+        return self._encode(self._clusters.predict(observations.embeddings))
+
+    def _encode(
+        self, labels: Int[np.ndarray, "scenario head"]
+    ) -> Float[np.ndarray, "scenario column"]:
+        return np.concatenate(
+            [labels[:, [head]] == categories for head, categories in enumerate(self._categories)],
+            axis=1,
+        ).astype(float)
+
+
+def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
+    """The blocks a name such as "embeddings+confidence" stands for.
+
+    Raises:
+        ValueError: When a part is unknown.
+    """
+    blocks: dict[str, Callable[[], FeatureBlock]] = {
+        "majority": MajorityFeatures,
+        "task": TaskFeatures,
+        "confidence": ConfidenceFeatures,
+        "statistics": StatisticsFeatures,
+        "embeddings": EmbeddingFeatures,
+        "clusters": lambda: ClusterFeatures(clusters),
+    }
+    parts = name.split("+")
+    unknown = [part for part in parts if part not in blocks]
+    if unknown:
+        raise ValueError(
+            f"features must be one of {list(blocks)}, or several joined by '+', got {name!r}"
+        )
+    return [blocks[part]() for part in parts]
+
+
+def _tasks_of(observations: Observations) -> np.ndarray:
+    return observations.table["task"].to_numpy(dtype=str)

@@ -1,0 +1,99 @@
+"""AUC and accuracy with bootstrap intervals that resample source files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+#: Resamples of a bootstrap interval, and the share of them inside it.
+N_RESAMPLES = 1000
+COVERAGE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A figure with its 95 % interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class FileBootstrap:
+    """Resamples of scenarios that draw whole source files, since a file's scenarios are alike.
+
+    Args:
+        files: Each scenario's source file.
+        n_resamples: How many resamples.
+        seed: Decides the draws; one seed gives every predictor the same resamples.
+
+    Attributes:
+        weights: `Float[ndarray, "resample scenario"]`, how often each scenario was drawn. The first
+            row is all ones: the sample itself.
+    """
+
+    def __init__(self, files: Sequence[str], n_resamples: int = N_RESAMPLES, seed: int = 0) -> None:
+        names, file = np.unique(np.asarray(files, dtype=str), return_inverse=True)
+        draws = np.random.default_rng(seed).multinomial(
+            len(names), np.full(len(names), 1 / len(names)), size=n_resamples
+        )
+        self.weights = np.vstack([np.ones(len(file)), draws[:, file]])
+
+    def auc(
+        self,
+        scores: Float[np.ndarray, " scenario"],
+        positive: Bool[np.ndarray, " scenario"],
+        folds: Int[np.ndarray, " scenario"] | None = None,
+    ) -> Estimate:
+        """The chance that a positive scenario scores above a negative one; ties count half.
+
+        Args:
+            scores: Higher means positive.
+            positive: The truth.
+            folds: Only scenarios of the same fold are compared: scores of predictors fitted on
+                different folds differ in level, which says nothing about how they rank.
+        """
+        folds = np.zeros(len(scores), dtype=np.int64) if folds is None else folds
+        concordant, pairs = np.zeros(len(self.weights)), np.zeros(len(self.weights))
+        for fold in np.unique(folds):
+            chosen = folds == fold
+            counts = _count_pairs(scores[chosen], positive[chosen], self.weights[:, chosen])
+            concordant += counts[0]
+            pairs += counts[1]
+        return _estimate(concordant, pairs)
+
+    def mean(self, values: Float[np.ndarray, " scenario"]) -> Estimate:
+        """The mean over scenarios, such as of hits for accuracy."""
+        return _estimate(self.weights @ values, self.weights.sum(axis=1))
+
+
+def _count_pairs(
+    scores: Float[np.ndarray, " scenario"],
+    positive: Bool[np.ndarray, " scenario"],
+    weights: Float[np.ndarray, "resample scenario"],
+) -> tuple[Float[np.ndarray, " resample"], Float[np.ndarray, " resample"]]:
+    """Positive-negative pairs in the right order, and all of them, in every resample at once."""
+    order = np.argsort(scores, kind="stable")
+    ties = np.flatnonzero(np.diff(scores[order], prepend=np.nan))  # where each new score starts
+    up = np.add.reduceat(weights[:, order] * positive[order], ties, axis=1)
+    down = np.add.reduceat(weights[:, order] * ~positive[order], ties, axis=1)
+    below = down.cumsum(axis=1) - down
+    return (up * (below + down / 2)).sum(axis=1), up.sum(axis=1) * down.sum(axis=1)
+
+
+def _estimate(
+    numerator: Float[np.ndarray, " resample"], denominator: Float[np.ndarray, " resample"]
+) -> Estimate:
+    """The sample's ratio and the middle 95 % of the resamples', where they are defined."""
+    defined = denominator > 0
+    if not defined[0]:
+        return Estimate(np.nan, np.nan, np.nan)
+    ratios = numerator[defined] / denominator[defined]
+    tail = (1 - COVERAGE) / 2
+    low, high = np.quantile(ratios[1:] if len(ratios) > 1 else ratios, [tail, 1 - tail])
+    return Estimate(float(ratios[0]), float(low), float(high))

@@ -1,0 +1,147 @@
+"""Predicting, from how the heads look, whether the model's prediction is correct."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from aplens.scoring.clusters import HeadClusters
+from aplens.scoring.features import make_features
+from aplens.scoring.logistic import fit_logistic
+from aplens.scoring.observations import Observations
+
+Classifier = Literal["boosting", "logistic"]
+
+#: The paper's predictor and its successor, between their baselines.
+FEATURE_SETS = (
+    "majority",
+    "task",
+    "confidence",
+    "statistics",
+    "clusters",
+    "embeddings",
+    "embeddings+confidence",
+)
+
+
+class CorrectnessPredictor:
+    """Predicts whether the model's next token is wrong (METHOD item 9).
+
+    *Incorrect* is the positive class, as in the paper: margins are its log-odds, and positive SHAP
+    values push toward it.
+
+    Args:
+        features: "clusters" (the paper: the category of each head's pattern), "embeddings" (8
+            directions a head), "statistics" (8 hand-made numbers a head), "confidence" (the
+            model's own), "task", "majority" (nothing), or several joined by "+".
+        classifier: "boosting": gradient-boosted trees, as the paper; the default for clusters.
+            "logistic": linear, its L2 penalty chosen by cross-validation over source files; the
+            default for everything else.
+        clusters: The settings of "clusters".
+        seed: Of the trees and of the inner folds.
+
+    Attributes:
+        classes_: What the columns of `predict_proba` stand for.
+
+    Raises:
+        ValueError: When `features` or `classifier` is unknown.
+    """
+
+    classes_ = ("correct", "incorrect")
+
+    def __init__(
+        self,
+        features: str = "clusters",
+        *,
+        classifier: Classifier | None = None,
+        clusters: HeadClusters | None = None,
+        seed: int = 0,
+    ) -> None:
+        if classifier is not None and classifier not in get_args(Classifier):
+            raise ValueError(
+                f"classifier must be one of {list(get_args(Classifier))}, got {classifier!r}"
+            )
+        self.features = features
+        self.classifier = classifier or ("boosting" if features == "clusters" else "logistic")
+        self.seed = seed
+        self._blocks = make_features(features, clusters or HeadClusters(seed=seed))
+
+    def fit(self, observations: Observations) -> CorrectnessPredictor:
+        """Fit on training observations; what the features need is fitted on them too.
+
+        Raises:
+            ValueError: When there is only one outcome, or a feature is not finite.
+        """
+        incorrect = incorrect_labels(observations)
+        parts = [block.fit_transform(observations) for block in self._blocks]
+        columns = self._join(parts)
+        widths = [1, *(part.shape[1] for part in parts)]
+        #: Which head each column describes, -1 for none.
+        self.column_heads_: Int[np.ndarray, " column"] = np.concatenate(
+            [[-1], *(block.column_heads for block in self._blocks)]
+        ).astype(int)
+        self.model_: Any = (
+            _fit_boosting(columns, incorrect, self.seed)
+            if self.classifier == "boosting"
+            else fit_logistic(columns, incorrect, observations.files, widths, self.seed)
+        )
+        return self
+
+    def columns(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """The features as the fitted model reads them."""
+        return self._join([block.transform(observations) for block in self._blocks])
+
+    def decision_function(self, observations: Observations) -> Float[np.ndarray, " scenario"]:
+        """Log-odds of *incorrect*."""
+        return self.model_.decision_function(self.columns(observations))
+
+    def predict_proba(self, observations: Observations) -> Float[np.ndarray, "scenario 2"]:
+        """Probabilities of *correct* and *incorrect*."""
+        incorrect = 1 / (1 + np.exp(-self.decision_function(observations)))
+        return np.stack([1 - incorrect, incorrect], axis=1)
+
+    def _join(
+        self, parts: list[Float[np.ndarray, "scenario column"]]
+    ) -> Float[np.ndarray, "scenario column"]:
+        # The constant column leaves features that say nothing a model to fit: its intercept.
+        columns = np.concatenate([np.zeros((len(parts[0]), 1)), *parts], axis=1)
+        if not np.isfinite(columns).all():
+            raise ValueError(f"features {self.features!r} contain NaN or infinity")
+        return columns
+
+
+def incorrect_labels(observations: Observations) -> Bool[np.ndarray, " scenario"]:
+    """Whether the model was wrong on each scenario.
+
+    Raises:
+        ValueError: When all outcomes are the same, or there is no scenario.
+    """
+    incorrect = ~observations.table["correct"].to_numpy(dtype=bool)
+    if len(set(incorrect)) < 2:
+        raise ValueError(
+            "predicting correctness needs correct and incorrect predictions, got "
+            f"{(~incorrect).sum()} correct and {incorrect.sum()} incorrect"
+        )
+    return incorrect
+
+
+def _fit_boosting(
+    columns: Float[np.ndarray, "scenario column"],
+    incorrect: Bool[np.ndarray, " scenario"],
+    seed: int,
+) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    # Shallow trees on a tenth of the columns each: hundreds of scenarios against a thousand columns
+    # otherwise let one lucky head hide all others. Two bins are all that 0 and 1 need.
+    return HistGradientBoostingClassifier(
+        learning_rate=0.05,
+        max_iter=100,
+        max_depth=3,
+        max_features=0.1,
+        max_bins=2 if ((columns == 0) | (columns == 1)).all() else 64,
+        early_stopping=False,
+        random_state=seed,
+    ).fit(columns, incorrect)

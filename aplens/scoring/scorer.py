@@ -1,0 +1,220 @@
+"""The road from a hooked model to ranked heads."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from aplens.heads import HeadRanking
+from aplens.scoring.attribution import HeadAttributions, attribute_heads
+from aplens.scoring.clusters import HeadClusters
+from aplens.scoring.evaluation import (
+    check_split,
+    evaluate_predictors,
+    require_disjoint_files,
+    split_by_file,
+)
+from aplens.scoring.intervals import FileBootstrap
+from aplens.scoring.observations import Observations
+from aplens.scoring.observing import Progress, observe
+from aplens.scoring.predictor import (
+    FEATURE_SETS,
+    Classifier,
+    CorrectnessPredictor,
+    incorrect_labels,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aplens.mae import APMAE
+    from aplens.scenarios import Scenarios
+
+#: Fewer scenarios than this cannot be split, clustered and ranked in any meaningful way.
+MIN_SCENARIOS = 40
+
+
+class HeadScorer:
+    """Ranks heads by what their patterns say about correctness (METHOD items 8 to 10).
+
+    Args:
+        mae: The AP-MAE that encodes patterns.
+        features: What the predictor looks at, as `CorrectnessPredictor` takes it.
+        classifier: As `CorrectnessPredictor` takes it.
+        clusters: As `CorrectnessPredictor` takes it.
+        seed: Of everything random.
+
+    Attributes:
+        predictor_: The fitted predictor.
+        confidence_: The baseline, fitted on the same scenarios: the model's own confidence.
+
+    Example:
+        >>> scorer = HeadScorer(mae)
+        >>> train, test = split_by_file(scorer.observe(model, scenarios), 0.4, seed=0)
+        >>> ranking = scorer.fit(train).rank(test)
+    """
+
+    def __init__(
+        self,
+        mae: APMAE,
+        *,
+        features: str = "clusters",
+        classifier: Classifier | None = None,
+        clusters: HeadClusters | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.mae = mae
+        self.features = features
+        self.seed = seed
+        self._settings: dict[str, Any] = {"classifier": classifier, "clusters": clusters}
+        self._new_predictor(features)  # refuses wrong settings before any work is done
+
+    def observe(
+        self,
+        model: Any,
+        scenarios: Scenarios,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        batch_size: int = 8,
+        progress: Progress | None = None,
+    ) -> Observations:
+        """Run the model on scenarios and encode its heads' patterns; see `observe`.
+
+        Args:
+            model: A HookedTransformer or TransformerBridge.
+            scenarios: Prompts of one length with their targets.
+            folder: Where observations are kept, so that an interrupted run goes on. None keeps them
+                in memory only.
+            batch_size: Prompts a forward pass.
+            progress: Called with (scenarios done, scenarios in all).
+        """
+        if folder is not None:
+            return observe(
+                model, scenarios, self.mae, folder, batch_size=batch_size, progress=progress
+            )
+        with tempfile.TemporaryDirectory(prefix="aplens-") as temporary:
+            return observe(
+                model, scenarios, self.mae, temporary, batch_size=batch_size, progress=progress
+            ).load()
+
+    def fit(self, observations: Observations) -> HeadScorer:
+        """Fit the predictor, and the confidence baseline, on training observations.
+
+        Raises:
+            ValueError: When there is only one outcome, or too few scenarios to cluster.
+        """
+        self.predictor_ = self._new_predictor(self.features).fit(observations)
+        self.confidence_ = CorrectnessPredictor("confidence", seed=self.seed).fit(observations)
+        self._train_files = observations.files
+        return self
+
+    def attribute(self, observations: Observations) -> HeadAttributions:
+        """SHAP value of every head on every held-out scenario.
+
+        Raises:
+            ValueError: When a source file was fitted on, or `fit` was not called.
+        """
+        self._require_held_out(observations)
+        return attribute_heads(self.predictor_, observations)
+
+    def rank(self, observations: Observations) -> HeadRanking:
+        """Rank heads by their SHAP values on held-out scenarios.
+
+        The ranking's metadata says how good the predictor is on them, beside the model's own
+        confidence: a predictor that ranks correctness no better than chance ranks heads by noise.
+
+        Raises:
+            ValueError: When a source file was fitted on, there is only one outcome, or `fit` was
+                not called.
+        """
+        attributions = self.attribute(observations)
+        incorrect = incorrect_labels(observations)
+        bootstrap = FileBootstrap(observations.files, seed=self.seed)
+
+        def auc(predictor: CorrectnessPredictor) -> list[float]:
+            return list(bootstrap.auc(predictor.decision_function(observations), incorrect))
+
+        return attributions.to_ranking(
+            model_name=observations.model_name,
+            n_layers=observations.n_layers,
+            n_heads=observations.n_heads,
+            metadata={
+                "features": self.features,
+                "classifier": self.predictor_.classifier,
+                "positive_class": "incorrect",
+                "n_train": len(self._train_files),
+                "n_test": len(observations),
+                "auc": auc(self.predictor_),
+                "confidence_auc": auc(self.confidence_),
+                "seed": self.seed,
+            },
+        )
+
+    def evaluate(
+        self,
+        observations: Observations,
+        *,
+        features: Sequence[str] = FEATURE_SETS,
+        n_folds: int = 5,
+        by_task: bool = False,
+        progress: Progress | None = None,
+    ) -> pd.DataFrame:
+        """Cross-validate feature sets; see `evaluate_predictors`."""
+        return evaluate_predictors(
+            observations,
+            features=features,
+            n_folds=n_folds,
+            by_task=by_task,
+            seed=self.seed,
+            progress=progress,
+            clusters=self._settings["clusters"],
+        )
+
+    def _new_predictor(self, features: str) -> CorrectnessPredictor:
+        return CorrectnessPredictor(features, seed=self.seed, **self._settings)
+
+    def _require_held_out(self, observations: Observations) -> None:
+        if not hasattr(self, "predictor_"):
+            raise ValueError("this HeadScorer is not fitted: call fit(observations) first")
+        require_disjoint_files(self._train_files, observations.files)
+
+
+def rank_heads(
+    model: Any,
+    scenarios: Scenarios,
+    *,
+    mae: APMAE,
+    features: str = "clusters",
+    folder: str | os.PathLike[str] | None = None,
+    test_fraction: float = 0.4,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> HeadRanking:
+    """Rank a model's heads: observe, fit on some source files, take SHAP values on the others.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        scenarios: Prompts of one length with their targets; at least 40.
+        mae: The AP-MAE that encodes patterns.
+        features: What the predictor looks at, as `CorrectnessPredictor` takes it.
+        folder: Where observations are kept, so that an interrupted run goes on.
+        test_fraction: Share of the source files that SHAP values are taken on.
+        seed: Of everything random.
+        progress: Called with (scenarios observed, scenarios in all).
+
+    Raises:
+        ValueError: When there are fewer than 40 scenarios or two source files, or the model is
+            right, or wrong, on all of one part.
+    """
+    if len(scenarios) < MIN_SCENARIOS:
+        raise ValueError(
+            f"ranking heads needs {MIN_SCENARIOS} scenarios or more (a few hundred are better), "
+            f"got {len(scenarios)}"
+        )
+    check_split(scenarios.files, test_fraction)
+    scorer = HeadScorer(mae, features=features, seed=seed)
+    observations = scorer.observe(model, scenarios, folder, progress=progress)
+    train, test = split_by_file(observations, test_fraction, seed)
+    return scorer.fit(train).rank(test)

@@ -1,0 +1,171 @@
+"""A study's settings: one TOML file, every key checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """`[model]`: which model, as which class; see `aplens.load_model`."""
+
+    name: str = "smollm2-135m"
+    kind: str = "hooked"
+
+
+@dataclass(frozen=True)
+class ScenarioSettings:
+    """`[scenarios]`: where completion scenarios come from; see `aplens.mine_scenarios`.
+
+    Attributes:
+        corpus: "jdk" (the Java sources of an installed JDK), "python" (the standard library of the
+            running Python), a folder or a zip; of several, the first that is there.
+        language: Of a folder or zip: "java" or "python".
+        prefix: Only files below this path inside the corpus, such as "java.base/".
+        tasks: Which tasks; all when empty.
+        per_task: Scenarios a task.
+        per_file: At most this many scenarios from one file.
+        context_length: Tokens in a prompt.
+        style: "auto", "left_to_right" or "fim" (fill in the middle).
+    """
+
+    corpus: tuple[str, ...] = ("jdk", "python")
+    language: str = "java"
+    prefix: str = ""
+    tasks: tuple[str, ...] = ()
+    per_task: int = 500
+    per_file: int = 4
+    context_length: int = 256
+    style: str = "auto"
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """`[split]`: shares of the source files; nothing from one file is in two of them.
+
+    Attributes:
+        autoencoder: To train AP-MAE (needless, and best 0, with pretrained weights).
+        fit: To fit clusters and the correctness predictor.
+        rank: To compute SHAP values, and from them the ranking.
+        ablate: To measure ablations, seen by neither the predictor nor the ranking.
+    """
+
+    autoencoder: float = 0.2
+    fit: float = 0.4
+    rank: float = 0.2
+    ablate: float = 0.2
+
+
+@dataclass(frozen=True)
+class MAESettings:
+    """`[mae]`: the AP-MAE to use.
+
+    Attributes:
+        pretrained: A name, folder or hub id; when empty one is trained on this study's model.
+        preset: Of the one to train: "small", "paper" or "paper_tiny".
+        config: Changes to the preset; see `aplens.APMAEConfig`.
+        training: Changes to the training settings; see `aplens.mae.TrainingSettings`.
+    """
+
+    pretrained: str = ""
+    preset: str = "small"
+    config: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ObserveSettings:
+    """`[observe]`: prompts a forward pass, and scenarios a shard on disk."""
+
+    batch_size: int = 8
+    shard_size: int = 64
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """`[rank]`: what the ranking's predictor sees, and the folds that compare predictors."""
+
+    features: str = "clusters"
+    folds: int = 5
+
+
+@dataclass(frozen=True)
+class AblateSettings:
+    """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`."""
+
+    method: str = "zero"
+    sizes: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
+    choices: tuple[str, ...] = ("toward_incorrect", "toward_correct", "neutral", "random")
+    random_seeds: tuple[int, ...] = (0, 1, 2)
+    balance: bool = True
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """Everything a study needs to know."""
+
+    title: str = "AP-MAE study"
+    seed: int = 0
+    model: ModelSettings = field(default_factory=ModelSettings)
+    scenarios: ScenarioSettings = field(default_factory=ScenarioSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    mae: MAESettings = field(default_factory=MAESettings)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)
+    rank: RankSettings = field(default_factory=RankSettings)
+    ablate: AblateSettings = field(default_factory=AblateSettings)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> StudySettings:
+        """Read a study file.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When it is not TOML, or a key is unknown or of the wrong type; the message
+                names the file and the key.
+        """
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:  # covers TOMLDecodeError and UnicodeDecodeError
+            raise ValueError(f"{path} is not valid TOML: {error}") from error
+        try:
+            return _read(cls, table, "")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able tables."""
+        return dataclasses.asdict(self)
+
+
+def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
+    """Fill a settings dataclass from a TOML table, refusing what it does not know."""
+    hints = get_type_hints(kind)
+    unknown = sorted(set(table) - set(hints))
+    if unknown:
+        raise ValueError(f"unknown key {where}{unknown[0]!r}; known here: {sorted(hints)}")
+    return kind(
+        **{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()}
+    )
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a table, got {value!r}")
+        return _read(hint, value, f"{where}.")
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert(get_args(hint)[0], item, where) for item in items)
+    expected = get_origin(hint) or hint
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:  # not isinstance: true is no whole number
+        raise ValueError(f"{where} must be of type {expected.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,194 @@
+"""From a study's results to its report, and to the few lines that end a run."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aplens._io import read_json
+from aplens.heads import Head
+from aplens.study.reconstruction import BASELINES, compare_reconstruction
+from aplens.study.stages import StageRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aplens.mae import Reconstruction
+    from aplens.study.run import Study
+    from aplens.viz import ReportData, SampleScenario
+
+#: Feature sets that need no AP-MAE: what a predictor has to beat.
+PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics")
+_PACKAGES = ("aplens", "transformer-lens", "transformers", "torch", "timm", "scikit-learn", "shap")
+_SHOWN_HEADS = 4
+_RECONSTRUCTION_PROMPTS = 12
+_N_SAMPLES = 6
+
+
+def gather_report(study: Study) -> ReportData:
+    """Everything the report shows, read from the study's folder.
+
+    Runs the model on a few prompts, for the patterns shown and the reconstruction error.
+    """
+    import pandas as pd
+
+    from aplens.viz import ReportData
+
+    observations = study.observations
+    shown = study.ranking.top(_SHOWN_HEADS)
+    return ReportData(
+        title=study.settings.title,
+        facts=_facts(study),
+        notes=_notes(study),
+        task_accuracy=task_accuracy(observations.table),
+        reconstruction=_reconstruct(study, shown),
+        reconstruction_labels=[str(head) for head in shown],
+        reconstruction_error=_reconstruction_error(study),
+        reconstruction_baselines=BASELINES,
+        predictors=pd.read_parquet(study.folder / "predictors.parquet"),
+        predictor_baselines=PREDICTOR_BASELINES,
+        ranking=study.ranking,
+        sweep=study.sweep,
+        timings=StageRecord(study.folder).seconds,
+        samples=_samples(study),
+    )
+
+
+def task_accuracy(table: pd.DataFrame) -> pd.DataFrame:
+    """The model's accuracy on each task, with 95 % intervals that resample source files."""
+    import pandas as pd
+
+    from aplens.scoring.intervals import FileBootstrap
+
+    rows: list[dict[str, Any]] = []
+    for task, group in [("all", table), *table.groupby("task", sort=True)]:
+        estimate = FileBootstrap(list(group["file"])).mean(group["correct"].to_numpy(dtype=float))
+        rows.append(
+            {
+                "task": task,
+                "n": len(group),
+                "accuracy": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _facts(study: Study) -> dict[str, str]:
+    from aplens.models import describe_model
+
+    settings, info = study.settings, describe_model(study.model)
+    corpus = read_json(study.folder / "corpus.json")
+    return {
+        "Model": f"{info.name}, {info.n_layers} layers × {info.n_heads} heads, as {info.kind}",
+        "Corpus": corpus["name"],
+        "Scenarios": f"{len(study.scenarios)} of {len(study.scenarios.counts())} tasks, "
+        f"{settings.scenarios.context_length} tokens each, from "
+        f"{len(set(study.scenarios.files))} files",
+        "Split by file": ", ".join(f"{name} {len(part)}" for name, part in study.parts.items()),
+        "AP-MAE": settings.mae.pretrained
+        or f"{settings.mae.preset}, trained here on the part 'autoencoder'",
+        "Ranked by": f"SHAP of the predictor on {settings.rank.features}, on the part 'rank'",
+        "Seed": str(settings.seed),
+        "Command": study.command,
+        "Versions": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        "Python": platform.python_version(),
+        "Date": datetime.date.today().isoformat(),
+    }
+
+
+def _notes(study: Study) -> list[str]:
+    corpus = read_json(study.folder / "corpus.json")
+    notes = [
+        "Prompts, and every figure below, come from source files. Nothing from one file stands on "
+        "both sides of any split; intervals (95 %) resample files."
+    ]
+    if corpus["note"]:
+        notes.append(corpus["note"])
+    return notes
+
+
+def _reconstruct(study: Study, heads: Sequence[Head]) -> Reconstruction:
+    from aplens.patterns import collect_patterns
+
+    prompt = study.parts["rank"].tokens()[:1]
+    patterns = collect_patterns(study.model, prompt, heads)
+    return study.mae.reconstruct(patterns.values[0], seed=study.settings.seed)
+
+
+def _reconstruction_error(study: Study) -> pd.DataFrame:
+    reference, held_out = (
+        part.select(range(min(len(part), _RECONSTRUCTION_PROMPTS)))
+        for part in (study.parts["fit"], study.parts["rank"])
+    )
+    return compare_reconstruction(study.model, study.mae, reference, held_out, study.settings.seed)
+
+
+def _samples(study: Study) -> list[SampleScenario]:
+    """A few observed scenarios, half of them right and half wrong, spread over the tasks."""
+    from aplens.scenarios import Scenarios
+    from aplens.viz import SampleScenario
+
+    tokenizer = study.model.tokenizer
+    observed = Scenarios([*study.parts["fit"], *study.parts["rank"]])
+    table = study.observations.table.reset_index(drop=True)
+    order = np.random.default_rng(study.settings.seed).permutation(len(table))
+    drawn = table.iloc[order].drop_duplicates(["task", "correct"])
+    chosen = [
+        row
+        for correct in (False, True)
+        for row in drawn[drawn["correct"] == correct].index[: _N_SAMPLES // 2]
+    ]
+    return [
+        SampleScenario(
+            task=observed[row].task,
+            file=observed[row].file,
+            line=observed[row].line,
+            prompt=tokenizer.decode(list(observed[row].prompt)),
+            target=tokenizer.decode([observed[row].target]),
+            predicted=tokenizer.decode([int(table.loc[row, "predicted"])]),
+            confidence=float(table.loc[row, "top_probability"]),
+            correct=bool(table.loc[row, "correct"]),
+        )
+        for row in chosen
+    ]
+
+
+def summarize(study: Study) -> str:
+    """The ranking's first heads, the ablation table and the report's path, as plain text."""
+    ranking, sweep = study.ranking, study.sweep
+    auc, confidence = (ranking.metadata[key] for key in ("auc", "confidence_auc"))
+    heads = ranking.to_frame().head(10)[
+        ["importance", "mean", "toward_incorrect", "toward_correct"]
+    ]
+    columns = ["choice", "size", "n_seeds", "accuracy", "low", "high"]
+    columns += ["incorrect_to_correct", "correct_to_incorrect", "change"]
+    table = sweep.summary()[columns]
+    return "\n".join(
+        [
+            "",
+            f"Top heads of {ranking.model_name} (mean SHAP, log-odds of an incorrect prediction)",
+            heads.round(4).to_string(),
+            "",
+            f"The ranking's predictor on held-out files: AUC {_interval(auc)}; "
+            f"the model's own confidence: {_interval(confidence)}",
+            "",
+            f"Heads ablated ({sweep.setup['method']}) on {len(sweep.clean)} held-out scenarios; "
+            f"nothing ablated: accuracy {sweep.clean_accuracy:.3f}",
+            table.round(3).to_string(index=False),
+            *[f"skipped: {reason}" for reason in sweep.skipped],
+            "",
+            f"Report: {study.folder / 'report.html'}",
+        ]
+    )
+
+
+def _interval(estimate: Sequence[float]) -> str:
+    value, low, high = estimate
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,0 +1,260 @@
+"""The road from source files to a report, as stages that can be interrupted and gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aplens._io import atomic_write, write_json
+from aplens.study.config import StudySettings
+from aplens.study.stages import Reporter, Stage, run_stages
+
+if TYPE_CHECKING:
+    from aplens.heads import HeadRanking
+    from aplens.interventions import AblationSweep
+    from aplens.mae import APMAE, TrainingProgress
+    from aplens.scenarios import Scenarios
+    from aplens.scoring import Observations
+
+_MESSAGES = {
+    "mine": "completion scenarios from source files",
+    "train": "AP-MAE on this model's attention patterns",
+    "observe": "the model on every scenario, every head's pattern encoded",
+    "rank": "clusters, predictors of correctness, SHAP",
+    "ablate": "ranked and random heads on held-out scenarios",
+    "report": "one HTML file",
+}
+STAGES = tuple(_MESSAGES)
+
+
+class Study:
+    """One study in one folder.
+
+    Args:
+        settings: What to do.
+        folder: Where its results go; what is already there is gone on with.
+        reporter: Told what happens (default: nobody).
+        command: How the study was started, for its report.
+    """
+
+    def __init__(
+        self,
+        settings: StudySettings,
+        folder: str | os.PathLike[str],
+        reporter: Reporter | None = None,
+        command: str = "",
+    ) -> None:
+        self.settings = settings
+        self.folder = Path(folder)
+        self.reporter = reporter or Reporter()
+        self.command = command
+
+    def run(self, until: str = "report", *, redo: str | None = None) -> None:
+        """Bring a stage, and those it needs, up to date.
+
+        Args:
+            until: The last stage to run, one of `STAGES`.
+            redo: The stage to run again from its beginning, and with it all that follow.
+
+        Raises:
+            ValueError: When a stage is unknown, or the folder holds one made with other settings.
+        """
+        if until not in STAGES:
+            raise ValueError(f"unknown stage {until!r}: the stages are {list(STAGES)}")
+        stages = self._stages()[: STAGES.index(until) + 1]
+        run_stages(stages, self.folder, self.reporter, redo=redo)
+
+    # --- what the stages leave behind ----------------------------------------------------------
+
+    @cached_property
+    def model(self) -> Any:
+        """The hooked model."""
+        from aplens.models import load_model
+
+        self.reporter.say(f"loading {self.settings.model.name}")
+        return load_model(self.settings.model.name, self.settings.model.kind)  # type: ignore[arg-type]
+
+    @cached_property
+    def scenarios(self) -> Scenarios:
+        """All scenarios mined."""
+        from aplens.scenarios import Scenarios
+
+        return Scenarios.load(self.folder / "scenarios.parquet")
+
+    @cached_property
+    def parts(self) -> dict[str, Scenarios]:
+        """The scenarios by purpose; no source file is in two parts."""
+        shares = dataclasses.asdict(self.settings.split)
+        used = {name: share for name, share in shares.items() if share > 0}
+        return self.scenarios.split(used, self.settings.seed)
+
+    @cached_property
+    def mae(self) -> APMAE:
+        """The AP-MAE that encodes."""
+        from aplens.mae import APMAE
+
+        return APMAE.from_pretrained(self.folder / "mae")
+
+    @cached_property
+    def observations(self) -> Observations:
+        """What was observed on the parts `fit` and `rank`, in this order."""
+        from aplens.scoring import Observations
+
+        return Observations.open(self.folder / "observations")
+
+    @cached_property
+    def ranking(self) -> HeadRanking:
+        """The heads, ranked."""
+        from aplens.heads import HeadRanking
+
+        return HeadRanking.load(self.folder / "ranking.json")
+
+    @cached_property
+    def sweep(self) -> AblationSweep:
+        """The ablations."""
+        from aplens.interventions import AblationSweep
+
+        return AblationSweep.load(self.folder / "ablations" / "sweep.json")
+
+    # --- the stages ----------------------------------------------------------------------------
+
+    def _stages(self) -> list[Stage]:
+        settings = self.settings
+
+        def stage(name: str, outputs: list[str], run: Callable[[], None], *parts: Any) -> Stage:
+            keys = {key: v for part in parts for key, v in dataclasses.asdict(part).items()}
+            return Stage(name, _MESSAGES[name], {"seed": settings.seed, **keys}, outputs, run)
+
+        mined = ["scenarios.parquet", "corpus.json"]
+        ranked = ["ranking.json", "predictors.parquet"]
+        return [
+            stage("mine", mined, self._mine, settings.model, settings.scenarios),
+            stage("train", ["mae"], self._train, settings.mae, settings.split),
+            stage("observe", ["observations"], self._observe, settings.observe),
+            stage("rank", ranked, self._rank, settings.rank),
+            stage("ablate", ["ablations"], self._ablate, settings.ablate),
+            stage("report", ["report.html"], self._report),
+        ]
+
+    def _mine(self) -> None:
+        from aplens.scenarios import mine_scenarios
+        from aplens.study.corpora import find_corpus
+
+        wanted = self.settings.scenarios
+        found = find_corpus(wanted)
+        self.reporter.say(found.note or f"from {found.name}")
+        scenarios = mine_scenarios(
+            found.corpus,
+            self.model,
+            language=found.language,
+            tasks=wanted.tasks or None,
+            per_task=wanted.per_task,
+            per_file=wanted.per_file,
+            context_length=wanted.context_length,
+            style=wanted.style,  # type: ignore[arg-type]
+            seed=self.settings.seed,
+            progress=self.reporter.update,
+        )
+        scenarios.save(self.folder / "scenarios.parquet")
+        write_json(self.folder / "corpus.json", found.describe())
+        n_files = len(set(scenarios.files))
+        n_tasks = len(scenarios.counts())
+        self.reporter.say(f"{len(scenarios)} scenarios of {n_tasks} tasks from {n_files} files")
+
+    def _train(self) -> None:
+        from aplens.mae import APMAE, APMAEConfig, TrainingSettings, train_apmae
+
+        wanted, folder = self.settings.mae, self.folder / "mae"
+        if wanted.pretrained:
+            APMAE.from_pretrained(wanted.pretrained).save_pretrained(folder)
+            return
+        config = dataclasses.replace(getattr(APMAEConfig, wanted.preset)(), **wanted.config)
+        recipe = TrainingSettings.small if wanted.preset == "small" else TrainingSettings
+        result = train_apmae(
+            self.model,
+            self.parts["autoencoder"],
+            config,
+            folder,
+            validation=self.parts["fit"],
+            settings=recipe(**{"seed": self.settings.seed, **wanted.training}),
+            progress=self._show_training,
+        )
+        self.reporter.say(
+            f"error on held-out patterns {result.validation_ratio:.2f} of the mean patch's "
+            f"(the additive fit without training: {result.additive_ratio:.2f})"
+        )
+
+    def _show_training(self, progress: TrainingProgress) -> None:
+        note = f"{progress.patterns_per_second:.0f} patterns/s"
+        if progress.loss is not None:
+            note += f", loss {progress.loss:.4f}"
+        self.reporter.update(progress.patterns, progress.total, note)
+
+    def _observe(self) -> None:
+        from aplens.scenarios import Scenarios
+        from aplens.scoring import observe
+
+        wanted = self.settings.observe
+        observe(
+            self.model,
+            Scenarios([*self.parts["fit"], *self.parts["rank"]]),
+            self.mae,
+            self.folder / "observations",
+            batch_size=wanted.batch_size,
+            shard_size=wanted.shard_size,
+            progress=self.reporter.update,
+        )
+
+    def _rank(self) -> None:
+        from aplens.scoring import HeadScorer, evaluate_predictors
+
+        wanted, seed = self.settings.rank, self.settings.seed
+        n_fit = len(self.parts["fit"])
+        observations = self.observations.load()
+        fit = observations.select(range(n_fit))
+        held_out = observations.select(range(n_fit, len(observations)))
+        self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
+        table = evaluate_predictors(
+            observations, n_folds=wanted.folds, seed=seed, progress=self.reporter.update
+        )
+        self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
+        scorer = HeadScorer(self.mae, features=wanted.features, seed=seed).fit(fit)
+        scorer.rank(held_out).save(self.folder / "ranking.json")
+        with atomic_write(self.folder / "predictors.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+
+    def _ablate(self) -> None:
+        from aplens.interventions import sweep_ablations
+
+        wanted = self.settings.ablate
+        sweep_ablations(
+            self.model,
+            self.parts["ablate"],
+            self.ranking,
+            sizes=wanted.sizes,
+            choices=wanted.choices,  # type: ignore[arg-type]
+            random_seeds=wanted.random_seeds,
+            method=wanted.method,  # type: ignore[arg-type]
+            reference=self.parts["fit"].tokens() if wanted.method != "zero" else None,
+            balance=wanted.balance,
+            seed=self.settings.seed,
+            batch_size=wanted.batch_size,
+            folder=self.folder / "ablations",
+            progress=self.reporter.update,
+        )
+
+    def _report(self) -> None:
+        from aplens.study.report import gather_report
+        from aplens.viz import write_report
+
+        write_report(self.folder / "report.html", gather_report(self))
+
+    def summary(self) -> str:
+        """The ranking's first heads, the ablation table and the report's path, as plain text."""
+        from aplens.study.report import summarize
+
+        return summarize(self)

@@ -1,0 +1,174 @@
+"""Running a study's stages in order, each once, and remembering what was done."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aplens._io import fingerprint, read_json, write_json
+
+
+class Reporter:
+    """Told what a study does. This one says nothing; `aplens.cli` has one for the terminal."""
+
+    def start(self, stage: str, message: str) -> None:
+        """A stage begins."""
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps of the stage are done."""
+
+    def say(self, message: str) -> None:
+        """Something worth reading."""
+
+    def finish(self, stage: str, seconds: float, wrote: Sequence[Path]) -> None:
+        """A stage ended, having written these files."""
+
+    def skip(self, stage: str, wrote: Sequence[Path]) -> None:
+        """A stage was done before, with the same settings."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a study.
+
+    Attributes:
+        name: Also its command.
+        message: What it does, for the reader of a progress line.
+        settings: Everything its result depends on, beside the stages before it.
+        outputs: The files and folders it writes, relative to the study's folder.
+        run: Does the work.
+    """
+
+    name: str
+    message: str
+    settings: Mapping[str, Any]
+    outputs: Sequence[str]
+    run: Callable[[], None]
+
+
+class StageRecord:
+    """What was done in a folder, in `stages.json`, so that the same command goes on, not again.
+
+    Args:
+        folder: The study's folder.
+
+    Raises:
+        ValueError: When the record cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "stages.json"
+        self._entries: dict[str, dict[str, Any]] = {}
+        if self.path.is_file():
+            self._entries = read_json(self.path)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took, interrupted runs included."""
+        return {name: entry["seconds"] for name, entry in self._entries.items()}
+
+    def is_done(self, stage: Stage, upstream: str) -> bool:
+        """Whether this stage ended here before, and its files are still there.
+
+        Raises:
+            ValueError: When it began here with other settings or other inputs.
+        """
+        entry = self._entries.get(stage.name)
+        if entry is None:
+            return False
+        self._require_same(stage, upstream, entry)
+        return entry["finished"] and all((self.folder / name).exists() for name in stage.outputs)
+
+    def _require_same(self, stage: Stage, upstream: str, entry: Mapping[str, Any]) -> None:
+        way_out = f"use another folder, or do the stage again with --redo {stage.name}"
+        before, now = entry["settings"], _jsonable(stage.settings)
+        for key in now:
+            if now[key] != before.get(key):
+                raise ValueError(
+                    f"{self.folder} holds stage {stage.name!r} with {key} = {before.get(key)!r}, "
+                    f"now {now[key]!r}: {way_out}"
+                )
+        if entry["upstream"] != upstream:
+            raise ValueError(
+                f"{self.folder} holds stage {stage.name!r} made from other inputs: {way_out}"
+            )
+
+    def begin(self, stage: Stage, upstream: str) -> None:
+        """Note the settings before work starts, so that a half-done stage is never mixed."""
+        self._entries[stage.name] = {
+            "finished": False,
+            "settings": _jsonable(stage.settings),
+            "upstream": upstream,
+            "seconds": self.seconds.get(stage.name, 0.0),
+        }
+        write_json(self.path, self._entries)
+
+    def end(self, stage: Stage, seconds: float, *, finished: bool) -> None:
+        """Note the time spent, and whether the stage is done."""
+        entry = self._entries[stage.name]
+        entry["seconds"] += seconds
+        entry["finished"] = finished
+        write_json(self.path, self._entries)
+
+    def forget(self, stages: Sequence[Stage]) -> None:
+        """Remove what these stages wrote, so that they run again from their beginning."""
+        for stage in stages:
+            self._entries.pop(stage.name, None)
+            for name in stage.outputs:
+                path = self.folder / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        write_json(self.path, self._entries)
+
+
+def run_stages(
+    stages: Sequence[Stage], folder: Path, reporter: Reporter, *, redo: str | None = None
+) -> None:
+    """Run the stages in order, skipping those that ended before with the same settings.
+
+    Args:
+        stages: The stages, each of which may use what those before it wrote.
+        folder: Where they write.
+        reporter: Told what happens.
+        redo: The stage to run again from its beginning, and with it all that follow.
+
+    Raises:
+        ValueError: When the folder holds a stage with other settings, before that stage starts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = StageRecord(folder)
+    if redo is not None:
+        names = [stage.name for stage in stages]
+        if redo not in names:
+            raise ValueError(f"cannot redo {redo!r}: the stages of this run are {names}")
+        record.forget(stages[names.index(redo) :])
+    upstream = ""
+    for stage in stages:
+        wrote = [folder / name for name in stage.outputs]
+        if record.is_done(stage, upstream):
+            reporter.skip(stage.name, wrote)
+        else:
+            record.begin(stage, upstream)
+            reporter.start(stage.name, stage.message)
+            started = time.monotonic()
+            finished = False
+            try:
+                stage.run()
+                finished = True
+            finally:
+                seconds = time.monotonic() - started
+                record.end(stage, seconds, finished=finished)
+            reporter.finish(stage.name, seconds, wrote)
+        upstream = fingerprint([upstream, stage.name, _jsonable(stage.settings)])
+
+
+def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As the settings come back from JSON: tuples are lists there."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from mae_helpers import tiny_config
+
+from aplens.mae import APMAE, CheckpointError, TrainingError, TrainingSettings, train_apmae
+from aplens.mae.rounds import PatternRounds
+from aplens.patterns import PatchGrid, collect_patterns, log_normalize
+from aplens.scenarios import Scenario, Scenarios
+
+CONFIG = tiny_config(n_ctx=32, patch_size=8, base="additive", patch_input="centred")
+
+# 3 layers × 4 heads × 2 prompts = 24 patterns a round, in 3 batches; 9 steps in all.
+SETTINGS = TrainingSettings(
+    patterns=72,
+    batch_size=8,
+    learning_rate=1e-2,
+    prompts_per_round=2,
+    validation_prompts=2,
+    validation_patterns=12,
+    validations=3,
+    checkpoint_seconds=1000,
+    precision="float32",
+)
+
+
+def prompts(n, seed, n_tokens=32):
+    return torch.randint(0, 101, (n, n_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def train(model, folder, *, config=CONFIG, progress=None, tokens=None, held_out=None, **changes):
+    return train_apmae(
+        model,
+        prompts(5, seed=1) if tokens is None else tokens,
+        config,
+        folder,
+        validation=prompts(3, seed=2) if held_out is None else held_out,
+        settings=dataclasses.replace(SETTINGS, **changes),
+        progress=progress,
+    )
+
+
+def same_weights(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+# -- what a run does
+
+
+def test_a_run_on_either_model_class(tiny_model, tmp_path):
+    seen = []
+    result = train(tiny_model, tmp_path, progress=seen.append)
+
+    assert result.patterns == 72
+    assert [progress.patterns for progress in seen] == list(range(0, 73, 8))
+    assert {progress.total for progress in seen} == {72}
+    assert seen[0].loss is None
+    assert seen[0].seconds_left is None
+    assert all(math.isfinite(progress.loss) for progress in seen[1:])
+    assert seen[-1].seconds_left == 0
+    assert seen[-1].patterns_per_second > 0
+    assert seen[-1].validation_ratio == result.validation_ratio
+
+    assert [entry["patterns"] for entry in result.history] == [0, 24, 48, 72]
+    assert result.history[-1]["validation_mse"] == result.validation_mse
+    assert result.validation_ratio == result.validation_mse / result.mean_patch_mse
+    stored = json.loads((tmp_path / "history.json").read_text())
+    assert stored["history"] == result.history
+    assert stored["additive_mse"] == result.additive_mse
+    assert same_weights(APMAE.from_pretrained(tmp_path), result.mae)
+
+
+def test_training_from_the_additive_fit_starts_there(tiny_bridge, tmp_path):
+    result = train(tiny_bridge, tmp_path)
+    assert result.history[0]["validation_ratio"] == pytest.approx(result.additive_ratio, rel=1e-4)
+
+
+@pytest.mark.parametrize("base", ["none", "additive"])
+def test_training_lowers_the_error_on_held_out_prompts(tiny_bridge, tmp_path, base):
+    config = dataclasses.replace(CONFIG, base=base)
+    settings = {"patterns": 2400, "prompts_per_round": 20, "heads_fraction": 1.0, "batch_size": 24}
+    tokens, held_out = prompts(40, seed=1), prompts(4, seed=2)
+    result = train(
+        tiny_bridge, tmp_path, config=config, tokens=tokens, held_out=held_out, **settings
+    )
+    start = result.history[0]["validation_ratio"]
+    assert result.validation_ratio < (0.1 if base == "none" else 0.995) * start
+
+
+def test_the_mean_pattern_is_of_the_first_round(tiny_hooked, tmp_path):
+    result = train(tiny_hooked, tmp_path, prompts_per_round=5)
+    grid = PatchGrid(32, 8)
+    patterns = collect_patterns(tiny_hooked, prompts(5, seed=1)).values.flatten(0, 1)
+    expected = log_normalize(grid.patchify(patterns)).mean(0)
+    assert torch.allclose(result.mae.mean_patches, expected, atol=1e-3)
+
+
+def test_shorter_prompts_than_the_context(tiny_hooked, tmp_path):
+    result = train(
+        tiny_hooked, tmp_path, tokens=prompts(5, 1, n_tokens=20), held_out=prompts(3, 2, 20)
+    )
+    assert math.isfinite(result.validation_ratio)
+    assert not result.mae.mean_patches[6:].any()  # patches beyond 20 tokens
+
+
+def test_the_schedule():
+    settings = TrainingSettings(batch_size=100, warmup=0.1)
+    assert settings.peak_learning_rate == pytest.approx(3e-4)  # 1.5e-4 × batch / 50
+    rates = [settings.learning_rate_at(fraction) for fraction in (0, 0.05, 0.1, 0.55, 1)]
+    assert rates == pytest.approx([0, 1.5e-4, 3e-4, 1.5e-4, 0])
+    assert TrainingSettings(learning_rate=1e-3, warmup=0).learning_rate_at(0) == 1e-3
+
+
+def test_time_can_end_a_run_and_the_schedule_with_it(tiny_hooked, tmp_path):
+    result = train(tiny_hooked, tmp_path, patterns=10**9, max_seconds=1.0)
+    assert 0 < result.patterns < 10**9
+    assert 1.0 <= result.seconds < 20
+    assert result.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-12)
+
+
+# -- rounds
+
+
+def rounds(model, n_prompts=5, **changes):
+    settings = {"prompts_per_round": 2, "heads_fraction": 1.0, "batch_size": 4, "seed": 0}
+    return PatternRounds(model, prompts(n_prompts, seed=1), PatchGrid(32, 8), **settings | changes)
+
+
+def test_a_round_depends_on_the_seed_and_its_number_alone(tiny_hooked):
+    first = rounds(tiny_hooked)
+    later = first.patches(3)
+    assert later.shape == (2 * 12, 10, 64)
+    assert torch.equal(rounds(tiny_hooked).patches(3), later)
+    assert not torch.equal(first.patches(2), later)
+    assert not torch.equal(rounds(tiny_hooked, seed=1).patches(3), later)
+
+
+def test_every_prompt_is_used_before_any_is_used_again(tiny_hooked):
+    drawn = [int(i) for number in range(5) for i in rounds(tiny_hooked)._prompts(number)]
+    assert sorted(drawn[:5]) == sorted(drawn[5:]) == [0, 1, 2, 3, 4]
+    assert drawn[:5] != drawn[5:]
+
+
+def test_a_share_of_every_layers_heads(tiny_hooked):
+    source = rounds(tiny_hooked, heads_fraction=0.25)
+    chosen = [source._heads(number) for number in range(20)]
+    assert all([head.layer for head in heads] == [0, 1, 2] for heads in chosen)
+    assert {head.head for heads in chosen for head in heads} == {0, 1, 2, 3}
+    assert source.patches(0).shape[0] == 2 * 3
+
+
+# -- interrupting and going on
+
+
+class Interrupt(Exception):
+    pass
+
+
+def stop_after(patterns):
+    def progress(report):
+        if report.patterns >= patterns:
+            raise Interrupt
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_hooked, tmp_path_factory):
+    return train(tiny_hooked, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0, 1000])
+@pytest.mark.parametrize("patterns", [0, 8, 24, 40, 72])
+def test_an_interrupted_run_ends_with_the_same_weights(
+    tiny_hooked, tmp_path, uninterrupted, patterns, checkpoint_seconds
+):
+    with pytest.raises(Interrupt):
+        train(
+            tiny_hooked,
+            tmp_path,
+            progress=stop_after(patterns),
+            checkpoint_seconds=checkpoint_seconds,
+        )
+    resumed_at = []
+    result = train(
+        tiny_hooked, tmp_path, progress=lambda report: resumed_at.append(report.patterns)
+    )
+    assert resumed_at[0] == (patterns if checkpoint_seconds == 0 else 0)
+    assert same_weights(result.mae, uninterrupted.mae)
+    assert [entry["validation_mse"] for entry in result.history] == [
+        entry["validation_mse"] for entry in uninterrupted.history
+    ]
+
+
+def test_two_runs_agree_and_another_seed_does_not(tiny_hooked, tmp_path, uninterrupted):
+    assert same_weights(train(tiny_hooked, tmp_path / "a").mae, uninterrupted.mae)
+    assert not same_weights(train(tiny_hooked, tmp_path / "b", seed=1).mae, uninterrupted.mae)
+
+
+def test_a_finished_run_is_loaded_without_running_the_model(tiny_hooked, tmp_path, monkeypatch):
+    finished = train(tiny_hooked, tmp_path)
+    monkeypatch.setattr("aplens.mae.rounds.stream_patterns", None)
+    again = train(tiny_hooked, tmp_path)
+    assert same_weights(again.mae, finished.mae)
+    assert again.history == finished.history
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"learning_rate": 2e-2}, "settings.learning_rate was 0.01, is 0.02"),
+        ({"patterns": 96}, "settings.patterns was 72, is 96"),
+        ({"seed": 5}, "settings.seed was 0, is 5"),
+        ({"config": dataclasses.replace(CONFIG, encoder_depth=1)}, "config.encoder_depth was 2"),
+        ({"tokens": prompts(5, seed=3)}, "prompts was "),
+        ({"held_out": prompts(3, seed=4)}, "validation was "),
+    ],
+)
+def test_another_run_is_not_gone_on_from(tiny_hooked, tmp_path, changes, difference):
+    with pytest.raises(Interrupt):
+        train(tiny_hooked, tmp_path, progress=stop_after(0))
+    with pytest.raises(CheckpointError, match=difference) as error:
+        train(tiny_hooked, tmp_path, **changes)
+    assert str(error.value).count(" was ") == 1  # nothing else differs
+
+
+def test_another_model_is_not_gone_on_with(tiny_hooked, tiny_bridge, tmp_path):
+    with pytest.raises(Interrupt):
+        train(tiny_hooked, tmp_path, progress=stop_after(0))
+    with pytest.raises(CheckpointError, match=r"model\.name was 'tiny-hooked'"):
+        train(tiny_bridge, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(tiny_hooked, tmp_path):
+    with pytest.raises(Interrupt):
+        train(tiny_hooked, tmp_path, progress=stop_after(0))
+    path = tmp_path / "training.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=r"training\.safetensors is damaged"):
+        train(tiny_hooked, tmp_path)
+
+
+def test_divergence_is_an_error_and_keeps_the_last_checkpoint(tiny_hooked, tmp_path):
+    with pytest.raises(TrainingError, match=r"loss nan.*smaller\s+learning rate"):
+        train(tiny_hooked, tmp_path, learning_rate=1e30, warmup=0.0)
+    kept = APMAE.from_pretrained(tmp_path)
+    assert all(parameter.isfinite().all() for parameter in kept.parameters())
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": prompts(5, 1, n_tokens=33)}, "prompts: .* at most n_ctx = 32, got 33"),
+        ({"tokens": prompts(5, 1, n_tokens=8)}, r"longer than a patch \(8 tokens\)"),
+        ({"tokens": prompts(5, 1)[:0]}, r"prompts: .* not empty, got \(0, 32\)"),
+        ({"held_out": prompts(3, 2)[0]}, r"validation: expected tokens"),
+        ({"held_out": prompts(5, 1)[2:4]}, "2 of 2 validation prompts are training prompts"),
+    ],
+)
+def test_unusable_prompts_are_refused_before_anything_is_written(
+    tiny_hooked, tmp_path, changes, message
+):
+    with pytest.raises(ValueError, match=message):
+        train(tiny_hooked, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def scenarios(files, seed):
+    return Scenarios(
+        Scenario("random", "java", file, 1, "x", tuple(prompt.tolist()), 0, "left_to_right")
+        for file, prompt in zip(files, prompts(len(files), seed), strict=True)
+    )
+
+
+def test_scenarios_train_as_their_prompts_do(tiny_hooked, tmp_path, uninterrupted):
+    result = train(
+        tiny_hooked, tmp_path, tokens=scenarios("abcde", 1), held_out=scenarios("xyz", 2)
+    )
+    assert same_weights(result.mae, uninterrupted.mae)
+
+
+def test_files_on_both_sides_are_refused(tiny_hooked, tmp_path):
+    with pytest.raises(ValueError, match="1 source files .* such as b"):
+        train(tiny_hooked, tmp_path, tokens=scenarios("abcde", 1), held_out=scenarios("xbz", 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patterns": 0}, "patterns must be 1 or more, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive"),
+        ({"max_seconds": 0.0}, "max_seconds must be positive"),
+        ({"warmup": 1.0}, "warmup must be"),
+        ({"heads_fraction": 0.0}, "heads_fraction must lie"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"precision": "float16"}, "precision must be one of"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**changes)
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings.small(**changes)

@@ -1,0 +1,250 @@
+"""Observing: what is written, that interrupts and damage cost a shard, that runs never mix."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scoring_helpers import make_mae, make_observations, make_scenarios
+
+from aplens.patterns import collect_patterns
+from aplens.scoring import Observations, observe, pattern_statistics
+from aplens.scoring.observations import COLUMNS
+
+
+@pytest.fixture(scope="module")
+def mae():
+    return make_mae()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_after(n_done):
+    def progress(done, total):
+        if done >= n_done:
+            raise Interrupted
+
+    return progress
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_observations_are_what_the_model_and_the_mae_say(tiny_model, mae, tmp_path):
+    scenarios = make_scenarios(7)
+    observations = observe(tiny_model, scenarios, mae, tmp_path, batch_size=2, shard_size=3)
+
+    patterns = collect_patterns(tiny_model, scenarios.tokens())
+    assert observations.heads == patterns.heads
+    assert observations.embeddings.dtype == np.float16
+    expected = mae.encode(patterns).numpy()
+    np.testing.assert_allclose(observations.embeddings, expected, atol=5e-3)
+    np.testing.assert_allclose(
+        observations.statistics, pattern_statistics(patterns.values), atol=1e-5
+    )
+    with torch.no_grad():
+        log_probabilities = tiny_model(scenarios.tokens())[:, -1].log_softmax(-1)
+    table = observations.table
+    assert list(table.columns) == list(COLUMNS)
+    assert list(table["scenario"]) == list(range(7))
+    assert list(table["predicted"]) == log_probabilities.argmax(-1).tolist()
+    assert list(table["file"]) == scenarios.files
+    assert list(table["line"]) == [scenario.line for scenario in scenarios]
+    probabilities = log_probabilities.exp()
+    np.testing.assert_allclose(table["top_probability"], probabilities.max(-1).values, rtol=1e-4)
+    np.testing.assert_allclose(
+        table["entropy"], -(probabilities * log_probabilities).sum(-1), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        table["target_log_probability"],
+        log_probabilities[torch.arange(7), scenarios.targets()],
+        rtol=1e-4,
+    )
+
+
+def test_correct_means_that_the_argmax_is_the_target(tiny_hooked, mae, tmp_path):
+    scenarios = make_scenarios(6)
+    with torch.no_grad():
+        predicted = tiny_hooked(scenarios.tokens())[:, -1].argmax(-1).tolist()
+    targets = [token if i % 2 else token + 1 for i, token in enumerate(predicted)]
+    from dataclasses import replace
+
+    from aplens.scenarios import Scenarios
+
+    scenarios = Scenarios(replace(s, target=t) for s, t in zip(scenarios, targets, strict=True))
+    observations = observe(tiny_hooked, scenarios, mae, tmp_path)
+    assert list(observations.table["correct"]) == [False, True] * 3
+
+
+def test_progress_counts_scenarios(tiny_hooked, mae, tmp_path):
+    def run():
+        seen = []
+        observe(
+            tiny_hooked,
+            make_scenarios(7),
+            mae,
+            tmp_path,
+            batch_size=2,
+            shard_size=3,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+        return seen
+
+    assert run() == [(done, 7) for done in (2, 3, 5, 6, 7)]
+    assert run() == [(done, 7) for done in (3, 6, 7)]  # found done, shard by shard
+
+
+def test_resuming_equals_an_uninterrupted_run(tiny_hooked, mae, tmp_path):
+    scenarios = make_scenarios(10)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    observe(tiny_hooked, scenarios, mae, whole, batch_size=2, shard_size=4)
+    with pytest.raises(Interrupted):
+        observe(
+            tiny_hooked,
+            scenarios,
+            mae,
+            resumed,
+            batch_size=2,
+            shard_size=4,
+            progress=stop_after(10),
+        )
+    with pytest.raises(
+        ValueError, match="unfinished: 1 of 3 shards are missing, first shard-00002"
+    ):
+        Observations.open(resumed)
+    first = (resumed / "shard-00000.safetensors").stat().st_mtime_ns
+    observe(tiny_hooked, scenarios, mae, resumed, batch_size=2, shard_size=4)
+    assert (resumed / "shard-00000.safetensors").stat().st_mtime_ns == first  # not done again
+    assert files_of(resumed) == files_of(whole)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "parquet"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_a_damaged_shard_is_named_and_done_again(tiny_hooked, mae, tmp_path, suffix, damage):
+    scenarios = make_scenarios(6)
+    observe(tiny_hooked, scenarios, mae, tmp_path, shard_size=3)
+    before = files_of(tmp_path)
+    path = tmp_path / f"shard-00001.{suffix}"
+    content = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-5])
+    else:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    with pytest.raises(ValueError, match=path.name):
+        Observations.open(tmp_path)
+    with pytest.warns(UserWarning, match=f"{path.name} is .*shard-00001 is done again"):
+        observe(tiny_hooked, scenarios, mae, tmp_path, shard_size=3)
+    assert files_of(tmp_path) == before
+
+
+def test_a_folder_never_mixes_two_runs(tiny_hooked, tiny_bridge, mae, tmp_path):
+    scenarios = make_scenarios(4)
+    observe(tiny_hooked, scenarios, mae, tmp_path)
+    before = files_of(tmp_path)
+    for model, prompts, encoder, settings, difference in [
+        (tiny_bridge, scenarios, mae, {}, "model_name was 'tiny-hooked' and is now 'tiny-bridge'"),
+        (tiny_hooked, make_scenarios(4, seed=1), mae, {}, "scenarios was"),
+        (tiny_hooked, make_scenarios(5), mae, {}, "n_scenarios was 4 and is now 5"),
+        (tiny_hooked, scenarios, make_mae(seed=1), {}, "mae was"),
+        (tiny_hooked, scenarios, make_mae(mask_ratio=0.4), {}, "mae was"),
+        (tiny_hooked, scenarios, mae, {"shard_size": 2}, "shard_size was 64 and is now 2"),
+        (tiny_hooked, scenarios, mae, {"statistics": False}, "statistics was True and is now"),
+    ]:
+        with pytest.raises(ValueError, match=difference):
+            observe(model, prompts, encoder, tmp_path, **settings)
+    assert files_of(tmp_path) == before
+
+
+def test_without_statistics(tiny_hooked, mae, tmp_path):
+    observations = observe(tiny_hooked, make_scenarios(3), mae, tmp_path, statistics=False)
+    assert observations.embeddings.shape[:2] == (3, 12)
+    with pytest.raises(ValueError, match="statistics=True"):
+        _ = observations.statistics
+
+
+def test_an_embedding_too_large_for_float16_is_an_error(tiny_hooked, tmp_path):
+    mae = make_mae()
+    with torch.no_grad():
+        for parameter in mae.encoder.parameters():
+            parameter.mul_(1e6)
+    with pytest.raises(ValueError, match=r"L0H0 does not fit float16"):
+        observe(tiny_hooked, make_scenarios(3), mae, tmp_path)
+
+
+def test_prompts_too_long_for_the_mae_are_refused(tiny_hooked, mae, tmp_path):
+    with pytest.raises(ValueError, match="40 tokens"):
+        observe(tiny_hooked, make_scenarios(3, n_tokens=40), mae, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "shard_size"])
+def test_sizes_must_be_positive(tiny_hooked, mae, tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+        observe(tiny_hooked, make_scenarios(3), mae, tmp_path, **{name: 0})
+
+
+def test_opening_what_is_no_observations(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json is missing"):
+        Observations.open(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "something else"}))
+    with pytest.raises(ValueError, match="no manifest of aplens observations"):
+        Observations.open(tmp_path)
+
+
+def test_arrays_are_read_only_when_asked_for(tiny_hooked, mae, tmp_path):
+    observations = observe(tiny_hooked, make_scenarios(6), mae, tmp_path, shard_size=3)
+    chosen = observations.select([5, 0])
+    for path in tmp_path.glob("*.safetensors"):
+        path.rename(path.with_suffix(".moved"))
+    assert len(chosen) == 2
+    with pytest.raises(FileNotFoundError):
+        _ = chosen.embeddings
+
+
+def test_select_takes_positions_and_masks():
+    observations = make_observations(n=12)
+    by_position = observations.select([7, 2])
+    assert list(by_position.table["scenario"]) == [7, 2]
+    np.testing.assert_array_equal(by_position.embeddings, observations.embeddings[[7, 2]])
+    np.testing.assert_array_equal(by_position.statistics, observations.statistics[[7, 2]])
+    assert by_position.files == [observations.files[7], observations.files[2]]
+    mask = observations.table["correct"].to_numpy()
+    by_mask = observations.select(mask)
+    assert len(by_mask) == mask.sum()
+    assert by_mask.table["correct"].all()
+    assert list(by_mask.select([0]).table["scenario"]) == [mask.argmax()]
+
+
+def test_loaded_observations_outlive_their_folder(tiny_hooked, mae, tmp_path):
+    observations = observe(tiny_hooked, make_scenarios(3), mae, tmp_path).load()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert observations.embeddings.shape == (3, 12, 32)
+    assert math.isfinite(observations.statistics.sum())
+
+
+def test_what_does_not_fit_together_is_refused():
+    good = make_observations(n=6)
+    facts = {"model_name": "m", "n_layers": 2, "n_heads": 3}
+    with pytest.raises(ValueError, match=r"missing \['correct'\]"):
+        Observations(good.table.drop(columns="correct"), good.heads, good.embeddings, **facts)
+    with pytest.raises(ValueError, match=r"expected embeddings .* = \(6, 6\)"):
+        Observations(good.table, good.heads, good.embeddings[:5], **facts)
+    with pytest.raises(ValueError, match="expected statistics"):
+        Observations(good.table, good.heads, good.embeddings, good.statistics[:, :2], **facts)
+
+
+def test_a_table_is_plain_parquet(tiny_hooked, mae, tmp_path):
+    observe(tiny_hooked, make_scenarios(3), mae, tmp_path)
+    table = pd.read_parquet(tmp_path / "shard-00000.parquet")
+    assert table["correct"].dtype == bool
+    assert table["file"].tolist() == ["a/File0.java", "a/File0.java", "a/File1.java"]

@@ -1,0 +1,324 @@
+"""The whole road on a small random model, and its command line; the real model runs in the demo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from aplens.heads import HeadRanking
+from aplens.interventions import AblationSweep
+from aplens.study import Reporter, Study, StudySettings
+from aplens.study.stages import Stage, StageRecord, run_stages
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+def write_toml(tmp_path, text):
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_study_file_fills_in_defaults_and_keeps_what_it_says(tmp_path):
+    settings = StudySettings.from_toml(
+        write_toml(
+            tmp_path,
+            'seed = 3\n[scenarios]\ncorpus = "src.zip"\ntasks = ["eol"]\n'
+            "[mae.training]\npatterns = 500\n[split]\nautoencoder = 0\n",
+        )
+    )
+    assert settings.seed == 3
+    assert settings.scenarios.corpus == ("src.zip",)
+    assert settings.scenarios.tasks == ("eol",)
+    assert settings.scenarios.context_length == 256
+    assert settings.mae.training == {"patterns": 500}
+    assert settings.split.autoencoder == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[scenarios]\ntaks = []", "unknown key scenarios.'taks'"),
+        ("[scenarios]\nper_task = 'many'", "scenarios.per_task must be of type int, got 'many'"),
+        ("seed = true", "seed must be of type int, got True"),
+        ("model = 'gpt2'", "model must be a table"),
+        ("seed = ", "not valid TOML"),
+    ],
+)
+def test_a_wrong_study_file_is_refused_by_name(tmp_path, text, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        StudySettings.from_toml(write_toml(tmp_path, text))
+    assert "study.toml" in str(caught.value)
+
+
+def test_the_demo_is_a_valid_study():
+    from importlib.resources import as_file, files
+
+    with as_file(files("aplens") / "studies" / "demo.toml") as path:
+        settings = StudySettings.from_toml(path)
+    assert settings.model.name == "smollm2-135m"
+    assert "random" in settings.ablate.choices
+
+
+# --- stages ------------------------------------------------------------------------------------
+
+
+class Diary(Reporter):
+    def __init__(self):
+        self.entries = []
+
+    def start(self, stage, message):
+        self.entries.append(("start", stage))
+
+    def skip(self, stage, wrote):
+        self.entries.append(("skip", stage))
+
+
+def two_stages(folder, second_setting=1, fail=False):
+    def first():
+        (folder / "a.txt").write_text("a")
+
+    def second():
+        if fail:
+            raise RuntimeError("broken")
+        (folder / "b.txt").write_text("b")
+
+    return [
+        Stage("first", "", {"x": (1, 2)}, ["a.txt"], first),
+        Stage("second", "", {"y": second_setting}, ["b.txt"], second),
+    ]
+
+
+def run_and_tell(folder, stages, **options):
+    diary = Diary()
+    run_stages(stages, folder, diary, **options)
+    return diary.entries
+
+
+def test_a_finished_stage_is_skipped_and_a_failed_one_goes_on(tmp_path):
+    with pytest.raises(RuntimeError, match="broken"):
+        run_and_tell(tmp_path, two_stages(tmp_path, fail=True))
+    assert run_and_tell(tmp_path, two_stages(tmp_path)) == [("skip", "first"), ("start", "second")]
+    assert run_and_tell(tmp_path, two_stages(tmp_path)) == [("skip", "first"), ("skip", "second")]
+
+
+def test_a_stage_whose_file_is_gone_runs_again(tmp_path):
+    run_and_tell(tmp_path, two_stages(tmp_path))
+    (tmp_path / "a.txt").unlink()
+    assert run_and_tell(tmp_path, two_stages(tmp_path))[0] == ("start", "first")
+
+
+def test_other_settings_are_refused_until_the_stage_is_redone(tmp_path):
+    run_and_tell(tmp_path, two_stages(tmp_path))
+    changed = two_stages(tmp_path, second_setting=2)
+    with pytest.raises(ValueError, match=r"'second' with y = 1, now 2.*--redo second"):
+        run_and_tell(tmp_path, changed)
+    assert run_and_tell(tmp_path, changed, redo="second") == [
+        ("skip", "first"),
+        ("start", "second"),
+    ]
+    with pytest.raises(ValueError, match="'third'"):
+        run_and_tell(tmp_path, changed, redo="third")
+
+
+def test_a_changed_early_stage_disowns_the_later_ones(tmp_path):
+    run_and_tell(tmp_path, two_stages(tmp_path))
+    stages = two_stages(tmp_path)
+    stages[0] = Stage("first", "", {"x": (1, 3)}, ["a.txt"], stages[0].run)
+    entries = run_and_tell(tmp_path, stages, redo="first")
+    assert entries == [("start", "first"), ("start", "second")]
+
+
+def test_time_is_added_up_over_interruptions(tmp_path):
+    with pytest.raises(RuntimeError):
+        run_and_tell(tmp_path, two_stages(tmp_path, fail=True))
+    before = StageRecord(tmp_path).seconds
+    run_and_tell(tmp_path, two_stages(tmp_path))
+    assert StageRecord(tmp_path).seconds["second"] >= before["second"]
+
+
+# --- the whole road ----------------------------------------------------------------------------
+
+SOURCE = """class Adder{i} {{
+    // a comment with brackets ) and operators += that no task may find
+    private int total{i} = {i};
+    private String name = "adder {i}";
+    boolean add(int value, boolean twice) {{
+        if (value > {i} && !twice) {{
+            total{i} += value * {j};
+            return true;
+        }}
+        System.out.println(name + value);
+        for (int k = 0; k < {j}; k++) {{
+            total{i} -= Math.max(k, value);
+        }}
+        return total{i} == value || twice;
+    }}
+}}
+"""
+
+STUDY = """
+title = "small </title><script>alert(1)</script>"
+[model]
+name = "{model}"
+kind = "{kind}"
+[scenarios]
+corpus = ["jdk-that-is-not-there", "{corpus}"]
+tasks = ["identifiers", "closing_bracket", "stop", "eol", "numeric_literals", "keywords"]
+per_task = 40
+per_file = 4
+context_length = 32
+[mae]
+config = {{ n_ctx = 32, patch_size = 8, encoder_dim = 16, encoder_depth = 1, decoder_dim = 16, decoder_depth = 1 }}
+[mae.training]
+patterns = 400
+[rank]
+folds = 3
+features = "statistics"
+[ablate]
+sizes = [1, 3]
+random_seeds = [0]
+"""
+
+
+@pytest.fixture(scope="module")
+def java_zip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "src.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(80):
+            archive.writestr(f"demo/Adder{i}.java", SOURCE.format(i=i, j=i % 7 + 2))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_saved(tmp_path_factory, java_zip):
+    """A small GPT-2 with a tokenizer trained on the corpus, taught a little Java so that it is
+    sometimes right."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    texts = [SOURCE.format(i=i, j=i % 7 + 2) for i in range(80)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=len(fast),
+        bos_token_id=0, eos_token_id=0, architectures=["GPT2LMHeadModel"],
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        ids = torch.tensor(sum((fast(text).input_ids for text in texts), []))
+        for _ in range(120):
+            starts = torch.randint(0, len(ids) - 64, (16,))
+            batch = torch.stack([ids[start : start + 64] for start in starts])
+            loss = model(batch, labels=batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    folder = tmp_path_factory.mktemp("model") / "tiny-java"
+    model.eval().save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["hooked", "bridge"])
+def finished(request, tmp_path_factory, tiny_saved, java_zip):
+    """A whole study, run by the command line in a process of its own."""
+    base = tmp_path_factory.mktemp("study")
+    path = base / "small.toml"
+    path.write_text(STUDY.format(model=tiny_saved, corpus=java_zip, kind=request.param))
+    command = [sys.executable, "-m", "aplens", "run", str(path), "--folder", str(base / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return command, base / "out", result.stdout
+
+
+def test_the_command_says_what_it_wrote_and_ends_with_the_results(finished):
+    _, folder, output = finished
+    for name in ("scenarios.parquet", "mae", "observations", "ranking.json", "ablations"):
+        assert str(folder / name) in output
+        assert (folder / name).exists()
+    assert "there is no jdk-that-is-not-there: using" in output
+    end = output[output.index("Top heads") :]
+    assert "nothing ablated: accuracy 0.500" in end
+    assert end.strip().endswith(f"Report: {folder / 'report.html'}")
+
+
+def test_parts_share_no_file_and_the_sweep_used_only_its_own(finished):
+    _, folder, _ = finished
+    settings = StudySettings.from_toml(folder.parent / "small.toml")
+    study = Study(settings, folder)
+    files = {name: set(part.files) for name, part in study.parts.items()}
+    names = list(files)
+    assert names == ["autoencoder", "fit", "rank", "ablate"]
+    assert all(files[a].isdisjoint(files[b]) for a in names for b in names if a < b)
+    assert set(study.sweep.files) <= files["ablate"]
+    assert set(study.observations.files) == files["fit"] | files["rank"]
+    assert len(study.ranking) == 4
+
+
+def test_the_report_holds_the_rankings_heads_and_hostile_titles_stay_text(finished):
+    _, folder, _ = finished
+    page = (folder / "report.html").read_text()
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    for head in HeadRanking.load(folder / "ranking.json").top(4):
+        assert str(head) in page
+    assert "head&#39;s mean" in page or "head's mean" in page
+    sweep = AblationSweep.load(folder / "ablations" / "sweep.json")
+    assert set(sweep.to_frame()["choice"]) >= {"random"}
+
+
+def test_the_same_command_again_does_nothing_again(finished):
+    command, folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("done before") == 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_one_changed_setting_is_refused_by_name(finished):
+    command, folder, _ = finished
+    path = folder.parent / "small.toml"
+    changed = folder.parent / "changed.toml"
+    changed.write_text(path.read_text().replace("sizes = [1, 3]", "sizes = [2]"))
+    command = [str(changed) if part == str(path) else part for part in command]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "stage 'ablate' with sizes = [1, 3], now [2]" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_errors_are_one_line_and_exit_code_one(tmp_path):
+    path = write_toml(tmp_path, '[scenarios]\ncorpus = "/no/such/folder"\n[model]\nname = "./none"')
+    command = [sys.executable, "-m", "aplens", "mine", str(path), "-o", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "error:" in result.stdout
+    assert "/no/such/folder" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_stage_settings_are_recorded_as_json(finished):
+    _, folder, _ = finished
+    record = json.loads((folder / "stages.json").read_text())
+    assert list(record) == ["mine", "train", "observe", "rank", "ablate", "report"]
+    assert all(entry["finished"] for entry in record.values())
+    assert record["ablate"]["settings"]["sizes"] == [1, 3]
