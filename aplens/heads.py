@@ -32,7 +32,7 @@ HeadsLike: TypeAlias = (
 )
 RankBy: TypeAlias = Literal["importance", "toward_incorrect", "toward_correct", "neutral"]
 
-#: Below this mean |SHAP| a head pushes neither way (METHOD item 10; the paper's section on SHAP).
+#: Below this mean |SHAP| a head pushes neither way (docs/method.md, step 10).
 NEUTRAL_THRESHOLD = 1e-5
 
 _NAMED_HEAD = re.compile(r"\s*(?:[lL]\s*(\d+)\s*[hH]\s*(\d+)|(\d+)\s*\.\s*(\d+))\s*")

@@ -290,7 +290,7 @@ def test_scenarios_train_as_their_prompts_do(tiny_hooked, tmp_path, uninterrupte
 
 
 def test_files_on_both_sides_are_refused(tiny_hooked, tmp_path):
-    with pytest.raises(ValueError, match="1 source files .* such as b"):
+    with pytest.raises(ValueError, match=r"1 source files .* such as b"):
         train(tiny_hooked, tmp_path, tokens=scenarios("abcde", 1), held_out=scenarios("xbz", 2))
 
 

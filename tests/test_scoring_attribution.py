@@ -72,7 +72,7 @@ def test_values_that_do_not_add_up_are_refused(monkeypatch):
         return values, expected + 0.1
 
     monkeypatch.setattr(attribution, "_explain", wrong)
-    with pytest.raises(RuntimeError, match="miss the predictor's margin by 0.1"):
+    with pytest.raises(RuntimeError, match=r"miss the predictor's margin by 0\.1"):
         attribute_heads(predictor, observations)
 
 

@@ -173,7 +173,7 @@ per_task = 40
 per_file = 4
 context_length = 32
 [mae]
-config = {{ n_ctx = 32, patch_size = 8, encoder_dim = 16, encoder_depth = 1, decoder_dim = 16, decoder_depth = 1 }}
+config = {{ n_ctx = 32, patch_size = 8, encoder_dim = 16, encoder_depth = 1, decoder_depth = 1 }}
 [mae.training]
 patterns = 400
 [rank]
@@ -223,7 +223,7 @@ def tiny_saved(tmp_path_factory, java_zip):
         torch.manual_seed(0)
         model = GPT2LMHeadModel(config).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        ids = torch.tensor(sum((fast(text).input_ids for text in texts), []))
+        ids = torch.tensor([token for text in texts for token in fast(text).input_ids])
         for _ in range(120):
             starts = torch.randint(0, len(ids) - 64, (16,))
             batch = torch.stack([ids[start : start + 64] for start in starts])

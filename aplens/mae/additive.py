@@ -4,7 +4,7 @@ A log-normalized attention pattern is mostly "how much this query looks anywhere
 "how salient this key is" (a column effect) + "how far back" (a diagonal effect). The fit estimates
 the three from the visible patches, as deviations from the mean pattern, by ridge regression, and
 extends them into the hidden patches. It needs no training and is the baseline that an AP-MAE has to
-beat (METHOD, "Reconstruction: the baselines are strong").
+beat (docs/method.md).
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from torch import Tensor
 
 from aplens.patterns import PatchGrid
 
-#: Ridge penalty on every effect, in observed pixels (METHOD: ridge 8).
+#: Ridge penalty on every effect, in observed pixels (docs/method.md).
 RIDGE = 8.0
 
-# The effects of neighbouring lines are tied to each other through few patches, so plain backfitting
-# needs dozens of sweeps. Conjugate gradients solve the same ridge equations; after this many steps
-# the fit's error no longer changes in the third digit.
+# Conjugate gradients solve the same ridge equations as backfitting would, in fewer passes: after
+# this many the fit's error on real patterns no longer changes in the third digit.
 _STEPS = 8
 
 

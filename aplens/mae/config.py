@@ -15,7 +15,7 @@ PatchInput = Literal["layer_norm", "centred"]
 
 @dataclass(frozen=True, kw_only=True)
 class APMAEConfig:
-    """Sizes and choices of an AP-MAE. The defaults are the paper's sizes (METHOD item 5).
+    """Sizes and choices of an AP-MAE. The defaults are the paper's sizes (docs/method.md, step 5).
 
     Attributes:
         n_ctx: Longest prompt, in tokens; patterns are at most n_ctx × n_ctx.

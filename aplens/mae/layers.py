@@ -1,7 +1,8 @@
 """The two halves of an AP-MAE, put together from timm's transformer blocks.
 
 Both are pre-norm transformers with GELU, positions for CLS and every patch of the full grid, and a
-final LayerNorm (METHOD item 5). Tokens are `Float[Tensor, "pattern token dim"]`, CLS first.
+final LayerNorm (docs/method.md, step 5). Tokens are `Float[Tensor, "pattern token dim"]`, CLS
+first.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Encoder(nn.Module):
             nn.LayerNorm(dim, eps=config.layer_norm_eps),
         )
         self.patch_embedding.apply(_initialize)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        # Not zero: the first LayerNorm's gradient explodes on a token without any variance.
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.positions = _grid_positions(config.n_rows, dim)
         self.transformer = Transformer(
             dim,
@@ -159,7 +161,7 @@ class Decoder(nn.Module):
         visible: Int[Tensor, "pattern visible"],
         masked: Int[Tensor, "pattern masked"],
     ) -> Float[Tensor, "pattern masked pixel"]:
-        """Decode as the paper's released code does (METHOD, "What reading ... shows").
+        """Decode as the paper's released code does (docs/method.md, step 5).
 
         The whole grid takes part: visible places hold the mask token, all others zero, each plus
         its position. So nothing but CLS tells what the visible patches hold.

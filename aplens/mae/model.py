@@ -25,7 +25,7 @@ PatchSet: TypeAlias = Literal["lower", "all"]
 Patterns: TypeAlias = "AttentionPatterns | Float[Tensor, '*pattern query key']"
 
 #: What stands for a pattern unless told otherwise: CLS, and the row of the position that predicts,
-#: which carries most of what tells a correct prediction from a wrong one (METHOD, "Measured").
+#: which carries most of what tells a correct prediction from a wrong one (docs/method.md).
 DEFAULT_POOL: tuple[Pool, ...] = ("cls", "last_query")
 
 
@@ -68,7 +68,7 @@ class Reconstruction:
 
 
 class APMAE(nn.Module):
-    """A masked autoencoder over attention patterns (METHOD items 3 to 5 and 7).
+    """A masked autoencoder over attention patterns (docs/method.md, steps 3 to 5 and 7).
 
     Patches are the lower-triangular ones in row-major order, so that those of a shorter prompt are
     the first ones of a longer prompt's. Hence prompts of any length up to `config.n_ctx` work.
@@ -263,7 +263,7 @@ class APMAE(nn.Module):
         batch_size: int = 64,
         precision: torch.dtype | None = None,
     ) -> Float[Tensor, "*pattern d_embed"]:
-        """Embed patterns, nothing hidden (METHOD item 7).
+        """Embed patterns, nothing hidden (docs/method.md, step 7).
 
         Args:
             patterns: `AttentionPatterns`, or attention probabilities `[..., query, key]`, of up to

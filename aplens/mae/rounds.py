@@ -30,7 +30,7 @@ class PatternRounds:
         grid: How patterns are cut.
         prompts_per_round: Prompts a round runs. Every prompt is used once before any is used again.
         heads_fraction: Share of each layer's heads that a round looks at, drawn anew for every
-            round (METHOD item 6: the paper takes a quarter).
+            round (docs/method.md, step 6: the paper takes a quarter).
         batch_size: Prompts a forward pass.
         seed: Of prompts and heads.
     """

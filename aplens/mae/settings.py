@@ -13,7 +13,7 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How to train. The defaults are the paper's recipe (METHOD item 6) at a modest budget.
+    """How to train. Defaults: the paper's recipe (docs/method.md, step 6) at a modest budget.
 
     Attributes:
         patterns: Budget: patterns to train on, each use of a pattern counted.

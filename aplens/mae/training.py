@@ -1,4 +1,4 @@
-"""Training an AP-MAE on the patterns of a live model (METHOD item 6)."""
+"""Training an AP-MAE on the patterns of a live model (docs/method.md, step 6)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def log_normalize(
     With x = ln a and m the smallest finite x of the pattern, the result is (x - m) / -m: 1 is
     attention 1, 0 is the pattern's smallest attention. Zero attention (above the diagonal, outside
     a sliding window, padding) also becomes 0. A pattern whose every query attends to a single key
-    (m = 0) keeps its ones, and a pattern of zeros stays zero. METHOD: the paper's `log_normalize`.
+    (m = 0) keeps its ones, and a pattern of zeros stays zero (docs/method.md, step 3).
 
     Args:
         attention: Probabilities. Any layout will do in which `dim` spans one pattern, such as

@@ -13,8 +13,8 @@ class PatchGrid:
     """Cuts causal patterns into patches and puts them back, exactly.
 
     Only the patches on or below the diagonal exist here: 36 of the 8 × 8 for 256 tokens and patches
-    of 32 × 32 (METHOD item 4). They are numbered row by row, so that a shorter prompt's patches are
-    the first ones of a longer prompt's.
+    of 32 × 32 (docs/method.md, step 4). They are numbered row by row, so that a shorter prompt's
+    patches are the first ones of a longer prompt's.
 
     Args:
         n_ctx: The longest pattern, in tokens.

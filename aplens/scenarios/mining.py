@@ -35,7 +35,7 @@ def mine_scenarios(
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> Scenarios:
-    """Take completion scenarios from source files (METHOD: "Scenario").
+    """Take completion scenarios from source files (docs/method.md, step 1).
 
     Files are visited in random order, and in each the tasks with the fewest scenarios so far are
     served first, until every task has `per_task`. No two scenarios of a file stop at the same

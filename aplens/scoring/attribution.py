@@ -17,7 +17,7 @@ from aplens.scoring.predictor import CorrectnessPredictor
 
 @dataclass(frozen=True)
 class HeadAttributions:
-    """SHAP values in the predictor's log-odds of *incorrect* (METHOD item 10).
+    """SHAP values in the predictor's log-odds of *incorrect* (docs/method.md, step 10).
 
     On every scenario `values.sum(1) + others + expected_value` is the predictor's margin.
 

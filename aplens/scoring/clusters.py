@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 Reducer = Literal["auto", "umap", "pca"]
 
-#: The category of patterns that belong to no cluster.
-NOISE = -1
-
-#: The paper's settings, of UMAP and of HDBSCAN after it (METHOD item 8).
+#: The paper's settings, of UMAP and of HDBSCAN after it (docs/method.md, step 8).
 N_NEIGHBORS = 20
 MIN_DIST = 0.05
 MIN_CLUSTER_SIZE = 25
@@ -34,13 +31,15 @@ _ALIKE = 1e-6
 
 
 class HeadClusters:
-    """Clusters each head's embeddings on its own, without looking at outcomes (METHOD item 8).
+    """Clusters each head's embeddings on its own, without looking at outcomes.
 
     An embedding is scaled to length 1 (the paper compares by cosine), reduced, and clustered by
-    HDBSCAN; what fits no cluster is noise, a category of its own (-1). Where HDBSCAN finds no two
-    clusters, all of the head's scenarios are one, and none is noise. HDBSCAN's own
-    `allow_single_cluster`, which the paper sets, is not used: on a few hundred scenarios it left
-    every head with a single cluster and up to 95 % noise, also where there are several.
+    HDBSCAN; what fits no cluster is noise, a category of its own (-1). See docs/method.md, step 8.
+
+    Where HDBSCAN finds no two clusters, all of the head's scenarios are one, and none is noise.
+    HDBSCAN's own `allow_single_cluster`, which the paper sets, is not used: on 485 scenarios of
+    SmolLM2 it left each of 270 heads a single cluster, and called 43 % (UMAP) or 94 % (PCA) of the
+    scenarios noise, where UMAP has 2.6 clusters a head without it.
 
     A new scenario takes the category that most of its nearest fitted scenarios have, by cosine in
     the embedding space: neither UMAP nor HDBSCAN places new points exactly.

@@ -52,18 +52,15 @@ def evaluate_predictors(
         ValueError: When there is only one outcome, fewer files than folds, or NaN.
     """
     folds = assign_folds(observations, n_folds, seed)
-    scores = {}
-    for number, name in enumerate(features):
-        probability = np.empty(len(observations))
-        for fold in range(n_folds):
-            held_out = folds == fold
-            predictor = CorrectnessPredictor(name, seed=seed, **settings)
-            predictor.fit(observations.select(~held_out))
-            chosen = observations.select(held_out)
-            probability[held_out] = predictor.predict_proba(chosen)[:, 1]
+    scores = {name: np.empty(len(observations)) for name in features}
+    for fold in range(n_folds):
+        held_out = folds == fold
+        train, test = observations.select(~held_out), observations.select(held_out)
+        for number, name in enumerate(features):
+            predictor = CorrectnessPredictor(name, seed=seed, **settings).fit(train)
+            scores[name][held_out] = predictor.predict_proba(test)[:, 1]
             if progress is not None:
-                progress(number * n_folds + fold + 1, len(features) * n_folds)
-        scores[name] = probability
+                progress(fold * len(features) + number + 1, n_folds * len(features))
     return score_table(observations, scores, folds=folds, by_task=by_task, seed=seed)
 
 

@@ -118,7 +118,7 @@ class EmbeddingFeatures:
 
 
 class ClusterFeatures:
-    """The category of each head's pattern, one column a category (METHOD item 9).
+    """The category of each head's pattern, one column a category (docs/method.md, step 9).
 
     Columns of 0 and 1, not one categorical column a head: shap's TreeExplainer reads scikit-learn's
     categorical splits as numerical ones, and its values are wrong without a warning. A head's SHAP

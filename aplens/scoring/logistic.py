@@ -57,13 +57,20 @@ def fit_logistic(
     mean, deviation = columns.mean(axis=0), columns.std(axis=0)
     scale = np.where(deviation > 0, deviation, 1) * np.sqrt(np.repeat(widths, widths))
     scaled = (columns - mean) / scale
-    # The penalty is blind to rotations, so the fit may run on at most as many axes as scenarios.
-    axes = np.linalg.svd(scaled, full_matrices=False)[2] if len(scaled) < scaled.shape[1] else None
-    rotated = scaled if axes is None else scaled @ axes.T
+    # The penalty is blind to rotations, so the fit needs no more axes than there are scenarios.
+    axes, rotated = _rotate(scaled) if len(scaled) < scaled.shape[1] else (None, scaled)
     chosen = _choose_penalty(rotated, positive, files, seed)
     coefficients, intercept = _fit(rotated, positive, chosen)
-    weights = coefficients if axes is None else coefficients @ axes
+    weights = coefficients if axes is None else axes @ coefficients
     return LogisticModel(mean, weights / scale, intercept, chosen)
+
+
+def _rotate(
+    columns: Float[np.ndarray, "scenario column"],
+) -> tuple[Float[np.ndarray, "column axis"], Float[np.ndarray, "scenario axis"]]:
+    """Orthogonal axes that span the scenarios, and the scenarios along them."""
+    axes, coordinates = np.linalg.qr(columns.T)
+    return axes, coordinates.T
 
 
 def _fit(

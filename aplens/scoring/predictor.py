@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,9 +26,12 @@ FEATURE_SETS = (
     "embeddings+confidence",
 )
 
+#: Fewer scenarios than this are fitted, and described, in one thread.
+_SMALL = 5000
+
 
 class CorrectnessPredictor:
-    """Predicts whether the model's next token is wrong (METHOD item 9).
+    """Predicts whether the model's next token is wrong (docs/method.md, step 9).
 
     *Incorrect* is the positive class, as in the paper: margins are its log-odds, and positive SHAP
     values push toward it.
@@ -75,23 +79,25 @@ class CorrectnessPredictor:
             ValueError: When there is only one outcome, or a feature is not finite.
         """
         incorrect = incorrect_labels(observations)
-        parts = [block.fit_transform(observations) for block in self._blocks]
-        columns = self._join(parts)
-        widths = [1, *(part.shape[1] for part in parts)]
+        with _few_threads(observations):
+            parts = [block.fit_transform(observations) for block in self._blocks]
+            columns = self._join(parts)
+            widths = [1, *(part.shape[1] for part in parts)]
+            self.model_: Any = (
+                _fit_boosting(columns, incorrect, self.seed)
+                if self.classifier == "boosting"
+                else fit_logistic(columns, incorrect, observations.files, widths, self.seed)
+            )
         #: Which head each column describes, -1 for none.
         self.column_heads_: Int[np.ndarray, " column"] = np.concatenate(
             [[-1], *(block.column_heads for block in self._blocks)]
         ).astype(int)
-        self.model_: Any = (
-            _fit_boosting(columns, incorrect, self.seed)
-            if self.classifier == "boosting"
-            else fit_logistic(columns, incorrect, observations.files, widths, self.seed)
-        )
         return self
 
     def columns(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """The features as the fitted model reads them."""
-        return self._join([block.transform(observations) for block in self._blocks])
+        with _few_threads(observations):
+            return self._join([block.transform(observations) for block in self._blocks])
 
     def decision_function(self, observations: Observations) -> Float[np.ndarray, " scenario"]:
         """Log-odds of *incorrect*."""
@@ -110,6 +116,13 @@ class CorrectnessPredictor:
         if not np.isfinite(columns).all():
             raise ValueError(f"features {self.features!r} contain NaN or infinity")
         return columns
+
+
+def _few_threads(observations: Observations) -> AbstractContextManager[Any]:
+    """One thread for few scenarios: on problems this small, threads wait longer than they work."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1 if len(observations) < _SMALL else None)
 
 
 def incorrect_labels(observations: Observations) -> Bool[np.ndarray, " scenario"]:

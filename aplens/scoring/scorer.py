@@ -37,7 +37,7 @@ MIN_SCENARIOS = 40
 
 
 class HeadScorer:
-    """Ranks heads by what their patterns say about correctness (METHOD items 8 to 10).
+    """Ranks heads by what their patterns say about correctness (docs/method.md, steps 8 to 10).
 
     Args:
         mae: The AP-MAE that encodes patterns.

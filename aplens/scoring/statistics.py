@@ -1,8 +1,7 @@
 """Eight hand-made numbers a pattern: the baseline that an AP-MAE's embeddings have to beat.
 
 Two describe the whole log-normalized pattern, six its last row: the attention of the position that
-predicts. On SmolLM2 they carry more about correctness than most learned embeddings (METHOD,
-"Measured").
+predicts, which carries most of what tells a correct prediction from a wrong one (docs/method.md).
 """
 
 from __future__ import annotations

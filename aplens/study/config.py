@@ -89,9 +89,17 @@ class ObserveSettings:
 
 @dataclass(frozen=True)
 class RankSettings:
-    """`[rank]`: what the ranking's predictor sees, and the folds that compare predictors."""
+    """`[rank]`: what predicts correctness; see `aplens.HeadScorer`.
+
+    Attributes:
+        features: What the ranking's predictor sees.
+        reducer: Before clustering: "umap", "pca", or "auto" (UMAP where it is installed). UMAP
+            takes about a second a head and fold, PCA hardly any time.
+        folds: Of the comparison of predictors.
+    """
 
     features: str = "clusters"
+    reducer: str = "auto"
     folds: int = 5
 
 

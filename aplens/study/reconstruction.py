@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from aplens.mae import APMAE, additive_fit, random_masks
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 OWN = "AP-MAE"
 BASELINES = ("mean patch", "head's mean", "additive fit")
-
-_BATCH = 64
 
 
 @torch.no_grad()
@@ -84,29 +82,11 @@ def _errors(
             scaled.device
         )
         predictions = {
-            OWN: _fill_in(mae, scaled, mask),
+            OWN: mae.fill_in(scaled, mask),
             BASELINES[0]: mean.expand_as(scaled),
             BASELINES[1]: head_means,
-            BASELINES[2]: additive_fit(scaled, mask, _whole_grid(mean, mae), mae.grid),
+            BASELINES[2]: additive_fit(scaled, mask, mean, mae.grid),
         }
         for name, predicted in predictions.items():
             errors[name].append((predicted - scaled)[mask].square().mean().item())
     return {name: np.array(values) for name, values in errors.items()}
-
-
-def _whole_grid(
-    mean: Float[Tensor, "patch pixel"], mae: APMAE
-) -> Float[Tensor, "all_patches pixel"]:
-    """The mean patches of a shorter prompt, with zeros for the rest of the grid."""
-    missing = mae.grid.n_patches - len(mean)
-    return torch.nn.functional.pad(mean, (0, 0, 0, missing))
-
-
-def _fill_in(
-    mae: APMAE, scaled: Float[Tensor, "head patch pixel"], mask: Bool[Tensor, "head patch"]
-) -> Float[Tensor, "head patch pixel"]:
-    filled = scaled.clone()
-    for part in torch.arange(len(scaled)).split(_BATCH):
-        output = mae(scaled[part], mask=mask[part])
-        filled[part] = scaled[part].masked_scatter(mask[part][..., None], output.predicted)
-    return filled

@@ -30,6 +30,9 @@ _MESSAGES = {
 }
 STAGES = tuple(_MESSAGES)
 
+#: Prompts whose head outputs replace ablated ones (mean, resample); all are held at once.
+_REFERENCE_PROMPTS = 32
+
 
 class Study:
     """One study in one folder.
@@ -210,7 +213,7 @@ class Study:
         )
 
     def _rank(self) -> None:
-        from aplens.scoring import HeadScorer, evaluate_predictors
+        from aplens.scoring import HeadClusters, HeadScorer
 
         wanted, seed = self.settings.rank, self.settings.seed
         n_fit = len(self.parts["fit"])
@@ -218,12 +221,11 @@ class Study:
         fit = observations.select(range(n_fit))
         held_out = observations.select(range(n_fit, len(observations)))
         self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
-        table = evaluate_predictors(
-            observations, n_folds=wanted.folds, seed=seed, progress=self.reporter.update
-        )
+        clusters = HeadClusters(wanted.reducer, seed=seed)  # type: ignore[arg-type]
+        scorer = HeadScorer(self.mae, features=wanted.features, clusters=clusters, seed=seed)
+        table = scorer.evaluate(observations, n_folds=wanted.folds, progress=self.reporter.update)
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
-        scorer = HeadScorer(self.mae, features=wanted.features, seed=seed).fit(fit)
-        scorer.rank(held_out).save(self.folder / "ranking.json")
+        scorer.fit(fit).rank(held_out).save(self.folder / "ranking.json")
         with atomic_write(self.folder / "predictors.parquet") as temporary:
             table.to_parquet(temporary, index=False)
 
@@ -239,7 +241,7 @@ class Study:
             choices=wanted.choices,  # type: ignore[arg-type]
             random_seeds=wanted.random_seeds,
             method=wanted.method,  # type: ignore[arg-type]
-            reference=self.parts["fit"].tokens() if wanted.method != "zero" else None,
+            reference=self.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
             balance=wanted.balance,
             seed=self.settings.seed,
             batch_size=wanted.batch_size,
