@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
@@ -49,14 +49,15 @@ _LINE_EVERY = 5.0
 
 
 @app.command()
-def demo(folder: Annotated[Path, typer.Option("--folder", "-o")] = Path("runs/demo")) -> None:
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="Where results go.")] = Path(
+        "runs/demo"
+    ),
+    redo: Redo = None,
+) -> None:
     """Rank and ablate SmolLM2's heads on real Java, in under 10 minutes on two cores."""
-    with files("aplens").joinpath("studies", "demo.toml").open("rb") as source:
-        content = source.read()
-    folder.mkdir(parents=True, exist_ok=True)
-    study_file = folder / "study.toml"
-    study_file.write_bytes(content)
-    _run(study_file, folder, "report", None)
+    with as_file(files("aplens") / "studies" / "demo.toml") as study_file:
+        _run(study_file, folder, "report", redo)
 
 
 @app.command()

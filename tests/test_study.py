@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep
 from aplens.study import Reporter, Study, StudySettings
 from aplens.study.stages import Stage, StageRecord, run_stages
+
+ROOT = Path(__file__).parent.parent
 
 # --- settings ----------------------------------------------------------------------------------
 
@@ -322,3 +325,8 @@ def test_stage_settings_are_recorded_as_json(finished):
     assert list(record) == ["mine", "train", "observe", "rank", "ablate", "report"]
     assert all(entry["finished"] for entry in record.values())
     assert record["ablate"]["settings"]["sizes"] == [1, 3]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "studies").glob("*.toml")))
+def test_the_example_studies_are_valid(path):
+    assert StudySettings.from_toml(path).title

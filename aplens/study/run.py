@@ -195,6 +195,8 @@ class Study:
         note = f"{progress.patterns_per_second:.0f} patterns/s"
         if progress.loss is not None:
             note += f", loss {progress.loss:.4f}"
+        if progress.seconds_left is not None:
+            note += f", {progress.seconds_left:.0f} s left"
         self.reporter.update(progress.patterns, progress.total, note)
 
     def _observe(self) -> None:
