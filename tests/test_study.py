@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import zipfile
@@ -181,6 +182,7 @@ config = {{ n_ctx = 32, patch_size = 8, encoder_dim = 16, encoder_depth = 1, dec
 patterns = 400
 [rank]
 folds = 3
+reducer = "pca"
 features = "statistics"
 [ablate]
 sizes = [1, 3]
@@ -330,3 +332,61 @@ def test_stage_settings_are_recorded_as_json(finished):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "studies").glob("*.toml")))
 def test_the_example_studies_are_valid(path):
     assert StudySettings.from_toml(path).title
+
+
+# --- interrupts and full disks -----------------------------------------------------------------
+
+
+@pytest.fixture
+def small_study(tmp_path, tiny_saved, java_zip):
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY.format(model=tiny_saved, corpus=java_zip, kind="bridge"))
+    return path
+
+
+def study_command(path, stage, folder):
+    return [sys.executable, "-m", "aplens", stage, str(path), "--folder", str(folder)]
+
+
+def test_after_ctrl_c_the_same_command_goes_on_to_the_same_ranking(small_study, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    subprocess.run(study_command(small_study, "rank", straight), check=True, timeout=300)
+
+    process = subprocess.Popen(
+        study_command(small_study, "rank", broken),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("train:"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=120) == 130, rest
+    assert "the same command goes on" in rest
+    assert "Traceback" not in rest
+    assert not (broken / "ranking.json").exists()
+
+    again = subprocess.run(
+        study_command(small_study, "rank", broken), capture_output=True, text=True, timeout=300
+    )
+    assert "mine: done before" in again.stdout, again.stdout + again.stderr
+    assert (broken / "ranking.json").read_bytes() == (straight / "ranking.json").read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(small_study, tmp_path):
+    folder = tmp_path / "full"
+    limit = "import resource, sys, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+    limit += "sys.argv[0] = 'aplens'; runpy.run_module('aplens', run_name='__main__')"
+    arguments = study_command(small_study, "mine", folder)[3:]
+    result = subprocess.run(
+        [sys.executable, "-c", limit, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "error:" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not list(folder.glob("*.parquet"))
+    assert not list(folder.glob(".*.parquet"))
+    subprocess.run(study_command(small_study, "mine", folder), check=True, timeout=120)
+    assert (folder / "scenarios.parquet").exists()

@@ -206,7 +206,7 @@ class AblationSweep:
             "low": accuracy.low,
             "high": accuracy.high,
             "incorrect_to_correct": differences[~self.clean].sum(),
-            "correct_to_incorrect": -differences[self.clean].sum(),
+            "correct_to_incorrect": (self.clean - correct)[self.clean].sum(),
             "change": change.value,
             "change_low": change.low,
             "change_high": change.high,
