@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CACHE_VARIABLE = "APLENS_CACHE"
 
@@ -71,6 +74,25 @@ def fingerprint(value: Any) -> str:
     """A short stable hash of a JSON-able value, for telling two set-ups apart."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_tokens(*tensors: Tensor) -> str:
+    """A short stable hash of tensors of token ids, shapes included."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.cpu().long().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe_differences(saved: Any, wanted: Any, name: str = "") -> Iterator[str]:
+    """Every leaf in which two nested dictionaries differ, in words that name it."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        for key in sorted(saved.keys() | wanted.keys()):
+            inner = f"{name}.{key}".lstrip(".")
+            yield from describe_differences(saved.get(key), wanted.get(key), inner)
+    elif saved != wanted:
+        yield f"{name} was {saved!r}, is {wanted!r}"
 
 
 def cache_folder() -> Path:

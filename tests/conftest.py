@@ -12,23 +12,23 @@ import pytest
 import torch
 
 
-def make_tiny_hooked(seed=0):
+def make_tiny_hooked(**changes):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    config = HookedTransformerConfig(
-        n_layers=3,
-        n_heads=4,
-        d_model=32,
-        d_head=8,
-        d_mlp=64,
-        n_ctx=64,
-        d_vocab=101,
-        act_fn="gelu",
-        model_name="tiny-hooked",
-        seed=seed,
-        device="cpu",
-    )
-    return HookedTransformer(config).eval()
+    settings = {
+        "n_layers": 3,
+        "n_heads": 4,
+        "d_model": 32,
+        "d_head": 8,
+        "d_mlp": 64,
+        "n_ctx": 64,
+        "d_vocab": 101,
+        "act_fn": "gelu",
+        "model_name": "tiny-hooked",
+        "seed": 0,
+        "device": "cpu",
+    }
+    return HookedTransformer(HookedTransformerConfig(**(settings | changes))).eval()
 
 
 def make_tiny_hf(seed=0):

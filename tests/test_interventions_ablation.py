@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import make_tiny_bridge, make_tiny_hooked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -300,8 +301,6 @@ def test_gradients_flow_around_the_ablated_head(tiny_model, tiny_tokens):
 
 @pytest.mark.parametrize("method", ["zero", "mean", "resample"])
 def test_half_precision(tiny_tokens, method):
-    from conftest import make_tiny_bridge, make_tiny_hooked
-
     for make in (make_tiny_hooked, make_tiny_bridge):
         model = make().to(torch.bfloat16)
         with ablate_heads(model, SOME_HEADS, method=method, reference=tiny_tokens.flip(0)):
@@ -317,24 +316,8 @@ def test_half_precision(tiny_tokens, method):
 @pytest.fixture(scope="module")
 def tiny_rotary():
     """HookedTransformer's own cache misplaces generated tokens under learned positions."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    config = HookedTransformerConfig(
-        n_layers=3,
-        n_heads=4,
-        d_model=32,
-        d_head=8,
-        d_mlp=64,
-        n_ctx=64,
-        d_vocab=101,
-        act_fn="gelu",
-        positional_embedding_type="rotary",
-        rotary_dim=8,
-        model_name="tiny-rotary",
-        seed=0,
-        device="cpu",
-    )
-    return HookedTransformer(config).eval()
+    rotary = {"positional_embedding_type": "rotary", "rotary_dim": 8}
+    return make_tiny_hooked(model_name="tiny-rotary", **rotary)
 
 
 @pytest.fixture(params=["rotary", "bridge"])

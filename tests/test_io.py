@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from aplens._io import atomic_write, fingerprint, read_json, sha256_of_file, write_json
+from aplens._io import (
+    atomic_write,
+    describe_differences,
+    fingerprint,
+    read_json,
+    sha256_of_file,
+    write_json,
+)
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -57,3 +64,10 @@ def test_every_public_name_can_be_imported():
         assert getattr(aplens, name).__module__.startswith("aplens"), name
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = aplens.no_such_thing
+
+
+def test_differences_name_every_leaf_and_nothing_else():
+    before = {"a": 1, "b": {"c": 2, "d": 3}, "gone": None}
+    now = {"a": 1, "b": {"c": 4, "d": 3}, "new": 5}
+    assert list(describe_differences(before, now)) == ["b.c was 2, is 4", "new was None, is 5"]
+    assert list(describe_differences(before, before)) == []

@@ -5,7 +5,6 @@ As in the paper: sizes × choices of heads, on as many correct as incorrect held
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aplens._io import fingerprint
+from aplens._io import describe_differences, fingerprint, hash_tokens
 from aplens.heads import Head, HeadRanking
 from aplens.interventions.ablation import AblationMethod, ablate_with, make_substitute
 from aplens.interventions.results import CHOICES, AblationSweep, Choice, Setting, SettingResult
@@ -176,10 +175,10 @@ def _describe_setup(
         "model": info.name,
         "kind": info.kind,
         "dtype": str(info.dtype),
-        "scenarios": _hash_tokens(scenarios.tokens(), scenarios.targets()),
+        "scenarios": hash_tokens(scenarios.tokens(), scenarios.targets()),
         "ranking": fingerprint(ranking.to_frame().to_dict(orient="list")),
         "method": method,
-        "reference": None if reference is None else _hash_tokens(reference),
+        "reference": None if reference is None else hash_tokens(reference),
         "balance": balance,
         "seed": seed,
     }
@@ -188,21 +187,9 @@ def _describe_setup(
     return setup
 
 
-def _hash_tokens(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.cpu().to(torch.int64).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _resume(path: Path, setup: dict[str, Any]) -> AblationSweep:
     sweep = AblationSweep.load(path)
-    different = [
-        f"{key} was {sweep.setup.get(key)!r}, is {setup.get(key)!r}"
-        for key in dict.fromkeys([*sweep.setup, *setup])
-        if sweep.setup.get(key) != setup.get(key)
-    ]
+    different = list(describe_differences(sweep.setup, setup))
     if different:
         raise ValueError(
             f"{path} holds another sweep ({'; '.join(different)}): choose another folder, or "

@@ -7,7 +7,7 @@ interrupt at any moment leaves a checkpoint in which everything belongs together
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, optim
 
-from aplens._io import atomic_write
+from aplens._io import atomic_write, describe_differences
 from aplens.mae.model import APMAE
 from aplens.mae.pretrained import CheckpointError, load_weights, read_tensors
 
@@ -104,7 +104,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path} is no training checkpoint of this aplens: {error}"
         ) from error
-    differences = list(_differences(saved, json.loads(json.dumps(identity))))
+    differences = list(describe_differences(saved, json.loads(json.dumps(identity))))
     if differences:
         raise CheckpointError(
             f"{folder} holds a training run that differs from this one; choose another folder, or "
@@ -126,12 +126,3 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def _differences(saved: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    """Every leaf in which two nested dictionaries differ."""
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        for key in sorted(saved.keys() | wanted.keys()):
-            yield from _differences(saved.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
-    elif saved != wanted:
-        yield f"{name} was {saved!r}, is {wanted!r}"

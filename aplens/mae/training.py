@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn, optim
 
-from aplens._io import write_json
+from aplens._io import hash_tokens, write_json
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
@@ -433,11 +432,6 @@ def _identify(
             "n_heads": info.n_heads,
             "d_head": info.d_head,
         },
-        "prompts": _hash_tokens(tokens),
-        "validation": _hash_tokens(held_out),
+        "prompts": hash_tokens(tokens),
+        "validation": hash_tokens(held_out),
     }
-
-
-def _hash_tokens(tokens: Tensor) -> str:
-    content = tokens.cpu().to(torch.int64).contiguous().numpy().tobytes()
-    return hashlib.sha256(str(tuple(tokens.shape)).encode() + content).hexdigest()[:16]

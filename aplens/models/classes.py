@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -137,8 +136,3 @@ def own_tokenizer(model: Any) -> Any | None:
     except (OSError, ValueError):
         return tokenizer
     return own if own.get_vocab() == tokenizer.get_vocab() else tokenizer
-
-
-def is_hf_folder(path: Path) -> bool:
-    """Whether a folder looks like a saved Hugging Face model."""
-    return path.is_dir() and (path / "config.json").is_file()

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 
 from aplens._io import cache_folder, fingerprint
-from aplens.models.classes import ModelKind, build, build_by_official_name, is_hf_folder
+from aplens.models.classes import ModelKind, build, build_by_official_name
 from aplens.models.info import describe_model
 from aplens.models.wheels import WHEEL_MODELS, fetch_gguf
 
@@ -63,7 +63,7 @@ def _load(name: str, kind: ModelKind, device: str, dtype: torch.dtype) -> Any:
         source = _load_folder(_wheel_model_folder(name), dtype)
     elif path.suffix == ".gguf":
         source = _load_gguf(path, dtype)
-    elif is_hf_folder(path):
+    elif (path / "config.json").is_file():
         source = _load_folder(path, dtype)
     elif _looks_like_path(name) or path.exists():
         raise FileNotFoundError(
