@@ -95,7 +95,7 @@ def test_misfitting_tensors_are_named(saved):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "expected model_type 'aplens_apmae', got 'bert'"),
+        ({"model_type": "bert"}, "expected model_type 'aplens_apmae', or 'ap_mae' .* got 'bert'"),
         ({"format_version": 99}, "reads format_version 1, got 99"),
         ({"n_ctx": None}, r"missing keys \['n_ctx'\]"),
         ({"dropout": 0.1}, r"unknown \['dropout'\]"),

@@ -51,6 +51,7 @@ def test_behaves_as_a_sequence(scenarios):
 
 def test_tasks_and_files_are_one_per_scenario(scenarios):
     assert scenarios.tasks[:4] == ["stop", "eol", "random", "stop"]
+    assert scenarios.languages == ["java"] * 12
     assert scenarios.files[3:6] == ["F3.java", "F0.java", "F1.java"]
     assert scenarios.counts() == {"eol": 4, "random": 4, "stop": 4}
 
@@ -108,6 +109,41 @@ def test_split_depends_on_the_seed_and_not_on_the_order():
     assert set(backwards["test"].files) == set(one["test"].files)
 
 
+def in_language(language: str, count: int) -> list[Scenario]:
+    """Scenarios of a language, two a file."""
+    return [
+        replace(scenario(i, file=f"{language}/F{i // 2}"), language=language) for i in range(count)
+    ]
+
+
+@given(counts=st.lists(st.integers(20, 60), min_size=3, max_size=3), seed=st.integers(0, 10))
+def test_every_part_of_a_split_has_its_share_of_every_language(counts, seed):
+    languages = dict(zip(("java", "python", "prose"), counts, strict=True))
+    whole = Scenarios(s for name, count in languages.items() for s in in_language(name, count))
+    parts = whole.split({"train": 0.8, "test": 0.2}, seed=seed)
+    assert not set(parts["train"].files) & set(parts["test"].files)
+    assert sum(map(len, parts.values())) == len(whole)
+    for name, count in languages.items():
+        assert abs(parts["test"].languages.count(name) - 0.2 * count) <= 1 + 1e-6
+
+
+def test_a_language_is_split_alike_whatever_stands_beside_it():
+    java, prose = in_language("java", 40), in_language("prose", 30)
+    fractions = {"train": 0.7, "test": 0.3}
+    alone, both = Scenarios(java).split(fractions), Scenarios([*prose, *java]).split(fractions)
+    for name, part in alone.items():
+        assert [s for s in both[name] if s.language == "java"] == list(part)
+    # A file mined as two languages is one file all the same.
+    odd = Scenarios([*java, replace(java[0], language="prose"), *prose]).split(fractions)
+    assert not set(odd["train"].files) & set(odd["test"].files)
+
+
+def test_a_split_of_one_language_is_the_same_in_every_version():
+    whole = Scenarios(scenario(i, file=f"F{i % 13}") for i in range(40))
+    parts = whole.split({"train": 0.6, "test": 0.4}, seed=3)
+    assert sorted(set(parts["test"].files)) == ["F11", "F2", "F3", "F5", "F7"]
+
+
 def test_impossible_splits_are_refused(scenarios):
     with pytest.raises(ScenarioError, match=r"sum to 1.*0\.7"):
         scenarios.split({"train": 0.7, "test": 0.7})
@@ -116,6 +152,10 @@ def test_impossible_splits_are_refused(scenarios):
     one_file = Scenarios([scenario(0), scenario(1)])
     with pytest.raises(ScenarioError, match=r"1 source files are too few.*nothing is left for"):
         one_file.split({"train": 0.5, "test": 0.5})
+    with pytest.raises(ScenarioError, match=r"1 source files .*nothing is left for .* in prose"):
+        Scenarios([*in_language("java", 9), *in_language("prose", 2)]).split({"a": 0.5, "b": 0.5})
+    with pytest.raises(ScenarioError, match="no scenarios to split"):
+        Scenarios([]).split({"a": 0.5, "b": 0.5})
 
 
 def test_save_and_load_give_the_same_back(scenarios, tmp_path):

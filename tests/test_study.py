@@ -36,9 +36,10 @@ def test_a_study_file_fills_in_defaults_and_keeps_what_it_says(tmp_path):
         )
     )
     assert settings.seed == 3
-    assert settings.scenarios.corpus == ("src.zip",)
-    assert settings.scenarios.tasks == ("eol",)
-    assert settings.scenarios.context_length == 256
+    (scenarios,) = settings.scenarios
+    assert scenarios.corpus == ("src.zip",)
+    assert scenarios.tasks == ("eol",)
+    assert scenarios.context_length == settings.context_length == 256
     assert settings.mae.training == {"patterns": 500}
     assert settings.split.autoencoder == 0.0
 
@@ -48,6 +49,13 @@ def test_a_study_file_fills_in_defaults_and_keeps_what_it_says(tmp_path):
     [
         ("[scenarios]\ntaks = []", "unknown key scenarios.'taks'"),
         ("[scenarios]\nper_task = 'many'", "scenarios.per_task must be of type int, got 'many'"),
+        (
+            "[[scenarios]]\n[[scenarios]]\nper_file = 1.5",
+            r"scenarios\[1\].per_file must be of type",
+        ),
+        ("[[scenarios]]\n[[scenarios]]\ncontext_length = 64", r"one context_length.*\[256, 64\]"),
+        ("[[scenarios]]\nstyle = 'fim'\n[[scenarios]]", r"one style.*\['fim', 'auto'\]"),
+        ("scenarios = []", "at least one corpus"),
         ("seed = true", "seed must be of type int, got True"),
         ("model = 'gpt2'", "model must be a table"),
         ("seed = ", "not valid TOML"),
@@ -332,6 +340,106 @@ def test_stage_settings_are_recorded_as_json(finished):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "studies").glob("*.toml")))
 def test_the_example_studies_are_valid(path):
     assert StudySettings.from_toml(path).title
+
+
+# --- several corpora ----------------------------------------------------------------------------
+
+CORPUS = """
+[[scenarios]]
+corpus = "{corpus}"
+language = "{language}"
+prefix = "{prefix}"
+per_task = 6
+per_file = 2
+context_length = 32
+"""
+CODE_TASKS = 'tasks = ["identifiers", "eol"]\n'
+
+
+def sources_of(tmp_path, name, n_files=12):
+    """A folder with Java and prose in files that are called the same in every such folder."""
+    folder = tmp_path / name / "src"
+    for i in range(n_files):
+        (folder / f"part{i % 2}").mkdir(parents=True, exist_ok=True)
+        java = SOURCE.format(i=i, j=f"{len(name)}{i}")
+        (folder / f"part{i % 2}" / f"A{i}.java").write_text(java)
+        text = f"In {name}, number {i} of the parts; it adds, and keeps what it had. " * 9
+        (folder / f"part{i % 2}" / f"A{i}.txt").write_text(text)
+    return folder
+
+
+def mined(tmp_path, tiny_saved, tables, folder="out"):
+    path = write_toml(tmp_path, f'[model]\nname = "{tiny_saved}"\n' + "".join(tables))
+    study = Study(StudySettings.from_toml(path), tmp_path / folder, Progress())
+    study.run("mine")
+    return study
+
+
+class Progress(Reporter):
+    def __init__(self):
+        self.steps = []
+
+    def update(self, done, total, note=""):
+        self.steps.append((done, total))
+
+
+def test_several_corpora_are_one_study_with_files_of_their_own(tmp_path, tiny_saved):
+    one, other = sources_of(tmp_path, "one"), sources_of(tmp_path, "other")
+    tables = [
+        CORPUS.format(corpus=one, language="java", prefix="") + CODE_TASKS,
+        CORPUS.format(corpus=other, language="java", prefix="part0/") + CODE_TASKS,
+        CORPUS.format(corpus=other, language="java", prefix="part1/") + CODE_TASKS,
+        CORPUS.format(corpus=one, language="prose", prefix=""),
+    ]
+    study = mined(tmp_path, tiny_saved, tables)
+    scenarios = study.scenarios
+    assert {language: scenarios.languages.count(language) for language in ("java", "prose")} == {
+        "java": 36,
+        "prose": 18,
+    }
+    # Two parts of one corpus share their names, two corpora do not.
+    assert {file.split("/part")[0] for file in scenarios.files} == {"src", "src-2"}
+    assert study.reporter.steps[-1] == (54, 54)
+    assert study.reporter.steps == sorted(study.reporter.steps)
+    # Each beginning has all languages.
+    assert {"java", "prose"} == set(scenarios.languages[:6])
+    corpora = json.loads((study.folder / "corpus.json").read_text())
+    assert [corpus["language"] for corpus in corpora] == ["java", "java", "java", "prose"]
+    for part in study.parts.values():
+        assert set(part.languages) == {"java", "prose"}
+
+
+def test_changed_corpora_are_refused_by_number(tmp_path, tiny_saved):
+    folder = sources_of(tmp_path, "one")
+    table = CORPUS.format(corpus=folder, language="java", prefix="") + CODE_TASKS
+    prose = CORPUS.format(corpus=folder, language="prose", prefix="")
+    mined(tmp_path, tiny_saved, [table, prose, prose])
+    with pytest.raises(ValueError, match=r"scenarios\[1\].per_file = 2, now 3"):
+        mined(tmp_path, tiny_saved, [table, prose.replace("file = 2", "file = 3"), prose])
+    with pytest.raises(ValueError, match="corpora = 3, now 2"):
+        mined(tmp_path, tiny_saved, [table, prose])
+    with pytest.raises(ValueError, match="stage 'mine' with corpus = None"):
+        mined(tmp_path, tiny_saved, [table])
+
+
+def test_one_corpus_keeps_the_names_of_its_files(tmp_path, tiny_saved):
+    folder = sources_of(tmp_path, "one")
+    table = CORPUS.format(corpus=folder, language="java", prefix="part1/") + CODE_TASKS
+    study = mined(tmp_path, tiny_saved, [table])
+    assert all(file.startswith("part1/") for file in study.scenarios.files)
+    assert mined(tmp_path, tiny_saved, [table.replace("[[scenarios]]", "[scenarios]")]).scenarios
+
+
+def test_training_needs_only_the_parts_that_it_uses(tmp_path, tiny_saved):
+    folder = sources_of(tmp_path, "one")
+    text = CORPUS.format(corpus=folder, language="java", prefix="") + CODE_TASKS
+    text += CORPUS.format(corpus=folder, language="prose", prefix="")
+    text += "[split]\nautoencoder = 0.7\nfit = 0.3\nrank = 0\nablate = 0\n"
+    text += "[mae]\nconfig = { n_ctx = 32, patch_size = 8, encoder_depth = 1, decoder_depth = 1 }\n"
+    text += "[mae.training]\npatterns = 64\n"
+    study = mined(tmp_path, tiny_saved, [text])
+    study.run("train")
+    assert study.mae.config.n_ctx == 32
 
 
 # --- interrupts and full disks -----------------------------------------------------------------

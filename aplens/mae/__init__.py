@@ -1,7 +1,8 @@
-"""AP-MAE: its configuration, model and training, weights on disk, and the additive baseline."""
+"""AP-MAE: its configuration, model and training, weights on disk, and the fits it starts from."""
 
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
+from aplens.mae.low_rank import low_rank_fit
 from aplens.mae.masking import random_masks
 from aplens.mae.model import APMAE, DEFAULT_POOL, APMAEOutput, Reconstruction
 from aplens.mae.precision import default_precision
@@ -28,6 +29,7 @@ __all__ = [
     "additive_fit",
     "default_precision",
     "list_pretrained",
+    "low_rank_fit",
     "random_masks",
     "train_apmae",
 ]

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from aplens.patterns import PatchGrid
 
-#: Ridge penalty on every effect, in observed pixels (docs/method.md).
-RIDGE = 8.0
+#: Ridge penalty on every effect, in observed pixels, as a share of the patch size: 8 for patches of
+#: 32 (docs/method.md).
+RIDGE = 0.25
 
 # Conjugate gradients solve the same ridge equations as backfitting would, in fewer passes: after
 # this many the fit's error on real patterns no longer changes in the third digit.
@@ -33,7 +34,7 @@ def additive_fit(
     mask: Bool[Tensor, "pattern patch"],
     mean: Float[Tensor, "position pixel"],
     grid: PatchGrid,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
 ) -> Float[Tensor, "pattern patch pixel"]:
     """Predict every patch as mean + row + column + diagonal effects of the visible patches.
 
@@ -45,7 +46,7 @@ def additive_fit(
             may follow.
         grid: The full patch grid.
         ridge: Penalty that shrinks each effect, in pixels: an effect seen on `ridge` pixels is
-            halved.
+            halved (default: a quarter of the patch size).
 
     Returns:
         The fit at every patch, visible ones included, in log-normalized units.
@@ -63,7 +64,7 @@ def additive_effects(
     mask: Bool[Tensor, "pattern patch"],
     mean: Float[Tensor, "position pixel"],
     grid: PatchGrid,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
 ) -> Float[Tensor, "pattern patch effect"]:
     """The fitted effects that meet in each patch: those of its rows, columns and diagonals.
 
@@ -79,6 +80,7 @@ def additive_effects(
     Raises:
         ValueError: As for `additive_fit`.
     """
+    ridge = RIDGE * grid.patch_size if ridge is None else ridge
     _check(patches, mask, mean, grid, ridge)
     k = patches.shape[1]
     design = _design(grid.n_rows, grid.patch_size, patches.device)

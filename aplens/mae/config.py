@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 DecoderContext = Literal["tokens", "cls"]
-Base = Literal["none", "additive"]
+Base = Literal["none", "additive", "low_rank"]
 PatchInput = Literal["layer_norm", "centred"]
 
 
@@ -39,8 +39,9 @@ class APMAEConfig:
             He et al. (2022) define a masked autoencoder. "cls": nothing but the CLS token, as the
             paper's released code behaves.
         base: What the decoder starts from. "none": nothing, it predicts the pixels. "additive":
-            the row + column + diagonal fit of the visible patches (`aplens.mae.additive`); the
-            decoder reads it and predicts what is left over.
+            the row + column + diagonal fit of the visible patches (`aplens.mae.additive`).
+            "low_rank": that fit, completed by query × key products (`aplens.mae.low_rank`). The
+            decoder reads the fit and predicts what is left over.
         layer_norm_eps: Epsilon of every LayerNorm.
         qkv_bias: Whether the query, key and value projections have a bias.
     """
@@ -94,10 +95,10 @@ class APMAEConfig:
         _check_choice("patch_input", self.patch_input, get_args(PatchInput))
         _check_choice("decoder_context", self.decoder_context, get_args(DecoderContext))
         _check_choice("base", self.base, get_args(Base))
-        if self.base == "additive" and self.decoder_context == "cls":
+        if self.base != "none" and self.decoder_context == "cls":
             raise ValueError(
-                "base='additive' needs decoder_context='tokens': the fit tells the decoder about "
-                "the visible patches, which decoder_context='cls' promises to withhold"
+                f"base={self.base!r} needs decoder_context='tokens': the fit tells the decoder "
+                "about the visible patches, which decoder_context='cls' promises to withhold"
             )
 
     @property
@@ -113,7 +114,7 @@ class APMAEConfig:
     @property
     def needs_mean(self) -> bool:
         """Whether the model holds the mean patch of every position."""
-        return self.patch_input == "centred" or self.base == "additive"
+        return self.patch_input == "centred" or self.base != "none"
 
     @classmethod
     def paper(cls) -> APMAEConfig:

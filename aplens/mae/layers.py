@@ -100,9 +100,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Predicts the pixels of hidden patches from what the encoder made of the visible ones.
 
-    Two contexts: `from_tokens` hands it the visible tokens, `from_cls` only CLS. With an additive
-    base every token also reads the effects fitted to its patch, and the output, which is added to
-    the fit, starts at zero.
+    Two contexts: `from_tokens` hands it the visible tokens, `from_cls` only CLS. With a fit to
+    start from, every token also reads what the fit says of its patch, and the output, which is
+    added to the fit, starts at zero.
     """
 
     def __init__(self, config: APMAEConfig) -> None:
@@ -125,9 +125,9 @@ class Decoder(nn.Module):
         self.to_pixels = nn.Linear(dim, config.n_pixels)
         self.enc_to_dec.apply(_initialize)
         self.to_pixels.apply(_initialize)
-        if config.base == "additive":
-            self.effects_embedding = nn.Linear(4 * config.patch_size, dim)
-            self.effects_embedding.apply(_initialize)
+        if config.base != "none":
+            self.clue_embedding = nn.Linear(config.n_pixels, dim)
+            self.clue_embedding.apply(_initialize)
             nn.init.zeros_(self.to_pixels.weight)
 
     def from_tokens(
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
         visible: Int[Tensor, "pattern visible"],
         masked: Int[Tensor, "pattern masked"],
         places: Int[Tensor, " patch"],
-        effects: Float[Tensor, "pattern patch effect"] | None,
+        clues: Float[Tensor, "pattern patch pixel"] | None,
     ) -> Float[Tensor, "pattern masked pixel"]:
         """Decode as a masked autoencoder does (He et al., 2022).
 
@@ -145,14 +145,14 @@ class Decoder(nn.Module):
             visible: Which patches that output stands for.
             masked: The other patches.
             places: Where patches lie in the full grid.
-            effects: What the additive fit says about every patch.
+            clues: What the fit predicts for a hidden patch, and what it misses of a visible one.
         """
         cls_token, seen = self.enc_to_dec(encoded).split([1, visible.shape[1]], dim=1)
         hidden = repeat(self.mask_token, "d -> n m d", n=len(masked), m=masked.shape[1])
         order = torch.cat([visible, masked], dim=1).argsort(dim=1)
         tokens = take(torch.cat([seen, hidden], dim=1), order) + self.positions[:, 1 + places]
-        if effects is not None:
-            tokens = tokens + self.effects_embedding(effects)
+        if clues is not None:
+            tokens = tokens + self.clue_embedding(clues)
         return self._to_pixels(cls_token, tokens, masked)
 
     def from_cls(

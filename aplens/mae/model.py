@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aplens.mae.additive import additive_effects, effects_to_pixels
+from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
 from aplens.mae.layers import Decoder, Encoder, take
+from aplens.mae.low_rank import low_rank_fit
 from aplens.mae.masking import random_masks
 from aplens.mae.precision import autocast
 from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize
@@ -144,31 +145,38 @@ class APMAE(nn.Module):
         n_visible = k - int(mask[0].sum())
         visible, masked = mask.int().argsort(dim=1, stable=True).tensor_split([n_visible], dim=1)
 
-        base, effects = self._additive_base(scaled, mask, masked)
+        fit = self._fit(scaled, mask)
+        clues = None if fit is None else self._clues(scaled, mask, fit)
         with autocast(scaled.device, precision):
             places = self._lower_places
             encoded = self.encoder(take(self._encoder_input(scaled), visible), places[visible])
             if self.config.decoder_context == "tokens":
-                residual = self.decoder.from_tokens(encoded, visible, masked, places[:k], effects)
+                residual = self.decoder.from_tokens(encoded, visible, masked, places[:k], clues)
             else:
                 residual = self.decoder.from_cls(encoded, places[visible], places[masked])
-        predicted = residual.float() if base is None else base + residual.float()
+        predicted = residual.float() if fit is None else take(fit, masked) + residual.float()
         return APMAEOutput(F.mse_loss(predicted, take(scaled, masked)), predicted, mask)
 
-    def _additive_base(
+    @torch.no_grad()  # the fit holds nothing to learn
+    def _fit(
+        self, scaled: Float[Tensor, "pattern patch pixel"], mask: Bool[Tensor, "pattern patch"]
+    ) -> Float[Tensor, "pattern patch pixel"] | None:
+        """What the visible patches alone say of every patch."""
+        if self.config.base == "none" or self.mean_patches is None:
+            return None
+        fit = additive_fit if self.config.base == "additive" else low_rank_fit
+        return fit(scaled, mask, self.mean_patches, self.grid)
+
+    def _clues(
         self,
         scaled: Float[Tensor, "pattern patch pixel"],
         mask: Bool[Tensor, "pattern patch"],
-        masked: Int[Tensor, "pattern masked"],
-    ) -> tuple[
-        Float[Tensor, "pattern masked pixel"] | None, Float[Tensor, "pattern patch effect"] | None
-    ]:
-        """The fit at hidden patches, and what the decoder reads of it at every patch."""
-        if self.config.base == "none" or self.mean_patches is None:
-            return None, None
-        effects = additive_effects(scaled, mask, self.mean_patches, self.grid)
-        fit = effects_to_pixels(take(effects, masked), masked, self.grid)
-        return self.mean_patches[masked] + fit, effects / _DEVIATION
+        fit: Float[Tensor, "pattern patch pixel"],
+    ) -> Float[Tensor, "pattern patch pixel"]:
+        """What the decoder reads of the fit: its prediction where hidden, its error where not."""
+        assert self.mean_patches is not None
+        mean = self.mean_patches[: scaled.shape[1]]
+        return torch.where(mask[..., None], fit - mean, scaled - fit) / _DEVIATION
 
     def _encoder_input(
         self, scaled: Float[Tensor, "pattern patch pixel"]
@@ -366,7 +374,8 @@ class APMAE(nn.Module):
 
         Args:
             name_or_folder: A name out of `list_pretrained()`, a folder that `save_pretrained`
-                wrote, or a hub id such as "user/my-ap-mae".
+                wrote, or a hub id such as "user/my-ap-mae". The paper's released checkpoints load
+                too: "LaughingLogits/AP-MAE-SC2-3B" (docs/released-checkpoints.md).
             revision: Branch, tag or commit on the hub.
 
         Returns:

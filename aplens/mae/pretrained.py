@@ -1,13 +1,15 @@
 """AP-MAEs on disk, bundled with aplens, or on the hub: `config.json` and `model.safetensors`.
 
-No pickle is ever written or read.
+Folders come in two formats, told apart by `model_type`: aplens's own, which is the one written, and
+that of the paper's released checkpoints (`aplens.mae.released`). No pickle is ever written or read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aplens._io import atomic_write, read_json, write_json
+from aplens.mae import released
 from aplens.mae.config import APMAEConfig
 from aplens.mae.model import APMAE
 
@@ -24,6 +27,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 _BUNDLED = Path(__file__).parent / "weights"
+_LISTED = 10
 
 
 class CheckpointError(ValueError):
@@ -56,24 +60,40 @@ def load_pretrained(
         CheckpointError: When there is no such AP-MAE, or it is damaged, or of another kind.
     """
     folder = _find(name_or_folder, revision)
-    mae = APMAE(_load_config(folder / CONFIG_FILE))
-    load_weights(mae, read_tensors(folder / WEIGHTS_FILE), source=folder / WEIGHTS_FILE)
+    config, is_released = _load_config(folder / CONFIG_FILE)
+    weights = read_tensors(folder / WEIGHTS_FILE)
+    mae = APMAE(config)
+    names = None
+    if is_released:
+        released.bypass_absent_projections(mae)
+        names = released.stored_names(mae)
+    load_weights(mae, weights, source=folder / WEIGHTS_FILE, names=names)
     return mae.eval()
 
 
-def load_weights(mae: APMAE, weights: Mapping[str, Tensor], source: object) -> None:
+def load_weights(
+    mae: APMAE,
+    weights: Mapping[str, Tensor],
+    source: object,
+    names: Mapping[str, str] | None = None,
+) -> None:
     """Copy weights into an AP-MAE once it is sure that they fit.
 
     Args:
         mae: The AP-MAE to fill.
-        weights: By the names of `mae.state_dict()`, in any floating-point format.
+        weights: What to copy, in any floating-point format.
         source: Where they come from, for the error.
+        names: What `weights` calls those of `mae.state_dict()`; one that is left out keeps its
+            value (default: all, by their own names).
 
     Raises:
         CheckpointError: When names are missing or unexpected, shapes differ, or a weight is not
-            finite.
+            finite. The message uses the names in `weights`.
     """
-    expected = mae.state_dict()
+    state = mae.state_dict()
+    if names is None:
+        names = {name: name for name in state}
+    expected = {stored: state[name] for name, stored in names.items()}
     problems = {
         "missing": sorted(expected.keys() - weights.keys()),
         "unexpected": sorted(weights.keys() - expected.keys()),
@@ -87,9 +107,16 @@ def load_weights(mae: APMAE, weights: Mapping[str, Tensor], source: object) -> N
         ),
     }
     if any(problems.values()):
-        listed = "; ".join(f"{what}: {', '.join(it)}" for what, it in problems.items() if it)
+        listed = "; ".join(f"{what}: {_enumerate(them)}" for what, them in problems.items() if them)
         raise CheckpointError(f"{source} does not fit its configuration; {listed}")
-    mae.load_state_dict(dict(weights))
+    for stored, tensor in expected.items():  # the model's own memory, seen through its state_dict
+        tensor.copy_(weights[stored])
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    """A file of another model misses and has hundreds of names; the first ones tell which."""
+    listed = ", ".join(names[:_LISTED])
+    return f"{listed} and {len(names) - _LISTED} more" if len(names) > _LISTED else listed
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -101,7 +128,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
+        found = ", ".join(sorted(entry.name for entry in path.parent.iterdir()))
+        raise CheckpointError(
+            f"{path} is missing; the folder holds {found}. Weights must be in that one file: "
+            "merge sharded ones, and convert pickled ones (.bin, .pt), which aplens never reads"
+        ) from error
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
 
@@ -137,7 +168,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _load_config(path: Path) -> APMAEConfig:
+def _load_config(path: Path) -> tuple[APMAEConfig, bool]:
+    """The configuration, and whether it is that of a released checkpoint."""
     try:
         values = read_json(path)
     except FileNotFoundError as error:
@@ -145,14 +177,20 @@ def _load_config(path: Path) -> APMAEConfig:
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     model_type = values.pop("model_type", None) if isinstance(values, dict) else None
-    if model_type != MODEL_TYPE:
-        raise CheckpointError(f"{path}: expected model_type {MODEL_TYPE!r}, got {model_type!r}")
-    version = values.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    if model_type not in (MODEL_TYPE, released.MODEL_TYPE):
         raise CheckpointError(
-            f"{path}: this aplens reads format_version {FORMAT_VERSION}, got {version!r}"
+            f"{path}: expected model_type {MODEL_TYPE!r}, or {released.MODEL_TYPE!r} as the "
+            f"paper's released checkpoints have, got {model_type!r}"
         )
+    is_released = model_type == released.MODEL_TYPE
     try:
-        return APMAEConfig.from_dict(values)
+        return (released.read_config(values) if is_released else _read_config(values)), is_released
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_config(values: dict[str, Any]) -> APMAEConfig:
+    version = values.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise ValueError(f"this aplens reads format_version {FORMAT_VERSION}, got {version!r}")
+    return APMAEConfig.from_dict(values)

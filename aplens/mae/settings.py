@@ -30,6 +30,8 @@ class TrainingSettings:
         prompts_per_round: Prompts whose patterns are held and shuffled at a time.
         passes: Times that a round's patterns are used, under other masks each time. More than one
             pays when the model is slower than the AP-MAE.
+        crop_share: Share of the batches that are cropped to a shorter prompt, of any length down to
+            a patch and one token, so that shorter prompts are known too.
         heads_fraction: Share of each layer's heads that a round looks at (the paper: 0.25).
         model_batch_size: Prompts a forward pass of the model.
         validation_prompts: Held-out prompts used, at most.
@@ -50,6 +52,7 @@ class TrainingSettings:
     max_gradient_norm: float = 1.0
     prompts_per_round: int = 8
     passes: int = 1
+    crop_share: float = 0.0
     heads_fraction: float = 1.0
     model_batch_size: int = 4
     validation_prompts: int = 16
@@ -77,6 +80,8 @@ class TrainingSettings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup}")
+        if not 0 <= self.crop_share <= 1:
+            raise ValueError(f"crop_share must lie between 0 and 1, got {self.crop_share}")
         if not 0 < self.heads_fraction <= 1:
             raise ValueError(f"heads_fraction must lie in (0, 1], got {self.heads_fraction}")
         if self.precision not in get_args(Precision):

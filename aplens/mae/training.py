@@ -23,7 +23,7 @@ from aplens.mae.model import APMAE
 from aplens.mae.rounds import PatternRounds, sample_patches, seeded
 from aplens.mae.settings import TrainingSettings
 from aplens.models import describe_model
-from aplens.patterns import PatchGrid
+from aplens.patterns import PatchGrid, crop_patches
 
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
@@ -34,7 +34,7 @@ HISTORY_FILE = "history.json"
 _BATCH = 64  # patterns at once where nothing is learned
 
 # What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0 and 1.
-_SHUFFLE, _MASKS, _VALIDATION = 2, 3, 4
+_SHUFFLE, _MASKS, _VALIDATION, _CROP = 2, 3, 4, 5
 
 
 class TrainingError(RuntimeError):
@@ -153,6 +153,7 @@ class _Run:
         info = describe_model(model)
         self.folder = folder
         self.settings = settings
+        self.n_tokens = tokens.shape[1]
         self.identity = _identify(model, tokens, held_out, config, settings)
         self.mae = APMAE(config, settings.seed).to(info.device)
         self.optimizer = _make_optimizer(self.mae, settings)
@@ -198,7 +199,8 @@ class _Run:
         while self.fraction < 1:
             batches = self._batches(len(self.rounds.patches(state.round)))
             while state.batch < len(batches) and self.fraction < 1:
-                self._step(self.rounds.patches(state.round)[batches[state.batch]].float())
+                chosen = self.rounds.patches(state.round)[batches[state.batch]]
+                self._step(self._crop(chosen.float()))
                 state.batch += 1
                 state.seconds = self.clock.seconds
                 if self.fraction * settings.validations >= len(state.history):
@@ -228,6 +230,17 @@ class _Run:
             for _ in range(self.settings.passes)
             for batch in torch.randperm(n_patterns, generator=generator).tensor_split(n_batches)
         ]
+
+    def _crop(
+        self, patches: Float[Tensor, "pattern patch pixel"]
+    ) -> Float[Tensor, "pattern some pixel"]:
+        """Now and then, the patterns of a shorter prompt."""
+        generator = seeded(self.settings.seed, _CROP, self.state.step)
+        if torch.rand((), generator=generator) >= self.settings.crop_share:
+            return patches
+        shortest = self.mae.config.patch_size + 1
+        n_tokens = torch.randint(shortest, self.n_tokens + 1, (), generator=generator)
+        return crop_patches(patches, self.mae.grid, int(n_tokens))
 
     def _step(self, patches: Float[Tensor, "pattern patch pixel"]) -> None:
         state, settings = self.state, self.settings

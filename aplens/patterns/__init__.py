@@ -6,6 +6,7 @@ from aplens.patterns.collect import (
     collect_patterns,
     stream_patterns,
 )
+from aplens.patterns.cropping import crop_patches
 from aplens.patterns.normalize import log_normalize
 from aplens.patterns.patches import PatchGrid
 
@@ -14,6 +15,7 @@ __all__ = [
     "PatchGrid",
     "PatternCollector",
     "collect_patterns",
+    "crop_patches",
     "log_normalize",
     "stream_patterns",
 ]

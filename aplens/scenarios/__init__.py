@@ -1,24 +1,27 @@
-"""Completion scenarios mined from source code: where prompts come from and what should follow."""
+"""Completion scenarios from code and prose: where prompts come from, what should follow them."""
 
 from aplens.scenarios.corpus import (
     Corpus,
     DatasetCorpus,
     FolderCorpus,
     SourceFile,
+    TextCorpus,
     ZipCorpus,
     find_jdk_source,
     open_corpus,
     python_standard_library,
 )
-from aplens.scenarios.languages import LANGUAGES, Language
+from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
 from aplens.scenarios.mining import mine_scenarios
 from aplens.scenarios.prompts import FIM_MARKERS, PromptBuilder, TokenizedFile
+from aplens.scenarios.prose import english_prose
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
-from aplens.scenarios.tasks import SourceTree, Span, list_tasks
+from aplens.scenarios.tasks import SourceText, SourceTree, Span, list_tasks
 
 __all__ = [
     "FIM_MARKERS",
     "LANGUAGES",
+    "CodeLanguage",
     "Corpus",
     "DatasetCorpus",
     "FolderCorpus",
@@ -28,10 +31,14 @@ __all__ = [
     "ScenarioError",
     "Scenarios",
     "SourceFile",
+    "SourceText",
     "SourceTree",
     "Span",
+    "TextCorpus",
+    "TextLanguage",
     "TokenizedFile",
     "ZipCorpus",
+    "english_prose",
     "find_jdk_source",
     "list_tasks",
     "mine_scenarios",

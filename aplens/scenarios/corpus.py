@@ -1,4 +1,4 @@
-"""Corpora: source files read in place from a folder, a zip archive or a Hugging Face dataset."""
+"""Corpora: files read in place from a folder, a zip archive, a dataset or whatever has texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -189,6 +189,45 @@ class ZipCorpus(_StoredFiles):
 
     def _read(self, path: str) -> bytes:
         return self._zip.read(path)
+
+
+class TextCorpus:
+    """Texts by name, each read only when its turn comes.
+
+    Args:
+        texts: By name, what reads the text; it may raise `SkipFile`.
+        name: What the texts are, for readers.
+    """
+
+    def __init__(self, texts: Mapping[str, Callable[[], str]], name: str = "texts") -> None:
+        self._texts = dict(sorted(texts.items()))
+        self._name = name
+        self.skipped: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"TextCorpus({len(self._texts)} {self._name})"
+
+    def files(self, seed: int = 0) -> Iterator[SourceFile]:
+        """Yield the texts, each text once, in a random order that the seed decides.
+
+        Raises:
+            ScenarioError: There are no texts.
+        """
+        self.skipped = Counter()
+        if not self._texts:
+            raise ScenarioError(f"{self} has nothing to read")
+        names, seen = list(self._texts), set()
+        for index in np.random.default_rng(seed).permutation(len(names)):
+            try:
+                text = self._texts[names[index]]()
+            except SkipFile as reason:
+                self.skipped[str(reason)] += 1
+                continue
+            if text in seen:
+                self.skipped["seen before"] += 1
+                continue
+            seen.add(text)
+            yield SourceFile(names[index], text)
 
 
 class DatasetCorpus:

@@ -16,7 +16,7 @@ from aplens.models import describe_model, own_tokenizer
 from aplens.scenarios.corpus import Corpus, SkipFile, SourceFile, open_corpus
 from aplens.scenarios.prompts import PromptBuilder, TokenizedFile
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
-from aplens.scenarios.tasks import RANDOM_TASK, SourceTree, Span, list_tasks
+from aplens.scenarios.tasks import RANDOM_TASK, ParsedFile, Span, list_tasks, parse
 
 RANDOM_SPAN_TOKENS = (3, 10)
 """Fewest and most tokens of a span of the task `random`."""
@@ -138,11 +138,11 @@ class _Miner:
         """Take what is wanted from a file and say whether that was anything."""
         self._n_files += 1
         try:
-            tree, file = self._parse(source.text)
+            parsed, file = self._parse(source.text)
         except SkipFile as reason:
             self._skipped[str(reason)] += 1
             return False
-        candidates = {task: self._candidates(task, tree, file) for task in self._open_tasks()}
+        candidates = {task: self._candidates(task, parsed, file) for task in self._open_tasks()}
         used: set[int] = set()
         n_taken = 0
         while candidates and n_taken < self._per_file:
@@ -156,7 +156,7 @@ class _Miner:
                 del candidates[task]
         return n_taken > 0
 
-    def _parse(self, text: str) -> tuple[SourceTree, TokenizedFile]:
+    def _parse(self, text: str) -> tuple[ParsedFile, TokenizedFile]:
         try:
             digest = hashlib.sha256(text.encode()).digest()
         except UnicodeEncodeError as error:  # a lone surrogate
@@ -167,19 +167,19 @@ class _Miner:
         file = self._builder.tokenize(text)
         if not self._builder.is_long_enough(file):
             raise SkipFile("too short")
-        tree = SourceTree(text, self._language)
-        if tree.has_error:
+        parsed = parse(text, self._language)
+        if parsed.has_error:
             raise SkipFile("not parsed")
-        return tree, file
+        return parsed, file
 
     def _candidates(
-        self, task: str, tree: SourceTree, file: TokenizedFile
+        self, task: str, parsed: ParsedFile, file: TokenizedFile
     ) -> Iterator[tuple[Span, range]]:
         """A task's spans with their token positions, in random order, found when first asked."""
         if task == RANDOM_TASK:
             yield from _random_spans(file, self._rng)
             return
-        spans = tree.spans(task)
+        spans = parsed.spans(task)
         for index in self._rng.permutation(len(spans)):
             tokens = file.tokens_of(spans[index])
             if tokens is not None:

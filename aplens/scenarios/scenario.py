@@ -35,7 +35,7 @@ class Scenario:
 
     Attributes:
         task: What kind of span the prompt stops at, such as "identifiers".
-        language: Programming language of the file.
+        language: Language of the file.
         file: Path of the file inside its corpus.
         line: Line of the span's first character, counted from 1.
         span: Text of the span, of which `target` is the first token.
@@ -87,6 +87,11 @@ class Scenarios(Sequence[Scenario]):
         return [scenario.task for scenario in self]
 
     @property
+    def languages(self) -> list[str]:
+        """Each scenario's language, in order."""
+        return [scenario.language for scenario in self]
+
+    @property
     def files(self) -> list[str]:
         """Each scenario's source file, in order: the groups of a grouped split."""
         return [scenario.file for scenario in self]
@@ -134,6 +139,9 @@ class Scenarios(Sequence[Scenario]):
     def split(self, fractions: Mapping[str, float], seed: int = 0) -> dict[str, Scenarios]:
         """Divide by source file, so that no file has scenarios in two parts.
 
+        The files of each language are divided on their own, so that every part has its share of
+        every language.
+
         Args:
             fractions: Share of the scenarios each part should get, such as
                 {"train": 0.6, "test": 0.4}. Files are not cut, so shares are met closely only
@@ -142,28 +150,35 @@ class Scenarios(Sequence[Scenario]):
 
         Raises:
             ScenarioError: The shares are not positive numbers that sum to 1, or there are too few
-                files to give every part one.
+                files of a language to give every part one.
         """
         shares = np.array(list(fractions.values()), dtype=float)
         if not (shares > 0).all() or not np.isclose(shares.sum(), 1):
             raise ScenarioError(f"expected positive shares that sum to 1, got {dict(fractions)}")
-        sizes = Counter(self.files)
-        files = np.random.default_rng(seed).permutation(np.array(sorted(sizes), dtype=object))
-        ends = np.cumsum([sizes[file] for file in files])
-        # A file goes to the part in which its middle scenario falls.
-        middles = (ends - np.array([sizes[file] for file in files]) / 2) / max(len(self), 1)
-        parts = np.searchsorted(np.cumsum(shares)[:-1], middles, side="right")
-        part_of = dict(zip(files, parts, strict=True))
-        split = {
-            name: Scenarios(scenario for scenario in self if part_of[scenario.file] == part)
-            for part, name in enumerate(fractions)
+        if not self:
+            raise ScenarioError(f"there are no scenarios to split into {dict(fractions)}")
+        part_of: dict[str, str] = {}
+        for language, sizes in self._file_sizes().items():
+            parts = _divide(sizes, list(fractions), shares, seed)
+            if empty := [name for name in fractions if name not in parts.values()]:
+                raise ScenarioError(
+                    f"{len(sizes)} source files are too few to split into {dict(fractions)}: "
+                    f"nothing is left for {empty} in {language}"
+                )
+            part_of |= parts
+        return {
+            name: Scenarios(scenario for scenario in self if part_of[scenario.file] == name)
+            for name in fractions
         }
-        if empty := [name for name, scenarios in split.items() if not scenarios]:
-            raise ScenarioError(
-                f"{len(files)} source files are too few to split into {dict(fractions)}: "
-                f"nothing is left for {empty}"
-            )
-        return split
+
+    def _file_sizes(self) -> dict[str, Counter[str]]:
+        """By language, the number of scenarios of each of its files."""
+        sizes: dict[str, Counter[str]] = {}
+        # A file is one group, even if it was mined as two languages.
+        language_of = dict(zip(self.files, self.languages, strict=True))
+        for file in self.files:
+            sizes.setdefault(language_of[file], Counter())[file] += 1
+        return sizes
 
     def to_frame(self) -> pd.DataFrame:
         """One row a scenario, one column a field."""
@@ -191,6 +206,17 @@ class Scenarios(Sequence[Scenario]):
         """
         table = _read_table(Path(path))
         return cls(Scenario(**_restore(row)) for row in table.to_pylist())
+
+
+def _divide(
+    sizes: Mapping[str, int], names: Sequence[str], shares: np.ndarray, seed: int
+) -> dict[str, str]:
+    """The part of each file, in which the file's middle scenario falls."""
+    files = np.random.default_rng(seed).permutation(np.array(sorted(sizes), dtype=object))
+    counts = np.array([sizes[file] for file in files])
+    middles = (np.cumsum(counts) - counts / 2) / counts.sum()
+    parts = np.searchsorted(np.cumsum(shares)[:-1], middles, side="right")
+    return {file: names[part] for file, part in zip(files, parts, strict=True)}
 
 
 def _schema() -> pa.Schema:

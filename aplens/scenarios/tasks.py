@@ -1,4 +1,4 @@
-"""Tasks: where in a source file a prompt may stop, found in its syntax tree."""
+"""Tasks: where in a file a prompt may stop, found in its syntax tree or, in prose, its text."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from bisect import bisect_right
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from importlib import resources
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tree_sitter
 
-from aplens.scenarios.languages import LANGUAGES, Language
+from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
 from aplens.scenarios.scenario import ScenarioError
 
 RANDOM_TASK = "random"
-"""The one task that needs no query: a run of 3 to 10 tokens anywhere in the file."""
+"""The one task that every language has: a run of 3 to 10 tokens anywhere in the file."""
 
 ByteRange = tuple[int, int]
 
@@ -44,18 +44,75 @@ def get_language(name: str) -> Language:
 
 
 def list_tasks(language: str = "java") -> tuple[str, ...]:
-    """Names of a language's tasks: `random`, then one for each of its query files."""
-    get_language(language)
+    """Names of a language's tasks: `random`, then one for each of its queries or patterns."""
+    found = get_language(language)
+    if isinstance(found, TextLanguage):
+        return (RANDOM_TASK, *sorted(found.patterns))
     names = (entry.name for entry in (_QUERIES / language).iterdir())
     return (RANDOM_TASK, *sorted(name.removesuffix(".scm") for name in names if ".scm" in name))
 
 
+class ParsedFile(Protocol):
+    """A file in which the spans of its language's tasks can be found."""
+
+    @property
+    def has_error(self) -> bool:
+        """Whether some part of the file is not of its language."""
+
+    def spans(self, task: str) -> list[Span]:
+        """Where a task's spans are, in the order of the file.
+
+        Raises:
+            ScenarioError: The language has no such task, or it is `random`.
+        """
+
+
+def parse(text: str, language: str) -> ParsedFile:
+    """A file of a language, parsed in that language's way.
+
+    Raises:
+        ScenarioError: There is no such language.
+    """
+    if isinstance(get_language(language), TextLanguage):
+        return SourceText(text, language)
+    return SourceTree(text, language)
+
+
+class SourceText:
+    """A text in a natural language, which has no syntax tree.
+
+    Args:
+        text: The text.
+        language: Name of its language.
+    """
+
+    has_error = False
+
+    def __init__(self, text: str, language: str) -> None:
+        self._text = text
+        self._language = language
+
+    def spans(self, task: str) -> list[Span]:
+        """Where a task's spans are, in the order of the text.
+
+        Raises:
+            ScenarioError: The language has no pattern of that name.
+        """
+        language = get_language(self._language)
+        if not isinstance(language, TextLanguage) or task not in language.patterns:
+            raise _no_spans_of(task, self._language)
+        return [Span(*match.span()) for match in re.finditer(language.patterns[task], self._text)]
+
+
 class SourceTree:
-    """A source file, parsed.
+    """A source file in a programming language, parsed.
 
     Args:
         text: The file's text.
         language: Name of its language.
+
+    Raises:
+        ScenarioError: There is no programming language of that name.
     """
 
     def __init__(self, text: str, language: str) -> None:
@@ -138,21 +195,32 @@ _CAPTURES: dict[str, Callable[[bytes, tree_sitter.Node], ByteRange | None]] = {
 }
 
 
+def _no_spans_of(task: str, language: str) -> ScenarioError:
+    return ScenarioError(f"{language} has no spans of {task!r}; it has {list_tasks(language)[1:]}")
+
+
+def _code_language(name: str) -> CodeLanguage:
+    language = get_language(name)
+    if not isinstance(language, CodeLanguage):
+        raise ScenarioError(f"{name} is no programming language, it has no syntax trees")
+    return language
+
+
 @lru_cache
 def _grammar(language: str) -> tree_sitter.Language:
-    module = importlib.import_module(get_language(language).grammar)
+    module = importlib.import_module(_code_language(language).grammar)
     return tree_sitter.Language(module.language())
 
 
 @lru_cache
 def _query(language: str, task: str) -> tree_sitter.Query:
     if task not in list_tasks(language)[1:]:
-        raise ScenarioError(f"{language} has no query for {task!r}; it has {list_tasks(language)}")
+        raise _no_spans_of(task, language)
     text = (_QUERIES / language / f"{task}.scm").read_text(encoding="utf-8")
     return tree_sitter.Query(_grammar(language), text)
 
 
 @lru_cache
 def _string_query(language: str) -> tree_sitter.Query:
-    kinds = " ".join(f"({kind})" for kind in get_language(language).strings)
+    kinds = " ".join(f"({kind})" for kind in _code_language(language).strings)
     return tree_sitter.Query(_grammar(language), f"[{kinds}] @string")

@@ -23,15 +23,18 @@ class ModelSettings:
 class ScenarioSettings:
     """`[scenarios]`: where completion scenarios come from; see `aplens.mine_scenarios`.
 
+    A study of several corpora has several such tables, each `[[scenarios]]`.
+
     Attributes:
         corpus: "jdk" (the Java sources of an installed JDK), "python" (the standard library of the
-            running Python), a folder or a zip; of several, the first that is there.
-        language: Of a folder or zip: "java" or "python".
+            running Python), "prose" (English, see `aplens.scenarios.english_prose`), a folder or a
+            zip; of several, the first that is there.
+        language: Of a folder or zip: "java", "python" or "prose".
         prefix: Only files below this path inside the corpus, such as "java.base/".
         tasks: Which tasks; all when empty.
         per_task: Scenarios a task.
         per_file: At most this many scenarios from one file.
-        context_length: Tokens in a prompt.
+        context_length: Tokens in a prompt; the same for every corpus, as is the style.
         style: "auto", "left_to_right" or "fim" (fill in the middle).
     """
 
@@ -122,12 +125,30 @@ class StudySettings:
     title: str = "AP-MAE study"
     seed: int = 0
     model: ModelSettings = field(default_factory=ModelSettings)
-    scenarios: ScenarioSettings = field(default_factory=ScenarioSettings)
+    scenarios: tuple[ScenarioSettings, ...] = (ScenarioSettings(),)
     split: SplitSettings = field(default_factory=SplitSettings)
     mae: MAESettings = field(default_factory=MAESettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
     rank: RankSettings = field(default_factory=RankSettings)
     ablate: AblateSettings = field(default_factory=AblateSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse corpora whose prompts could not stand in one tensor.
+
+        Raises:
+            ValueError: When there is no corpus, or they differ in context_length or style.
+        """
+        if not self.scenarios:
+            raise ValueError("scenarios must have at least one corpus, got none")
+        for key in ("context_length", "style"):
+            values = [getattr(corpus, key) for corpus in self.scenarios]
+            if len(set(values)) > 1:
+                raise ValueError(f"scenarios must have one {key} for every corpus, got {values}")
+
+    @property
+    def context_length(self) -> int:
+        """Tokens in a prompt, of every corpus."""
+        return self.scenarios[0].context_length
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> StudySettings:
@@ -169,8 +190,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} must be a table, got {value!r}")
         return _read(hint, value, f"{where}.")
     if get_origin(hint) is tuple:
-        items = value if isinstance(value, list) else [value]
-        return tuple(_convert(get_args(hint)[0], item, where) for item in items)
+        item_hint = get_args(hint)[0]
+        if not isinstance(value, list):
+            return (_convert(item_hint, value, where),)
+        return tuple(_convert(item_hint, item, f"{where}[{i}]") for i, item in enumerate(value))
     expected = get_origin(hint) or hint
     if expected is float and type(value) is int:
         return float(value)

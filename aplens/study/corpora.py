@@ -1,14 +1,17 @@
-"""Which corpus a study mines: the first of its choices that this machine has."""
+"""Which corpora a study mines: of each one's choices, the first that this machine has."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from aplens.scenarios import (
     Corpus,
     ScenarioError,
+    Scenarios,
     ZipCorpus,
+    english_prose,
     find_jdk_source,
     open_corpus,
     python_standard_library,
@@ -17,10 +20,19 @@ from aplens.study.config import ScenarioSettings
 
 
 class StudyCorpus(NamedTuple):
-    """A corpus, the language of its files, its name for readers, and why it is not another one."""
+    """A corpus that was found.
+
+    Attributes:
+        corpus: The corpus.
+        language: Of its files.
+        short: A word for it.
+        name: What it is, for readers; corpora of one name are the same.
+        note: Why it is not another one.
+    """
 
     corpus: Corpus
     language: str
+    short: str
     name: str
     note: str = ""
 
@@ -45,20 +57,51 @@ def find_corpus(settings: ScenarioSettings) -> StudyCorpus:
     raise ScenarioError(f"no corpus of {list(settings.corpus)} is there: {', '.join(missing)}")
 
 
+def path_prefixes(corpora: Sequence[StudyCorpus]) -> list[str]:
+    """What stands before each corpus's paths, so that files of different corpora differ.
+
+    Nothing where there is only one; the same for two parts of one corpus, whose files are the same.
+    """
+    if len(corpora) == 1:
+        return [""]
+    prefixes = []
+    for corpus in corpora:
+        alike = dict.fromkeys(other.name for other in corpora if other.short == corpus.short)
+        number = list(alike).index(corpus.name) + 1
+        prefixes.append(f"{corpus.short}/" if number == 1 else f"{corpus.short}-{number}/")
+    return prefixes
+
+
+def interleave(groups: Sequence[Scenarios]) -> Scenarios:
+    """All scenarios, each group in its order, so that every beginning has a share of each group.
+
+    What looks at a study's first prompts only then sees every corpus.
+    """
+    places = [
+        ((i + 0.5) / len(group), number, scenario)
+        for number, group in enumerate(groups)
+        for i, scenario in enumerate(group)
+    ]
+    return Scenarios(scenario for *_, scenario in sorted(places, key=lambda place: place[:2]))
+
+
 def _open(choice: str, settings: ScenarioSettings) -> StudyCorpus | None:
     if choice == "jdk":
         source = find_jdk_source()
         if source is None:
             return None
         name = f"the JDK's Java sources ({source})"
-        return StudyCorpus(ZipCorpus(source, "java", prefix=settings.prefix), "java", name)
+        return StudyCorpus(ZipCorpus(source, "java", prefix=settings.prefix), "java", choice, name)
     if choice == "python":
-        return StudyCorpus(python_standard_library(), "python", "Python's standard library")
+        return StudyCorpus(python_standard_library(), "python", choice, "Python's standard library")
+    if choice == "prose":
+        name = "Python's language reference and the READMEs of installed packages"
+        return StudyCorpus(english_prose(), "prose", choice, name)
     path = Path(choice).expanduser()
     if not path.exists():
         return None
     corpus = open_corpus(path, settings.language, prefix=settings.prefix)
-    return StudyCorpus(corpus, settings.language, str(path))
+    return StudyCorpus(corpus, settings.language, path.stem, str(path))
 
 
 def _absence(choice: str) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aplens._io import read_json
+from aplens.evaluation import BASELINES, compare_reconstruction
 from aplens.heads import Head
-from aplens.study.reconstruction import BASELINES, compare_reconstruction
 from aplens.study.stages import StageRecord
 
 if TYPE_CHECKING:
@@ -84,12 +84,12 @@ def _facts(study: Study) -> dict[str, str]:
     from aplens.models import describe_model
 
     settings, info = study.settings, describe_model(study.model)
-    corpus = read_json(study.folder / "corpus.json")
+    corpora = read_json(study.folder / "corpus.json")
     return {
         "Model": f"{info.name}, {info.n_layers} layers × {info.n_heads} heads, as {info.kind}",
-        "Corpus": corpus["name"],
+        "Corpus": "; ".join(dict.fromkeys(corpus["name"] for corpus in corpora)),
         "Scenarios": f"{len(study.scenarios)} of {len(study.scenarios.counts())} tasks, "
-        f"{settings.scenarios.context_length} tokens each, from "
+        f"{settings.context_length} tokens each, from "
         f"{len(set(study.scenarios.files))} files",
         "Split by file": ", ".join(f"{name} {len(part)}" for name, part in study.parts.items()),
         "AP-MAE": settings.mae.pretrained
@@ -104,14 +104,12 @@ def _facts(study: Study) -> dict[str, str]:
 
 
 def _notes(study: Study) -> list[str]:
-    corpus = read_json(study.folder / "corpus.json")
+    corpora = read_json(study.folder / "corpus.json")
     notes = [
         "Prompts, and every figure below, come from source files. Nothing from one file stands on "
         "both sides of any split; intervals (95 %) resample files."
     ]
-    if corpus["note"]:
-        notes.append(corpus["note"])
-    return notes
+    return notes + [corpus["note"] for corpus in corpora if corpus["note"]]
 
 
 def _reconstruct(study: Study, heads: Sequence[Head]) -> Reconstruction:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aplens._io import atomic_write, write_json
-from aplens.study.config import StudySettings
+from aplens.study.config import ScenarioSettings, StudySettings
 from aplens.study.stages import Reporter, Stage, run_stages
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aplens.mae import APMAE, TrainingProgress
     from aplens.scenarios import Scenarios
     from aplens.scoring import Observations
+    from aplens.study.corpora import StudyCorpus
 
 _MESSAGES = {
     "mine": "completion scenarios from source files",
@@ -129,7 +130,7 @@ class Study:
         settings = self.settings
 
         def stage(name: str, outputs: list[str], run: Callable[[], None], *parts: Any) -> Stage:
-            keys = {key: v for part in parts for key, v in dataclasses.asdict(part).items()}
+            keys = {key: v for part in parts for key, v in _flatten(part).items()}
             return Stage(name, _MESSAGES[name], {"seed": settings.seed, **keys}, outputs, run)
 
         mined = ["scenarios.parquet", "corpus.json"]
@@ -144,12 +145,32 @@ class Study:
         ]
 
     def _mine(self) -> None:
-        from aplens.scenarios import mine_scenarios
-        from aplens.study.corpora import find_corpus
+        from aplens.scenarios import list_tasks
+        from aplens.study.corpora import find_corpus, interleave, path_prefixes
 
-        wanted = self.settings.scenarios
-        found = find_corpus(wanted)
-        self.reporter.say(found.note or f"from {found.name}")
+        tables = self.settings.scenarios
+        corpora = [find_corpus(table) for table in tables]
+        totals = [
+            table.per_task * len(set(table.tasks or list_tasks(found.language)))
+            for table, found in zip(tables, corpora, strict=True)
+        ]
+        mined: list[Scenarios] = []
+        for table, found, prefix in zip(tables, corpora, path_prefixes(corpora), strict=True):
+            self.reporter.say(found.note or f"from {found.name}")
+            mined.append(self._mine_corpus(table, found, prefix, sum(map(len, mined)), sum(totals)))
+        scenarios = interleave(mined)
+        scenarios.save(self.folder / "scenarios.parquet")
+        write_json(self.folder / "corpus.json", [found.describe() for found in corpora])
+        n_files = len(set(scenarios.files))
+        n_tasks = len(scenarios.counts())
+        self.reporter.say(f"{len(scenarios)} scenarios of {n_tasks} tasks from {n_files} files")
+
+    def _mine_corpus(
+        self, wanted: ScenarioSettings, found: StudyCorpus, prefix: str, before: int, total: int
+    ) -> Scenarios:
+        """One corpus's scenarios, `before` of a `total` having been mined from others."""
+        from aplens.scenarios import Scenarios, mine_scenarios
+
         scenarios = mine_scenarios(
             found.corpus,
             self.model,
@@ -160,13 +181,9 @@ class Study:
             context_length=wanted.context_length,
             style=wanted.style,  # type: ignore[arg-type]
             seed=self.settings.seed,
-            progress=self.reporter.update,
+            progress=lambda done, _: self.reporter.update(before + done, total),
         )
-        scenarios.save(self.folder / "scenarios.parquet")
-        write_json(self.folder / "corpus.json", found.describe())
-        n_files = len(set(scenarios.files))
-        n_tasks = len(scenarios.counts())
-        self.reporter.say(f"{len(scenarios)} scenarios of {n_tasks} tasks from {n_files} files")
+        return Scenarios(dataclasses.replace(s, file=prefix + s.file) for s in scenarios)
 
     def _train(self) -> None:
         from aplens.mae import APMAE, APMAEConfig, TrainingSettings, train_apmae
@@ -262,3 +279,17 @@ class Study:
         from aplens.study.report import summarize
 
         return summarize(self)
+
+
+def _flatten(part: Any) -> dict[str, Any]:
+    """Settings by name; those of several corpora are numbered as in the study file."""
+    if not isinstance(part, tuple):
+        return dataclasses.asdict(part)
+    if len(part) == 1:
+        return dataclasses.asdict(part[0])
+    numbered = {
+        f"scenarios[{i}].{key}": value
+        for i, table in enumerate(part)
+        for key, value in dataclasses.asdict(table).items()
+    }
+    return {"corpora": len(part), **numbered}

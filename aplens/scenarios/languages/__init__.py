@@ -1,7 +1,7 @@
-"""The programming languages that scenarios are mined from.
+"""The languages that scenarios are mined from.
 
-A language is a folder of tree-sitter queries beside this file and one line in `LANGUAGES`. Each
-query file is a task, named after it; its captures say what the task's spans are:
+A programming language is a folder of tree-sitter queries beside this file and one line in
+`LANGUAGES`. Each query file is a task, named after it; its captures say what the task's spans are:
 
 `@span`
     The node is a span.
@@ -11,16 +11,21 @@ query file is a task, named after it; its captures say what the task's spans are
     The line break after the node is a span, where nothing but blanks stands between the two.
 `@skip`
     The node is no span, whatever else captures it.
+
+A natural language has no grammar to parse by: its line in `LANGUAGES` has a regular expression for
+each task, which matches the task's spans.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 
 @dataclass(frozen=True)
-class Language:
-    """How a language's files are found and parsed.
+class CodeLanguage:
+    """How a programming language's files are found and parsed.
 
     Attributes:
         grammar: Name of the installed module whose `language()` is the tree-sitter grammar.
@@ -34,7 +39,30 @@ class Language:
     strings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TextLanguage:
+    """How a natural language's files are found, and its tasks' spans in them.
+
+    Attributes:
+        suffixes: File name endings of its files.
+        patterns: By task, a regular expression that matches its spans.
+    """
+
+    suffixes: tuple[str, ...]
+    patterns: Mapping[str, str]
+
+
+Language: TypeAlias = CodeLanguage | TextLanguage
+
+_PROSE_TASKS = {
+    # After a word, a comma or a semicolon: no word that begins a sentence, a heading or an item.
+    "word": r"(?<=[\w,;][ \n])[^\W\d_]+(?:['’-][^\W\d_]+)*(?=[.,;:?!)]*\s)",
+    # At the end of a word only: not in 1.5, aplens.scenarios or a::b.
+    "punctuation": r"(?<=[^\W_])[.,;:?!](?=[\"'”’)]*(?:\s|\Z))",
+}
+
 LANGUAGES: dict[str, Language] = {
-    "java": Language("tree_sitter_java", (".java",), strings=("string_literal",)),
-    "python": Language("tree_sitter_python", (".py",), strings=("string",)),
+    "java": CodeLanguage("tree_sitter_java", (".java",), strings=("string_literal",)),
+    "python": CodeLanguage("tree_sitter_python", (".py",), strings=("string",)),
+    "prose": TextLanguage((".txt", ".md", ".rst"), _PROSE_TASKS),
 }

@@ -1,0 +1,196 @@
+"""The low-rank fit: the additive fit, and what few query and key directions add to it.
+
+Before the softmax an attention pattern is a product of queries and keys, so its logarithm is a
+low-rank matrix plus one number a query. The additive fit (`aplens.mae.additive`) takes the parts of
+it that one number a query, a key and a distance can tell. This fit explains what they leave: every
+query and every key gets a short vector, the inner products of which are the remainder. The vectors
+are estimated from the visible patches of that one pattern by alternating ridge regressions and
+extended into its hidden patches (matrix completion; Hastie et al., 2015). Nothing is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from aplens.mae.additive import additive_fit
+from aplens.patterns import PatchGrid
+
+#: Length of a query's and a key's vector.
+RANK = 16
+
+# The penalty on the vectors, as a multiple of the remainder's standard deviation × √tokens: about
+# the largest singular value that noise of this size has. It falls to its last value in equal
+# ratios, so that the strong directions settle before the weak ones may join.
+_FIRST_PENALTY, _LAST_PENALTY, _ROUNDS = 1.9, 0.31, 6
+
+
+def low_rank_fit(
+    patches: Float[Tensor, "pattern patch pixel"],
+    mask: Bool[Tensor, "pattern patch"],
+    mean: Float[Tensor, "position pixel"],
+    grid: PatchGrid,
+    ridge: float | None = None,
+    rank: int = RANK,
+) -> Float[Tensor, "pattern patch pixel"]:
+    """Predict every patch as its additive fit plus query × key products.
+
+    Args:
+        patches: As for `additive_fit`.
+        mask: As for `additive_fit`. Hidden patches are never read.
+        mean: As for `additive_fit`.
+        grid: As for `additive_fit`.
+        ridge: As for `additive_fit`.
+        rank: Length of a query's and a key's vector.
+
+    Returns:
+        The fit at every patch, visible ones included, in log-normalized units.
+
+    Raises:
+        ValueError: As for `additive_fit`, or when `rank` is not positive.
+    """
+    fit = additive_fit(patches, mask, mean, grid, ridge)
+    return fit + low_rank_remainder(patches - fit, mask, grid, rank)
+
+
+def low_rank_remainder(
+    remainder: Float[Tensor, "pattern patch pixel"],
+    mask: Bool[Tensor, "pattern patch"],
+    grid: PatchGrid,
+    rank: int = RANK,
+) -> Float[Tensor, "pattern patch pixel"]:
+    """The low-rank completion of what another fit left over.
+
+    Args:
+        remainder: Visible patches minus their fit; hidden patches are never read.
+        mask: True where a patch is hidden.
+        grid: The full patch grid.
+        rank: Length of a query's and a key's vector.
+
+    Returns:
+        The completion at every patch, 0 above the diagonal.
+
+    Raises:
+        ValueError: When `rank` is not positive.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be 1 or more, got {rank}")
+    n, k, _ = remainder.shape
+    p, n_rows = grid.patch_size, math.isqrt(2 * k)  # k = n_rows (n_rows + 1) / 2
+    rows, columns = grid.rows[:k].to(mask.device), grid.columns[:k].to(mask.device)
+    causal = _causal_patches(n_rows, p, mask.device)
+    seen = _Seen.of(remainder, mask, rows, columns, causal, n_rows)
+
+    keys = _first_keys(n_rows, p, rank, mask.device) * (2 * seen.noise.sqrt())
+    keys = keys.flatten(0, 1)
+    for penalty in torch.logspace(
+        math.log10(_FIRST_PENALTY), math.log10(_LAST_PENALTY), _ROUNDS
+    ).tolist():
+        damping = penalty * seen.noise * torch.eye(rank, device=mask.device)
+        damping = damping.expand(n, n_rows, rank, rank).flatten(0, 1)
+        queries = _regress(seen.values, keys, seen.query_block, seen.key_block, damping)
+        seen.fill_above_diagonal(queries, keys)
+        keys = _regress(seen.values.mT, queries, seen.key_block, seen.query_block, damping)
+        seen.fill_above_diagonal(queries, keys)
+    queries, keys = queries.unflatten(0, (n, n_rows)), keys.unflatten(0, (n, n_rows))
+    return (queries[:, rows] @ keys[:, columns].mT * causal).flatten(-2)
+
+
+class _Seen(NamedTuple):
+    """The visible patches of all patterns, one after the other.
+
+    Queries and keys lie in blocks of p; block b of pattern n has number n × n_rows + b.
+    """
+
+    values: Float[Tensor, "visible p p"]  # those that the diagonal cuts come first
+    query_block: Int[Tensor, " visible"]
+    key_block: Int[Tensor, " visible"]
+    cut: Float[Tensor, "cut p p"]  # those first ones, as they were
+    above: Float[Tensor, "p p"]  # 1 where their pixels lie above the diagonal
+    noise: Float[Tensor, "pattern 1 1 1"]  # standard deviation × √tokens
+
+    @classmethod
+    def of(
+        cls,
+        remainder: Float[Tensor, "pattern patch pixel"],
+        mask: Bool[Tensor, "pattern patch"],
+        rows: Int[Tensor, " patch"],
+        columns: Int[Tensor, " patch"],
+        causal: Float[Tensor, "patch p p"],
+        n_rows: int,
+    ) -> _Seen:
+        p = causal.shape[-1]
+        n_cut, pattern, patch = _visible(mask, rows == columns)
+        values = remainder[pattern, patch].unflatten(-1, (p, p)) * causal[patch]
+        squares, counts = (
+            torch.zeros(len(mask), device=mask.device).index_add_(0, pattern, each.sum((1, 2)))
+            for each in (values.square(), causal[patch])
+        )
+        # A pattern without any remainder still needs a penalty that is not zero.
+        deviation = (squares / counts.clamp_min(1)).sqrt().clamp_min(1e-6)
+        return cls(
+            values=values,
+            query_block=pattern * n_rows + rows[patch],
+            key_block=pattern * n_rows + columns[patch],
+            cut=values[:n_cut].clone(),
+            above=torch.ones(p, p, device=mask.device).triu(1),
+            noise=deviation.view(-1, 1, 1, 1) * math.sqrt(n_rows * p),
+        )
+
+    def fill_above_diagonal(
+        self, queries: Float[Tensor, "block p rank"], keys: Float[Tensor, "block p rank"]
+    ) -> None:
+        """Let pixels that no pattern has agree with the fit, so that they never pull at it.
+
+        With them filled in, all queries of a block have seen the same keys and share one system of
+        equations.
+        """
+        n_cut = len(self.cut)
+        products = queries[self.query_block[:n_cut]] @ keys[self.key_block[:n_cut]].mT
+        torch.addcmul(self.cut, products, self.above, out=self.values[:n_cut])
+
+
+def _visible(
+    mask: Bool[Tensor, "pattern patch"], on_diagonal: Bool[Tensor, " patch"]
+) -> tuple[int, Int[Tensor, " visible"], Int[Tensor, " visible"]]:
+    """How many visible patches lie on the diagonal; pattern and patch of all, those ones first."""
+    cut = (~mask & on_diagonal).nonzero()
+    pattern, patch = torch.cat([cut, (~mask & ~on_diagonal).nonzero()]).unbind(1)
+    return len(cut), pattern, patch
+
+
+def _regress(
+    values: Float[Tensor, "visible p p"],
+    others: Float[Tensor, "block p rank"],
+    own_block: Int[Tensor, " visible"],
+    other_block: Int[Tensor, " visible"],
+    damping: Float[Tensor, "block rank rank"],
+) -> Float[Tensor, "block p rank"]:
+    """Ridge regression of every query on the keys it was seen with; or of keys on queries."""
+    gram = others.mT @ others
+    normal = damping.index_add(0, own_block, gram[other_block])
+    target = torch.zeros_like(others).index_add_(0, own_block, values @ others[other_block])
+    return torch.cholesky_solve(target.mT, torch.linalg.cholesky(normal)).mT
+
+
+@lru_cache(maxsize=16)
+def _causal_patches(n_rows: int, p: int, device: torch.device) -> Float[Tensor, "patch p p"]:
+    row, column = torch.tril_indices(n_rows, n_rows)
+    causal = torch.ones(len(row), p, p)
+    causal[row == column] = torch.ones(p, p).tril()
+    return causal.to(device)
+
+
+@lru_cache(maxsize=16)
+def _first_keys(
+    n_rows: int, p: int, rank: int, device: torch.device
+) -> Float[Tensor, "1 n_rows p rank"]:
+    """Any directions will do to start from; the same ones always, whatever the random state."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(n_rows * p, rank, generator=generator) / math.sqrt(n_rows * p)
+    return directions.view(1, n_rows, p, rank).to(device)

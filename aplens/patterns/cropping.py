@@ -1,0 +1,36 @@
+"""The patterns of a shorter prompt, out of those of a longer one, without another forward pass."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from aplens.patterns.patches import PatchGrid
+
+
+def crop_patches(
+    scaled: Float[Tensor, "pattern patch pixel"], grid: PatchGrid, n_tokens: int
+) -> Float[Tensor, "pattern some pixel"]:
+    """The patches that the first `n_tokens` tokens of the prompts would have given.
+
+    In a causal model no query depends on later tokens, so these are the first rows of the pattern;
+    only the smallest attention, which log-normalizing divides by, is another.
+
+    Args:
+        scaled: Log-normalized lower-triangular patches of patterns without zeros below the
+            diagonal (no padding, no sliding window).
+        grid: How they were cut.
+        n_tokens: Tokens to keep, at most as many as the patches hold.
+
+    Raises:
+        ValueError: When `n_tokens` does not fit.
+    """
+    k = grid.n_patches_for(n_tokens)
+    if k > scaled.shape[1]:
+        raise ValueError(f"{scaled.shape[1]} patches hold fewer than {n_tokens} tokens")
+    inside = grid.patchify(torch.ones(n_tokens, n_tokens, device=scaled.device).tril())
+    depth = (1 - scaled[:, :k].float()) * inside  # ln a / m, which is 1 where a is the smallest
+    deepest = depth.amax((1, 2), keepdim=True)
+    # Attention 1 everywhere has depth 0 everywhere, and stays.
+    return (1 - depth / torch.where(deepest > 0, deepest, 1.0)) * inside

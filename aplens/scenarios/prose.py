@@ -1,0 +1,71 @@
+"""English prose that every Python has: its language reference, and the READMEs of its packages."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from importlib.metadata import Distribution, distributions
+
+from aplens.scenarios.corpus import SkipFile, TextCorpus
+
+MIN_README = 2000
+"""Characters of prose in the shortest README that is read."""
+
+
+def english_prose() -> TextCorpus:
+    """Python's language reference and the READMEs of the installed distributions.
+
+    The reference is what `help()` shows, a text a topic, named "pydoc_data/topics/<topic>". The
+    READMEs are the distributions' long descriptions without markup, code and tables (see
+    `strip_markup`), named "<distribution>/README"; short ones are left out.
+
+    What there is depends on the installation. `Scenario.file` has the names of the texts that were
+    used, and so a study's scenarios record them.
+    """
+    from pydoc_data.topics import topics
+
+    texts = {f"pydoc_data/topics/{topic}": partial(topics.__getitem__, topic) for topic in topics}
+    readmes = {
+        f"{name}/README": partial(_read_readme, distribution)
+        # Of a distribution installed twice, the one that is imported is found first, and stays.
+        for distribution in reversed(list(distributions()))
+        if (name := distribution.metadata["Name"])
+    }
+    return TextCorpus(texts | readmes, "English texts")
+
+
+def _read_readme(distribution: Distribution) -> str:
+    text = strip_markup(str(distribution.metadata.json.get("description", "")))
+    if len(text) < MIN_README:
+        raise SkipFile("too short")
+    return text
+
+
+def strip_markup(text: str) -> str:
+    """The paragraphs of a Markdown or reStructuredText file that are prose.
+
+    Fenced code, HTML tags, images (and so badges) and link targets go; then every paragraph that is
+    indented (a literal block), a directive, or mostly something other than words (a table, a rule,
+    a list of links).
+    """
+    for pattern, replacement in _MARKUP:
+        text = pattern.sub(replacement, text)
+    return "\n\n".join(filter(_is_prose, _BLANK_LINES.split(text)))
+
+
+_MARKUP = (
+    (re.compile(r"^[ \t]*(```+|~~~+).*?^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL), ""),
+    (re.compile(r"<!--.*?-->|<pre\b.*?</pre>|</?[a-zA-Z][^<>]*>", re.DOTALL), ""),
+    (re.compile(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])"), ""),  # images, and then links around nothing
+    (re.compile(r"\[\s*\](\([^)]*\)|\[[^\]]*\])"), ""),
+    (re.compile(r"\[([^\]]+)\](\([^)\s]*\)|\[[^\]]*\])"), r"\1"),  # links keep their text
+    (re.compile(r"^[ \t]*\[[^\]]+\]:.*$", re.MULTILINE), ""),
+)
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+_MIN_WORDS = 0.85  # share of a paragraph's characters
+
+
+def _is_prose(paragraph: str) -> bool:
+    if all(line[:1].isspace() for line in paragraph.splitlines()) or paragraph.startswith(".. "):
+        return False
+    return sum(c.isalpha() or c.isspace() for c in paragraph) > _MIN_WORDS * len(paragraph)
