@@ -96,6 +96,58 @@ def report(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -> N
     _run(study_file, folder, "report", redo)
 
 
+@app.command()
+def evaluate(
+    study_file: StudyFile,
+    mae: Annotated[
+        list[str], typer.Option(help="An AP-MAE: a bundled name, a folder or a hub id. Repeatable.")
+    ],
+    folder: Folder = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model to measure on; without, the study's own. Repeatable."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 48,
+    reference: Annotated[int, typer.Option(help="Prompts that the baselines learn from.")] = 48,
+    patterns_per_prompt: Annotated[
+        int, typer.Option(help="Heads of a prompt to look at, drawn at random; 0: all.")
+    ] = 0,
+    mask_ratio: Annotated[
+        float, typer.Option(help="Share of the patches to hide; 0: each AP-MAE's own.")
+    ] = 0.0,
+    mask_seeds: Annotated[int, typer.Option(help="Masks a pattern.")] = 3,
+    correctness: Annotated[
+        int, typer.Option(help="Held-out prompts to predict correctness on; 0: none.")
+    ] = 0,
+) -> None:
+    """Measure AP-MAEs beside baselines: reconstruction, linear probes, correctness."""
+    from aplens.evaluation import EvaluationSettings
+    from aplens.study import StudySettings
+    from aplens.study.evaluate import evaluate_study
+
+    with _reporting() as (console, reporter):
+        settings = StudySettings.from_toml(study_file)
+        wanted = EvaluationSettings(
+            prompts=prompts,
+            reference=reference,
+            patterns_per_prompt=patterns_per_prompt,
+            mask_ratio=mask_ratio,
+            mask_seeds=mask_seeds,
+            correctness=correctness,
+            seed=settings.seed,
+        )
+        text = evaluate_study(
+            settings,
+            _target(study_file, folder),
+            mae,
+            wanted,
+            models=model or (),
+            reporter=reporter,
+            command=_command(),
+        )
+        console.print(text, markup=False, soft_wrap=True)
+
+
 @app.command(name="run")
 def run_study(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -> None:
     """Run a whole study. A stage that is done is skipped, one that was interrupted goes on."""
@@ -103,24 +155,34 @@ def run_study(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -
 
 
 def _run(study_file: Path, folder: Path | None, until: str, redo: str | None) -> None:
-    """Bring a stage, and what it needs, up to date; errors become one line and exit code 1."""
+    """Bring a stage, and what it needs, up to date."""
     from aplens.study import Study, StudySettings
 
-    target = folder or Path("runs") / study_file.stem
-    console = Console(stderr=False, highlight=False)
-    try:
+    with _reporting() as (console, reporter):
         settings = StudySettings.from_toml(study_file)
-        with TerminalReporter(console).running() as reporter:
-            study = Study(settings, target, reporter, _command())
-            study.run(until, redo=redo)
+        study = Study(settings, _target(study_file, folder), reporter, _command())
+        study.run(until, redo=redo)
         if until == "report":
             console.print(study.summary(), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _reporting() -> Iterator[tuple[Console, TerminalReporter]]:
+    """Show progress; errors become one line and exit code 1."""
+    console = Console(stderr=False, highlight=False)
+    try:
+        with TerminalReporter(console).running() as reporter:
+            yield console, reporter
     except KeyboardInterrupt:
         console.print("\nInterrupted. What was finished is kept: the same command goes on.")
         raise typer.Exit(130) from None
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def _target(study_file: Path, folder: Path | None) -> Path:
+    return folder or Path("runs") / study_file.stem
 
 
 def _command() -> str:

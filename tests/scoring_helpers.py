@@ -104,4 +104,4 @@ def make_mae(seed=0, **changes):
         for part in ("encoder", "decoder")
         for name, value in (("dim", 16), ("depth", 1), ("heads", 2), ("d_head", 8), ("d_mlp", 16))
     }
-    return APMAE(APMAEConfig(n_ctx=32, patch_size=8, **sizes | changes), seed=seed).eval()
+    return APMAE(APMAEConfig(**{"n_ctx": 32, "patch_size": 8} | sizes | changes), seed=seed).eval()

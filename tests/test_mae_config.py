@@ -43,7 +43,7 @@ def test_unknown_and_missing_keys_are_named():
         ({"layer_norm_eps": 0.0}, "layer_norm_eps must be positive"),
         ({"decoder_context": "all"}, r"decoder_context must be one of \['tokens', 'cls'\]"),
         ({"patch_input": "raw"}, "patch_input must be one of"),
-        ({"base": "mean"}, r"base must be one of \['none', 'additive'\], got 'mean'"),
+        ({"base": "mean"}, r"base must be one of \['none', 'additive', 'low_rank'\]"),
         ({"base": "additive", "decoder_context": "cls"}, "needs decoder_context='tokens'"),
     ],
 )

@@ -82,7 +82,18 @@ def test_training_from_the_additive_fit_starts_there(tiny_bridge, tmp_path):
     assert result.history[0]["validation_ratio"] == pytest.approx(result.additive_ratio, rel=1e-4)
 
 
-@pytest.mark.parametrize("base", ["none", "additive"])
+@pytest.mark.parametrize(("share", "expected"), [(0.0, {10}), (1.0, {3, 6, 10})])
+def test_cropped_batches_are_of_all_lengths(tiny_bridge, tmp_path, share, expected):
+    seen = set()
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: seen.add(args[0].shape[1]) if isinstance(module, APMAE) else None
+    )
+    with hook:
+        train(tiny_bridge, tmp_path, crop_share=share, patterns=600, validations=1)
+    assert seen == expected  # 2, 3 or 4 rows of patches
+
+
+@pytest.mark.parametrize("base", ["none", "additive", "low_rank"])
 def test_training_lowers_the_error_on_held_out_prompts(tiny_bridge, tmp_path, base):
     config = dataclasses.replace(CONFIG, base=base)
     settings = {"patterns": 2400, "prompts_per_round": 20, "heads_fraction": 1.0, "batch_size": 24}

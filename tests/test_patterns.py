@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 import aplens
 from aplens.models import attach_hooks, pattern_hook_name
-from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize, stream_patterns
+from aplens.patterns import (
+    AttentionPatterns,
+    PatchGrid,
+    crop_patches,
+    log_normalize,
+    stream_patterns,
+)
 
 
 def causal_patterns(n, batch=(3,), seed=0, sharpness=3.0):
@@ -271,3 +277,20 @@ def test_lengths_do_not_mix_and_nothing_is_not_a_pattern(tiny_model, tiny_tokens
         _ = collector.patterns["L1H1"]
     with pytest.raises(ValueError, match="query = key"):
         AttentionPatterns(torch.rand(1, 1, 1, 5), collector.heads)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n_tokens=st.integers(1, 16), kept=st.integers(1, 16), seed=st.integers(0, 99))
+def test_cropped_patches_are_those_of_the_shorter_prompt(n_tokens, kept, seed):
+    kept, grid = min(kept, n_tokens), PatchGrid(16, 4)
+    scores = torch.randn(3, n_tokens, n_tokens, generator=torch.Generator().manual_seed(seed))
+    above = torch.ones(n_tokens, n_tokens, dtype=torch.bool).triu(1)
+    attention = scores.masked_fill(above, -torch.inf).softmax(-1)
+    whole = log_normalize(grid.patchify(attention))
+    expected = log_normalize(grid.patchify(attention[:, :kept, :kept]))
+    assert torch.allclose(crop_patches(whole, grid, kept), expected, atol=1e-5)
+
+
+def test_a_prompt_cannot_be_cropped_to_more_than_it_has():
+    with pytest.raises(ValueError, match="3 patches hold fewer than 9 tokens"):
+        crop_patches(torch.zeros(2, 3, 16), PatchGrid(16, 4), 9)

@@ -42,6 +42,8 @@ class APMAEConfig:
             the row + column + diagonal fit of the visible patches (`aplens.mae.additive`).
             "low_rank": that fit, completed by query × key products (`aplens.mae.low_rank`). The
             decoder reads the fit and predicts what is left over.
+        summary_weight: How much training counts the error of what CLS alone tells about the whole
+            pattern (`aplens.mae.summary`), beside that on hidden patches; 0 as in the paper.
         layer_norm_eps: Epsilon of every LayerNorm.
         qkv_bias: Whether the query, key and value projections have a bias.
     """
@@ -62,6 +64,7 @@ class APMAEConfig:
     patch_input: PatchInput = "layer_norm"
     decoder_context: DecoderContext = "tokens"
     base: Base = "none"
+    summary_weight: float = 0.0
     layer_norm_eps: float = 1e-12
     qkv_bias: bool = False
 
@@ -84,6 +87,8 @@ class APMAEConfig:
             )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
+        if not 0 <= self.summary_weight < math.inf:
+            raise ValueError(f"summary_weight must not be negative, got {self.summary_weight}")
         if not 0 < self.layer_norm_eps < math.inf:
             raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}")
         for name in ("encoder_dim", "decoder_dim"):
@@ -147,7 +152,7 @@ class APMAEConfig:
     def small(cls) -> APMAEConfig:
         """For a CPU: the paper's 256 tokens and patches of 32, 128 wide, 4 + 2 layers.
 
-        Starts from the additive fit, and keeps the level of a patch.
+        Starts from the low-rank fit, keeps the level of a patch, and asks CLS for a summary.
         """
         return cls(
             encoder_dim=128,
@@ -161,7 +166,8 @@ class APMAEConfig:
             decoder_d_head=64,
             decoder_d_mlp=256,
             patch_input="centred",
-            base="additive",
+            base="low_rank",
+            summary_weight=0.4,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from aplens.mae.layers import Decoder, Encoder, take
 from aplens.mae.low_rank import low_rank_fit
 from aplens.mae.masking import random_masks
 from aplens.mae.precision import autocast
+from aplens.mae.summary import Summary
 from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize
 
 Pool: TypeAlias = Literal["cls", "mean", "last_query"]
@@ -42,11 +43,14 @@ class APMAEOutput(NamedTuple):
         loss: Mean squared error over the pixels of the hidden patches, in log-normalized units.
         predicted: The hidden patches as the decoder predicts them, in row-major order.
         mask: True where a patch was hidden.
+        summary_loss: Mean squared error of what CLS tells of the whole pattern, in the same units;
+            0 when the configuration asks nothing of CLS.
     """
 
     loss: Float[Tensor, ""]
     predicted: Float[Tensor, "pattern masked pixel"]
     mask: Bool[Tensor, "pattern patch"]
+    summary_loss: Float[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class APMAE(nn.Module):
             torch.manual_seed(seed)
             self.encoder = Encoder(config)
             self.decoder = Decoder(config)
+            self.summary = Summary(config) if config.summary_weight else None
         self.mean_patches: Float[Tensor, "patch pixel"] | None
         mean = torch.zeros(self.grid.n_patches, self.grid.n_pixels) if config.needs_mean else None
         self.register_buffer("mean_patches", mean)
@@ -155,7 +160,18 @@ class APMAE(nn.Module):
             else:
                 residual = self.decoder.from_cls(encoded, places[visible], places[masked])
         predicted = residual.float() if fit is None else take(fit, masked) + residual.float()
-        return APMAEOutput(F.mse_loss(predicted, take(scaled, masked)), predicted, mask)
+        loss = F.mse_loss(predicted, take(scaled, masked))
+        return APMAEOutput(loss, predicted, mask, self._summary_loss(encoded[:, 0], scaled))
+
+    def _summary_loss(
+        self, cls_token: Float[Tensor, "pattern dim"], scaled: Float[Tensor, "pattern patch pixel"]
+    ) -> Float[Tensor, ""]:
+        if self.summary is None:
+            return scaled.new_zeros(())
+        mean = 0 if self.mean_patches is None else self.mean_patches[: scaled.shape[1]]
+        deviation = (scaled - mean) / _DEVIATION
+        rows = math.isqrt(2 * scaled.shape[1])
+        return self.summary.loss(cls_token.float(), scaled, deviation, rows) * _DEVIATION**2
 
     @torch.no_grad()  # the fit holds nothing to learn
     def _fit(

@@ -247,9 +247,10 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.fraction)
         masks = seeded(settings.seed, _MASKS, state.step)
-        loss = self.mae(patches, generator=masks, precision=settings.dtype).loss
+        output = self.mae(patches, generator=masks, precision=settings.dtype)
+        loss, weight = output.loss, self.mae.config.summary_weight
         self.optimizer.zero_grad()
-        (loss / state.variance).backward()
+        ((loss + weight * output.summary_loss) / state.variance).backward()
         norm = nn.utils.clip_grad_norm_(self.mae.parameters(), settings.max_gradient_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TrainingError(

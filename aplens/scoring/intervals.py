@@ -69,7 +69,15 @@ class FileBootstrap:
 
     def mean(self, values: Float[np.ndarray, " scenario"]) -> Estimate:
         """The mean over scenarios, such as of hits for accuracy."""
-        return _estimate(self.weights @ values, self.weights.sum(axis=1))
+        return self.ratio(values, np.ones(len(values)))
+
+    def ratio(
+        self,
+        numerator: Float[np.ndarray, " scenario"],
+        denominator: Float[np.ndarray, " scenario"],
+    ) -> Estimate:
+        """A sum over scenarios divided by another, such as an error by a baseline's."""
+        return _estimate(self.weights @ numerator, self.weights @ denominator)
 
 
 def _count_pairs(

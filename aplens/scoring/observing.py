@@ -112,13 +112,13 @@ def _observe_batches(
         embeddings, features = [], []
         for attention in patterns.values:  # one prompt at a time: a batch is large already
             scaled = log_normalize(attention)
-            embeddings.append(_to_float16(_encode(mae, scaled), patterns.heads))
+            embeddings.append(to_float16(_encode(mae, scaled), patterns.heads))
             if statistics:
                 features.append(pattern_statistics(attention, scaled).cpu())
         arrays = {"embeddings": torch.stack(embeddings)}
         if statistics:
             arrays["statistics"] = torch.stack(features)
-        yield _Batch(arrays, _outcomes(logits, targets[rows]))
+        yield _Batch(arrays, describe_outcomes(logits, targets[rows]))
 
 
 def _join_arrays(batches: Sequence[_Batch]) -> dict[str, Tensor]:
@@ -140,9 +140,14 @@ def _encode(mae: APMAE, scaled: Float[Tensor, "head query key"]) -> Float[Tensor
     return torch.cat([mae.encode_patches(some) for some in patches.split(_PATTERNS_AT_ONCE)])
 
 
-def _to_float16(
+def to_float16(
     embeddings: Float[Tensor, "head d_embed"], heads: Sequence[Head]
 ) -> Float16[Tensor, "head d_embed"]:
+    """Embeddings as they are kept.
+
+    Raises:
+        ValueError: When one overflows; its head is named.
+    """
     half = embeddings.cpu().half()
     broken = ~half.isfinite().all(dim=-1)
     if broken.any():
@@ -154,8 +159,12 @@ def _to_float16(
     return half
 
 
-def _outcomes(logits: Float[Tensor, "batch d_vocab"], targets: Tensor) -> pd.DataFrame:
-    """What the model predicts after the last token, and how sure it is."""
+def describe_outcomes(logits: Float[Tensor, "batch d_vocab"], targets: Tensor) -> pd.DataFrame:
+    """What the model predicts after the last token, and how sure it is.
+
+    Raises:
+        ValueError: When the logits contain NaN.
+    """
     import pandas as pd
 
     log_probabilities = logits.float().log_softmax(dim=-1).cpu()

@@ -1,0 +1,175 @@
+"""One pass over held-out prompts that measures several AP-MAEs in every respect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from aplens.evaluation.correctness import CorrectnessSamples
+from aplens.evaluation.probes import ProbeSamples
+from aplens.evaluation.prompts import repeated_prompts, sample_prompts, stream_prompts
+from aplens.evaluation.reconstruction import ReconstructionErrors, ReferencePatterns, require_room
+from aplens.mae import APMAE
+from aplens.mae.rounds import seeded
+from aplens.models import describe_model
+from aplens.scenarios import Scenarios
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: The domain of random tokens that repeat, in the tables of probes.
+REPEATED = "repeated"
+
+_HEADS = 0
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How much to measure.
+
+    Attributes:
+        prompts: Held-out prompts for reconstruction and probes.
+        reference: Prompts, of other files, that the baselines learn from.
+        patterns_per_prompt: Heads of a prompt that these look at, drawn anew for each (0: all).
+        mask_ratio: Share of the patches to hide (0: each AP-MAE's own).
+        mask_seeds: How many masks a pattern.
+        correctness: Held-out prompts to predict correctness on; some hundreds, or 0 for none.
+        seed: Of every draw.
+
+    Raises:
+        ValueError: When a number is out of range.
+    """
+
+    prompts: int = 48
+    reference: int = 48
+    patterns_per_prompt: int = 0
+    mask_ratio: float = 0.0
+    mask_seeds: int = 3
+    correctness: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "prompts": 1,
+            "reference": 1,
+            "mask_seeds": 1,
+            "patterns_per_prompt": 0,
+            "correctness": 0,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
+
+
+class Evaluation(NamedTuple):
+    """The tables of one evaluation; `correctness` is empty when it was not asked for."""
+
+    reconstruction: pd.DataFrame
+    probes: pd.DataFrame
+    correctness: pd.DataFrame
+
+
+def evaluate_apmaes(
+    model: Any,
+    maes: Mapping[str, APMAE],
+    reference: Scenarios,
+    held_out: Scenarios,
+    settings: EvaluationSettings | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Evaluation:
+    """Measure AP-MAEs on a model's patterns: reconstruction, probes and correctness.
+
+    All AP-MAEs see the same prompts and patterns, each on its own grid; each prompt runs once.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; the AP-MAEs are moved to its device.
+        maes: The AP-MAEs by label.
+        reference: Scenarios that the baselines learn from.
+        held_out: Scenarios of other files, to measure on.
+        settings: How much (default: `EvaluationSettings()`).
+        progress: Called with (prompts run, prompts in all, what they are).
+
+    Raises:
+        ValueError: When there is no AP-MAE, prompts are too long for one, a file is on both sides,
+            a domain has prompts from fewer than two files, or there are too few prompts to
+            predict correctness from.
+    """
+    import pandas as pd
+
+    from aplens.scoring.evaluation import require_disjoint_files
+
+    settings = settings or EvaluationSettings()
+    if not maes:
+        raise ValueError("expected at least one AP-MAE to evaluate, got none")
+    require_disjoint_files(reference.files, held_out.files)
+    info, seed = describe_model(model), settings.seed
+    maes = {label: mae.to(info.device).eval() for label, mae in maes.items()}
+    prompts = sample_prompts(held_out, max(settings.prompts, settings.correctness), seed)
+    tokens = prompts.tokens()
+    require_room(maes, tokens.shape[1])
+    tell = progress or (lambda done, total, what: None)
+
+    references = ReferencePatterns.collect(
+        model,
+        sample_prompts(reference, settings.reference, seed),
+        seed=seed,
+        progress=lambda done, total: tell(done, total, "reference prompts"),
+    )
+    errors = ReconstructionErrors(
+        maes,
+        references,
+        info.heads,
+        mask_ratio=settings.mask_ratio or None,
+        mask_seeds=range(seed, seed + settings.mask_seeds),
+    )
+    probes = ProbeSamples(maes, info.heads, tokens.shape[1])
+    outcomes = CorrectnessSamples(maes, info)
+    measured = prompts[: settings.prompts]
+    for seen in stream_prompts(model, tokens):
+        scenario = prompts[seen.place]
+        if seen.place < settings.prompts:
+            heads = _choose_heads(len(info.heads), settings, seen.place).to(seen.scaled.device)
+            scaled = seen.scaled[heads]
+            errors.see(seen.place, scaled, heads)
+            place = {"file": scenario.file, "domain": scenario.language}
+            probes.see(seen.attention[heads], scaled, heads, tokens[seen.place], **place)
+        if seen.place < settings.correctness:
+            outcomes.see(seen, scenario)
+        tell(seen.place + 1, len(prompts), "held-out prompts")
+    _see_repeated(model, probes, measured, settings)
+    return Evaluation(
+        reconstruction=errors.summarize(measured, seed),
+        probes=probes.evaluate(seed),
+        correctness=outcomes.evaluate(seed) if settings.correctness else pd.DataFrame(),
+    )
+
+
+def _see_repeated(
+    model: Any, probes: ProbeSamples, prompts: Scenarios, settings: EvaluationSettings
+) -> None:
+    """As many repeated random prompts as a domain has; each counts as a file of its own."""
+    n = max(2, len(prompts) // len(set(prompts.languages)))
+    tokens = repeated_prompts(prompts.tokens(), n, settings.seed)
+    n_heads = len(describe_model(model).heads)
+    for seen in stream_prompts(model, tokens):
+        heads = _choose_heads(n_heads, settings, len(prompts) + seen.place).to(seen.scaled.device)
+        probes.see(
+            seen.attention[heads],
+            seen.scaled[heads],
+            heads,
+            tokens[seen.place],
+            file=f"{REPEATED} {seen.place}",
+            domain=REPEATED,
+        )
+
+
+def _choose_heads(n_heads: int, settings: EvaluationSettings, prompt: int) -> Int[Tensor, " some"]:
+    """The places of the heads that a prompt is measured on."""
+    order = torch.randperm(n_heads, generator=seeded(settings.seed, _HEADS, prompt))
+    return order[: settings.patterns_per_prompt or n_heads].sort().values

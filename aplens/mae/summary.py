@@ -1,0 +1,74 @@
+"""What CLS is asked to tell: a small picture of the whole pattern, and of its last query.
+
+A decoder that sees the visible tokens asks nothing of CLS, and what nobody asks for is not learned.
+So the configuration may add to the loss how well a linear map reads two things off CLS, of hidden
+and visible patches alike: the mean of each cell of a patch, and, finer, the attention of the last
+query, which is the one that predicts.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aplens.mae.config import APMAEConfig
+
+#: Cells along each side of a patch, and along the part of the last query's row in a patch.
+_CELLS, _LAST_QUERY_CELLS = 4, 8
+
+
+class Summary(nn.Module):
+    """Reads the small picture off CLS.
+
+    Args:
+        config: For the number of patches and the width of CLS.
+    """
+
+    def __init__(self, config: APMAEConfig) -> None:
+        super().__init__()
+        n_patches = config.n_rows * (config.n_rows + 1) // 2
+        self.cells = nn.Linear(config.encoder_dim, n_patches * _CELLS**2)
+        self.last_query = nn.Linear(config.encoder_dim, config.n_rows * _LAST_QUERY_CELLS)
+
+    def loss(
+        self,
+        cls_token: Float[Tensor, "pattern dim"],
+        scaled: Float[Tensor, "pattern patch pixel"],
+        deviation: Float[Tensor, "pattern patch pixel"],
+        n_rows: int,
+    ) -> Float[Tensor, ""]:
+        """Mean squared error over the cells, plus that over the last query's cells.
+
+        Args:
+            cls_token: The encoder's first token.
+            scaled: Log-normalized patches, hidden ones included.
+            deviation: The same as deviations from the mean patch, in any unit.
+            n_rows: Rows of the grid that the patches fill.
+        """
+        cells = _cells(deviation)
+        last = _last_query_cells(scaled, deviation, n_rows)
+        told = self.cells(cls_token)[:, : cells.shape[1]]
+        told_last = self.last_query(cls_token)[:, : last.shape[1]]
+        return F.mse_loss(told, cells) + F.mse_loss(told_last, last)
+
+
+def _cells(deviation: Float[Tensor, "pattern patch pixel"]) -> Float[Tensor, "pattern cell"]:
+    side = round(deviation.shape[-1] ** 0.5)
+    patches = deviation.unflatten(-1, (side, side))
+    return F.adaptive_avg_pool2d(patches, _CELLS).flatten(1)
+
+
+def _last_query_cells(
+    scaled: Float[Tensor, "pattern patch pixel"],
+    deviation: Float[Tensor, "pattern patch pixel"],
+    n_rows: int,
+) -> Float[Tensor, "pattern cell"]:
+    """The row of the prompt's last token; a partial last patch is empty below it."""
+    side = round(scaled.shape[-1] ** 0.5)
+    below, row = (x[:, -n_rows:].unflatten(-1, (side, side)) for x in (scaled, deviation))
+    filled = below.amax((1, 3)) > 0
+    last = (filled * torch.arange(side, device=scaled.device)).argmax(1)
+    picked = row[torch.arange(len(row), device=row.device), :, last]
+    return F.adaptive_avg_pool1d(picked, _LAST_QUERY_CELLS).flatten(1)
