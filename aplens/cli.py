@@ -44,6 +44,15 @@ Redo = Annotated[
     typer.Option(help="Run this stage again from its beginning, and with it all that follow."),
 ]
 
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a setting of the study file, such as mae.config.base=none. Repeatable.",
+    ),
+]
+
 #: Without a terminal a line is printed this often, in seconds, in place of a moving bar.
 _LINE_EVERY = 5.0
 
@@ -61,39 +70,51 @@ def demo(
 
 
 @app.command()
-def mine(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -> None:
+def mine(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
     """Mine completion scenarios from the study's corpus."""
-    _run(study_file, folder, "mine", redo)
+    _run(study_file, folder, "mine", redo, changes)
 
 
 @app.command()
-def train(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -> None:
+def train(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
     """Train an AP-MAE on the study's model, or fetch the pretrained one it names."""
-    _run(study_file, folder, "train", redo)
+    _run(study_file, folder, "train", redo, changes)
 
 
 @app.command()
-def observe(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -> None:
+def observe(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
     """Run the model on the scenarios; keep every head's embedding, and the outcome."""
-    _run(study_file, folder, "observe", redo)
+    _run(study_file, folder, "observe", redo, changes)
 
 
 @app.command()
-def rank(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -> None:
+def rank(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
     """Cluster, predict correctness beside its baselines, and rank the heads by SHAP."""
-    _run(study_file, folder, "rank", redo)
+    _run(study_file, folder, "rank", redo, changes)
 
 
 @app.command()
-def ablate(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -> None:
+def ablate(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
     """Switch off ranked and random heads on held-out scenarios, and count what changes."""
-    _run(study_file, folder, "ablate", redo)
+    _run(study_file, folder, "ablate", redo, changes)
 
 
 @app.command()
-def report(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -> None:
+def report(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
     """Write the study's report, one self-contained HTML file."""
-    _run(study_file, folder, "report", redo)
+    _run(study_file, folder, "report", redo, changes)
 
 
 @app.command()
@@ -119,6 +140,7 @@ def evaluate(
     correctness: Annotated[
         int, typer.Option(help="Held-out prompts to predict correctness on; 0: none.")
     ] = 0,
+    changes: Changes = None,
 ) -> None:
     """Measure AP-MAEs beside baselines: reconstruction, linear probes, correctness."""
     from aplens.evaluation import EvaluationSettings
@@ -126,7 +148,7 @@ def evaluate(
     from aplens.study.evaluate import evaluate_study
 
     with _reporting() as (console, reporter):
-        settings = StudySettings.from_toml(study_file)
+        settings = StudySettings.from_toml(study_file, changes or ())
         wanted = EvaluationSettings(
             prompts=prompts,
             reference=reference,
@@ -149,17 +171,25 @@ def evaluate(
 
 
 @app.command(name="run")
-def run_study(study_file: StudyFile, folder: Folder = None, redo: Redo = None) -> None:
+def run_study(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
     """Run a whole study. A stage that is done is skipped, one that was interrupted goes on."""
-    _run(study_file, folder, "report", redo)
+    _run(study_file, folder, "report", redo, changes)
 
 
-def _run(study_file: Path, folder: Path | None, until: str, redo: str | None) -> None:
+def _run(
+    study_file: Path,
+    folder: Path | None,
+    until: str,
+    redo: str | None,
+    changes: Sequence[str] | None = None,
+) -> None:
     """Bring a stage, and what it needs, up to date."""
     from aplens.study import Study, StudySettings
 
     with _reporting() as (console, reporter):
-        settings = StudySettings.from_toml(study_file)
+        settings = StudySettings.from_toml(study_file, changes or ())
         study = Study(settings, _target(study_file, folder), reporter, _command())
         study.run(until, redo=redo)
         if until == "report":

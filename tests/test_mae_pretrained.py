@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from mae_helpers import softmax_patterns, tiny_mae
+from mae_helpers import scaled_patches, softmax_patterns, tiny_mae
 from safetensors.torch import load_file, save_file
 
 from aplens.mae import APMAE, CheckpointError, list_pretrained, pretrained
@@ -164,3 +164,16 @@ def test_a_hub_id_is_found_in_the_cache_without_a_network(hub_cache, saved):
 def test_a_hub_id_that_cannot_be_had_says_so(hub_cache, hub_id):
     with pytest.raises(CheckpointError, match=f"no folder '{hub_id}', and the Hugging Face hub"):
         APMAE.from_pretrained(hub_id)
+
+
+def test_weights_stored_in_half_the_size_load_as_float32(tmp_path):
+    original = tiny_mae(base="low_rank", patch_input="centred", summary_weight=0.5)
+    for name, dtype in (("whole", None), ("half", torch.float16)):
+        original.save_pretrained(tmp_path / name, dtype)
+    sizes = {n: (tmp_path / n / "model.safetensors").stat().st_size for n in ("whole", "half")}
+    assert sizes["half"] < 0.7 * sizes["whole"]
+    loaded = APMAE.from_pretrained(tmp_path / "half")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    scaled = scaled_patches(original, 4)
+    difference = loaded.encode_patches(scaled) - original.encode_patches(scaled)
+    assert difference.abs().max() < 0.02

@@ -294,3 +294,18 @@ def test_cropped_patches_are_those_of_the_shorter_prompt(n_tokens, kept, seed):
 def test_a_prompt_cannot_be_cropped_to_more_than_it_has():
     with pytest.raises(ValueError, match="3 patches hold fewer than 9 tokens"):
         crop_patches(torch.zeros(2, 3, 16), PatchGrid(16, 4), 9)
+
+
+def test_cropping_gives_the_patterns_of_the_first_tokens(tiny_model):
+    tokens = torch.arange(12)[None]
+    whole = aplens.collect_patterns(tiny_model, tokens)
+    short = aplens.collect_patterns(tiny_model, tokens[:, :7])
+    assert torch.allclose(whole.crop(7).values, short.values, atol=1e-5)
+    assert whole.crop(7).heads == whole.heads
+
+
+@pytest.mark.parametrize("n_tokens", [0, 13])
+def test_cropping_to_what_is_not_there_is_refused(tiny_model, n_tokens):
+    patterns = aplens.collect_patterns(tiny_model, torch.arange(12)[None])
+    with pytest.raises(ValueError, match=f"12 tokens to {n_tokens}: expected 1 to 12"):
+        patterns.crop(n_tokens)

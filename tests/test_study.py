@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep
+from aplens.scenarios import Scenario, Scenarios
 from aplens.study import Reporter, Study, StudySettings
 from aplens.study.stages import Stage, StageRecord, run_stages
 
@@ -498,3 +500,38 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(small_study, tmp_path):
     assert not list(folder.glob(".*.parquet"))
     subprocess.run(study_command(small_study, "mine", folder), check=True, timeout=120)
     assert (folder / "scenarios.parquet").exists()
+
+
+def test_settings_of_the_file_can_be_replaced(tmp_path):
+    path = write_toml(tmp_path, 'title = "old"\n[mae.config]\nn_ctx = 64\n')
+    changes = ["mae.config.base=none", "mae.training.passes = 3", 'title="new"', "split.fit=0.5"]
+    settings = StudySettings.from_toml(path, changes)
+    assert settings.mae.config == {"n_ctx": 64, "base": "none"}
+    assert settings.mae.training == {"passes": 3}
+    assert (settings.title, settings.split.fit) == ("new", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mae.presett=small", "unknown key mae.'presett'"),
+        ("seed=much", "seed must be of type int, got 'much'"),
+        ("[mae", "expected a setting such as"),
+    ],
+)
+def test_impossible_replacements_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        StudySettings.from_toml(write_toml(tmp_path, ""), [change])
+
+
+def test_training_on_some_of_the_languages(tmp_path):
+    from aplens.study.run import _of_languages
+
+    both = Scenarios(
+        Scenario("random", language, f"{i}", 1, "x", (1, 2, 3), 4, "left_to_right")
+        for i, language in enumerate(["java", "java", "java", "python", "python"])
+    )
+    assert set(_of_languages(both, ("python",)).languages) == {"python"}
+    assert len(_of_languages(both, ())) == 5
+    with pytest.raises(ValueError, match=r"names \['prose'\], but .* \['java', 'python'\]"):
+        _of_languages(both, ("prose", "java"))

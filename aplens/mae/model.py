@@ -76,7 +76,9 @@ class APMAE(nn.Module):
     """A masked autoencoder over attention patterns (docs/method.md, steps 3 to 5 and 7).
 
     Patches are the lower-triangular ones in row-major order, so that those of a shorter prompt are
-    the first ones of a longer prompt's. Hence prompts of any length up to `config.n_ctx` work.
+    the first ones of a longer prompt's. Hence prompts of any length up to `config.n_ctx` work: a
+    partial last patch is padded with zeros, nothing is ever resized. Longer patterns are refused;
+    `AttentionPatterns.crop` cuts them to what the first tokens of the prompt alone would give.
 
     Args:
         config: Sizes and choices.
@@ -376,11 +378,19 @@ class APMAE(nn.Module):
         tokens = self.encoder(grid, square)
         return torch.cat([tokens[:, :1], tokens[:, 1 + lower]], dim=1)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into a folder, made when missing."""
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
+    ) -> None:
+        """Write `config.json` and `model.safetensors` into a folder, made when missing.
+
+        Args:
+            folder: The folder.
+            dtype: Format of the stored weights, such as torch.float16 for half the size (default:
+                as they are). They are loaded as float32 in any case.
+        """
         from aplens.mae.pretrained import save_pretrained
 
-        save_pretrained(self, folder)
+        save_pretrained(self, folder, dtype)
 
     @staticmethod
     def from_pretrained(
@@ -424,7 +434,8 @@ class APMAE(nn.Module):
         if n_tokens > self.config.n_ctx:
             raise ValueError(
                 f"patterns of {n_tokens} tokens are too long: this AP-MAE takes up to "
-                f"{self.config.n_ctx}; crop the prompts, or use an AP-MAE of a longer context"
+                f"{self.config.n_ctx}; use one of a longer context, or keep the first tokens: "
+                f"patterns.crop({self.config.n_ctx})"
             )
         leading = tuple(values.shape[:-2])
         n_patterns = math.prod(leading)

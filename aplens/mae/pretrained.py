@@ -39,10 +39,14 @@ def list_pretrained() -> list[str]:
     return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{CONFIG_FILE}"))
 
 
-def save_pretrained(mae: APMAE, folder: str | os.PathLike[str]) -> None:
-    """Write an AP-MAE's configuration and weights into a folder, made when missing."""
+def save_pretrained(
+    mae: APMAE, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> None:
+    """Write an AP-MAE's configuration and weights; `APMAE.save_pretrained` says how."""
     folder = Path(folder)
-    weights = {name: value.contiguous().cpu() for name, value in mae.state_dict().items()}
+    weights = {
+        name: value.to("cpu", dtype).contiguous() for name, value in mae.state_dict().items()
+    }
     with atomic_write(folder / WEIGHTS_FILE) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
     write_json(

@@ -62,6 +62,21 @@ class AttentionPatterns:
             raise KeyError(f"{wanted} was not collected; these were: {_listed(self.heads)}")
         return self.values[:, self.heads.index(wanted)]
 
+    def crop(self, n_tokens: int) -> AttentionPatterns:
+        """The patterns that the first `n_tokens` tokens of the prompts alone would give.
+
+        Exactly so: in a causal model no query sees later tokens.
+
+        Raises:
+            ValueError: When the prompts have fewer tokens, or `n_tokens` is not positive.
+        """
+        if not 1 <= n_tokens <= self.n_tokens:
+            raise ValueError(
+                f"cannot crop patterns of {self.n_tokens} tokens to {n_tokens}: expected 1 to "
+                f"{self.n_tokens}"
+            )
+        return AttentionPatterns(self.values[..., :n_tokens, :n_tokens], self.heads)
+
     @property
     def n_tokens(self) -> int:
         """Tokens in each prompt."""

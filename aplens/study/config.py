@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -74,12 +75,14 @@ class MAESettings:
         preset: Of the one to train: "small", "paper" or "paper_tiny".
         config: Changes to the preset; see `aplens.APMAEConfig`.
         training: Changes to the training settings; see `aplens.mae.TrainingSettings`.
+        languages: Train on prompts of these languages only; on all when empty.
     """
 
     pretrained: str = ""
     preset: str = "small"
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,13 @@ class StudySettings:
         return self.scenarios[0].context_length
 
     @classmethod
-    def from_toml(cls, path: str | os.PathLike[str]) -> StudySettings:
+    def from_toml(cls, path: str | os.PathLike[str], changes: Iterable[str] = ()) -> StudySettings:
         """Read a study file.
+
+        Args:
+            path: The file.
+            changes: Settings that replace the file's, each a line of TOML, such as
+                'mae.config.base = "none"'. A word that is no TOML value stands for itself.
 
         Raises:
             FileNotFoundError: When there is no such file.
@@ -163,6 +171,8 @@ class StudySettings:
             table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:  # covers TOMLDecodeError and UnicodeDecodeError
             raise ValueError(f"{path} is not valid TOML: {error}") from error
+        for change in changes:
+            _merge(table, _read_change(change))
         try:
             return _read(cls, table, "")
         except ValueError as error:
@@ -171,6 +181,22 @@ class StudySettings:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able tables."""
         return dataclasses.asdict(self)
+
+
+def _read_change(line: str) -> dict[str, Any]:
+    key, _, value = line.partition("=")
+    for attempt in (line, f"{key} = '{value.strip()}'"):
+        with suppress(tomllib.TOMLDecodeError):
+            return tomllib.loads(attempt)
+    raise ValueError(f"expected a setting such as mae.config.base=none, got {line!r}")
+
+
+def _merge(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(table.get(key), dict):
+            _merge(table[key], value)
+        else:
+            table[key] = value
 
 
 def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:

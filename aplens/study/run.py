@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,7 +196,7 @@ class Study:
         recipe = TrainingSettings.small if wanted.preset == "small" else TrainingSettings
         result = train_apmae(
             self.model,
-            self.parts["autoencoder"],
+            _of_languages(self.parts["autoencoder"], wanted.languages),
             config,
             folder,
             validation=self.parts["fit"],
@@ -279,6 +279,18 @@ class Study:
         from aplens.study.report import summarize
 
         return summarize(self)
+
+
+def _of_languages(scenarios: Scenarios, languages: Sequence[str]) -> Scenarios:
+    """The scenarios of these languages; all when there are none."""
+    missing = set(languages) - set(scenarios.languages)
+    if missing:
+        raise ValueError(
+            f"mae.languages names {sorted(missing)}, but the prompts to train on are of "
+            f"{sorted(set(scenarios.languages))}"
+        )
+    wanted = languages or set(scenarios.languages)
+    return scenarios.select([i for i, each in enumerate(scenarios.languages) if each in wanted])
 
 
 def _flatten(part: Any) -> dict[str, Any]:
