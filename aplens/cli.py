@@ -137,6 +137,7 @@ def evaluate(
         float, typer.Option(help="Share of the patches to hide; 0: each AP-MAE's own.")
     ] = 0.0,
     mask_seeds: Annotated[int, typer.Option(help="Masks a pattern.")] = 3,
+    tokens: Annotated[int, typer.Option(help="First tokens of a prompt to look at; 0: all.")] = 0,
     correctness: Annotated[
         int, typer.Option(help="Held-out prompts to predict correctness on; 0: none.")
     ] = 0,
@@ -155,6 +156,7 @@ def evaluate(
             patterns_per_prompt=patterns_per_prompt,
             mask_ratio=mask_ratio,
             mask_seeds=mask_seeds,
+            tokens=tokens,
             correctness=correctness,
             seed=settings.seed,
         )

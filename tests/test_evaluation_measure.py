@@ -77,6 +77,23 @@ def test_the_same_evaluation_twice_gives_the_same_figures(tiny_hooked):
     assert first.correctness.empty
 
 
+def test_only_the_first_tokens_are_looked_at(tiny_hooked):
+    sides = [in_files(make_scenarios(8, seed=seed), str(seed)) for seed in (1, 2)]
+    settings = EvaluationSettings(prompts=8, reference=4, patterns_per_prompt=5)
+    short = [
+        Scenarios(dataclasses.replace(each, prompt=each.prompt[:12]) for each in side)
+        for side in sides
+    ]
+    cut = dataclasses.replace(settings, tokens=12)
+    first, expected = (
+        evaluate_apmaes(tiny_hooked, MAES, *them, how)
+        for them, how in ((sides, cut), (short, settings))
+    )
+    pd.testing.assert_frame_equal(first.reconstruction, expected.reconstruction)
+    with pytest.raises(ValueError, match="cannot take the first 99 tokens of a prompt of"):
+        evaluate_apmaes(tiny_hooked, MAES, *sides, dataclasses.replace(settings, tokens=99))
+
+
 def test_a_file_on_both_sides_is_refused(tiny_hooked):
     scenarios = make_scenarios(4)
     with pytest.raises(ValueError, match="in both training and test"):
@@ -89,6 +106,7 @@ def test_a_file_on_both_sides_is_refused(tiny_hooked):
         ({"prompts": 0}, "prompts must be 1 or more, got 0"),
         ({"correctness": -1}, "correctness must be 0 or more, got -1"),
         ({"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1, got 1.0"),
+        ({"tokens": 16, "correctness": 24}, "continued by another token than its target"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, words):

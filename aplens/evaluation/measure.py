@@ -12,7 +12,12 @@ from torch import Tensor
 
 from aplens.evaluation.correctness import CorrectnessSamples
 from aplens.evaluation.probes import ProbeSamples
-from aplens.evaluation.prompts import repeated_prompts, sample_prompts, stream_prompts
+from aplens.evaluation.prompts import (
+    first_tokens,
+    repeated_prompts,
+    sample_prompts,
+    stream_prompts,
+)
 from aplens.evaluation.reconstruction import ReconstructionErrors, ReferencePatterns, require_room
 from aplens.mae import APMAE
 from aplens.mae.rounds import seeded
@@ -38,6 +43,7 @@ class EvaluationSettings:
         patterns_per_prompt: Heads of a prompt that these look at, drawn anew for each (0: all).
         mask_ratio: Share of the patches to hide (0: each AP-MAE's own).
         mask_seeds: How many masks a pattern.
+        tokens: Look at the first tokens of each prompt only (0: the whole of it).
         correctness: Held-out prompts to predict correctness on; some hundreds, or 0 for none.
         seed: Of every draw.
 
@@ -50,6 +56,7 @@ class EvaluationSettings:
     patterns_per_prompt: int = 0
     mask_ratio: float = 0.0
     mask_seeds: int = 3
+    tokens: int = 0
     correctness: int = 0
     seed: int = 0
 
@@ -59,12 +66,18 @@ class EvaluationSettings:
             "reference": 1,
             "mask_seeds": 1,
             "patterns_per_prompt": 0,
+            "tokens": 0,
             "correctness": 0,
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
+        if self.tokens and self.correctness:
+            raise ValueError(
+                f"a prompt cut to its first {self.tokens} tokens is continued by another token "
+                "than its target: measure correctness without `tokens`"
+            )
 
 
 class Evaluation(NamedTuple):
@@ -110,6 +123,10 @@ def evaluate_apmaes(
     require_disjoint_files(reference.files, held_out.files)
     info, seed = describe_model(model), settings.seed
     maes = {label: mae.to(info.device).eval() for label, mae in maes.items()}
+    if settings.tokens:
+        reference, held_out = (
+            first_tokens(side, settings.tokens) for side in (reference, held_out)
+        )
     prompts = sample_prompts(held_out, max(settings.prompts, settings.correctness), seed)
     tokens = prompts.tokens()
     require_room(maes, tokens.shape[1])

