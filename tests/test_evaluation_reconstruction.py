@@ -64,7 +64,7 @@ def test_errors_are_means_over_hidden_patches_of_the_same_masks(tiny_hooked, ref
         # The masks' stream of randomness is that of the seed and the prompt's number.
         mask = random_masks(len(patches), patches.shape[1], 0.5, seeded(4, 2, seen.place))
         for name, predicted in {
-            "mine": mae.fill_in(patches, mask),
+            "mine": mae.fill_in(patches, mask, n_tokens=seen.scaled.shape[-1]),
             "additive fit": additive_fit(patches, mask, mean, mae.grid),
             "mean patch": mean.expand_as(patches),
         }.items():

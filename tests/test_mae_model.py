@@ -377,3 +377,50 @@ def test_bfloat16_agrees_with_float32(changes):
         for precision in (torch.bfloat16, torch.float32)
     ]
     assert torch.allclose(*errors, rtol=0.05)
+
+
+@pytest.mark.parametrize("base", ["none", "low_rank"])
+def test_padding_is_predicted_empty_and_counts_for_nothing(base):
+    mae = tiny_mae(base=base, patch_input="centred")
+    patches = scaled_patches(mae, 6, n_tokens=13)  # the last row of patches holds one token
+    mask = torch.zeros(6, 10, dtype=torch.bool)
+    mask[:, 6:9] = True
+    output = mae(patches, mask=mask, n_tokens=13)
+    predicted = output.predicted.unflatten(-1, (4, 4))
+    assert not predicted[:, :, 1:].any()
+    assert predicted[:, :, 0].any()
+    actual = patches[:, 6:9].unflatten(-1, (4, 4))[:, :, 0]
+    expected = (predicted[:, :, 0] - actual).square().mean()
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_length_that_the_patches_do_not_have_is_refused():
+    mae = tiny_mae()
+    patches = scaled_patches(mae, 2)
+    with pytest.raises(ValueError, match="10 patches of 4 are not those of 12 tokens"):
+        mae.encode_patches(patches, n_tokens=12)
+
+
+def test_cls_learns_to_tell_the_pattern_only_when_asked():
+    assert tiny_mae().summary is None
+    mae = tiny_mae(summary_weight=0.4, patch_input="centred")
+    patches = scaled_patches(mae, 8)
+    output = mae(patches, generator=torch.Generator().manual_seed(0))
+    assert output.summary_loss > 0
+    output.summary_loss.backward()
+    assert mae.encoder.cls_token.grad.abs().sum() > 0
+    assert mae.decoder.to_pixels.weight.grad is None
+
+
+def test_the_summary_is_of_cells_and_of_the_last_query():
+    mae = tiny_mae(summary_weight=1.0, patch_input="centred")
+    patches = scaled_patches(mae, 5, n_tokens=14)  # its last token is the second of its patch
+    with torch.no_grad():
+        for layer in (mae.summary.cells, mae.summary.last_query):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        loss = mae(patches, generator=torch.Generator().manual_seed(0), n_tokens=14).summary_loss
+        inside = mae.grid.patchify(torch.ones(14, 14))
+        deviation = (patches - mae.mean_patches * inside).unflatten(-1, (4, 4))
+    expected = deviation.square().mean() + deviation[:, 6:, 1].square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)  # cells of one pixel each

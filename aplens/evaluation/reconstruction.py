@@ -276,7 +276,7 @@ def _make_settings(
     groups: dict[tuple[int, float], dict[str, Predictor]] = {}
     for label, mae in maes.items():
         key = mae.config.patch_size, mask_ratio or mae.config.mask_ratio
-        groups.setdefault(key, {})[label] = partial(_fill_in, mae)
+        groups.setdefault(key, {})[label] = partial(_fill_in, mae, reference.n_tokens)
     settings = []
     for (patch_size, ratio), predictors in groups.items():
         n_rows = -(-reference.n_tokens // patch_size)
@@ -285,8 +285,8 @@ def _make_settings(
     return settings
 
 
-def _fill_in(mae: APMAE, patches: Tensor, mask: Tensor, heads: Tensor) -> Tensor:
-    return mae.fill_in(patches, mask)
+def _fill_in(mae: APMAE, n_tokens: int, patches: Tensor, mask: Tensor, heads: Tensor) -> Tensor:
+    return mae.fill_in(patches, mask, n_tokens=n_tokens)
 
 
 def _baselines(

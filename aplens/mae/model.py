@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
@@ -51,6 +50,19 @@ class APMAEOutput(NamedTuple):
     predicted: Float[Tensor, "pattern masked pixel"]
     mask: Bool[Tensor, "pattern patch"]
     summary_loss: Float[Tensor, ""]
+
+
+class _Prompt(NamedTuple):
+    """What prompts of one length have in common.
+
+    `inside` is 0 in the padding of the last patches and 1 elsewhere; `mean` is the mean patch of
+    every position, 0 in the padding.
+    """
+
+    n_tokens: int
+    n_rows: int
+    inside: Float[Tensor, "patch pixel"]
+    mean: Float[Tensor, "patch pixel"] | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,7 @@ class APMAE(nn.Module):
         *,
         mask: Bool[Tensor, "pattern patch"] | None = None,
         generator: torch.Generator | None = None,
+        n_tokens: int | None = None,
         precision: torch.dtype | None = None,
     ) -> APMAEOutput:
         """Hide some patches, encode the others, predict the hidden ones.
@@ -136,6 +149,8 @@ class APMAE(nn.Module):
                 compared with, never read.
             generator: Draws masks of the configured ratio when none are given. On the CPU, so that
                 a seed means the same on every device.
+            n_tokens: Tokens in the prompt (default: as many as the patches hold); tells the padding
+                of a partial last patch from attention.
             precision: float32 or bfloat16 (default: what the device is good at).
 
         Raises:
@@ -152,56 +167,84 @@ class APMAE(nn.Module):
         n_visible = k - int(mask[0].sum())
         visible, masked = mask.int().argsort(dim=1, stable=True).tensor_split([n_visible], dim=1)
 
-        fit = self._fit(scaled, mask)
-        clues = None if fit is None else self._clues(scaled, mask, fit)
+        prompt = self._prompt(k, n_tokens)
+        fit = self._fit(scaled, mask, prompt)
+        clues = None if fit is None else self._clues(scaled, mask, fit, prompt)
+        inputs = self._encoder_input(scaled, prompt)
         with autocast(scaled.device, precision):
             places = self._lower_places
-            encoded = self.encoder(take(self._encoder_input(scaled), visible), places[visible])
+            encoded = self.encoder(take(inputs, visible), places[visible])
             if self.config.decoder_context == "tokens":
                 residual = self.decoder.from_tokens(encoded, visible, masked, places[:k], clues)
             else:
                 residual = self.decoder.from_cls(encoded, places[visible], places[masked])
         predicted = residual.float() if fit is None else take(fit, masked) + residual.float()
-        loss = F.mse_loss(predicted, take(scaled, masked))
-        return APMAEOutput(loss, predicted, mask, self._summary_loss(encoded[:, 0], scaled))
+        predicted = predicted * prompt.inside[masked]
+        squared = (predicted - take(scaled, masked)).square()
+        return APMAEOutput(
+            loss=squared.sum() / prompt.inside[masked].sum(),
+            predicted=predicted,
+            mask=mask,
+            summary_loss=self._summary_loss(encoded[:, 0], scaled, prompt),
+        )
 
-    def _summary_loss(
-        self, cls_token: Float[Tensor, "pattern dim"], scaled: Float[Tensor, "pattern patch pixel"]
-    ) -> Float[Tensor, ""]:
-        if self.summary is None:
-            return scaled.new_zeros(())
-        mean = 0 if self.mean_patches is None else self.mean_patches[: scaled.shape[1]]
-        deviation = (scaled - mean) / _DEVIATION
-        rows = math.isqrt(2 * scaled.shape[1])
-        return self.summary.loss(cls_token.float(), scaled, deviation, rows) * _DEVIATION**2
+    def _prompt(self, n_patches: int, n_tokens: int | None) -> _Prompt:
+        """What is known of prompts of this length."""
+        n_rows = math.isqrt(2 * n_patches)  # n_patches = n_rows (n_rows + 1) / 2
+        n_tokens = n_rows * self.grid.patch_size if n_tokens is None else n_tokens
+        if self.grid.n_rows_for(n_tokens) != n_rows:
+            raise ValueError(
+                f"{n_patches} patches of {self.grid.patch_size} are not those of {n_tokens} tokens"
+            )
+        inside = self.grid.patchify(torch.ones(n_tokens, n_tokens, device=self.device))
+        mean = None if self.mean_patches is None else self.mean_patches[:n_patches] * inside
+        return _Prompt(n_tokens, n_rows, inside, mean)
 
     @torch.no_grad()  # the fit holds nothing to learn
     def _fit(
-        self, scaled: Float[Tensor, "pattern patch pixel"], mask: Bool[Tensor, "pattern patch"]
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        mask: Bool[Tensor, "pattern patch"],
+        prompt: _Prompt,
     ) -> Float[Tensor, "pattern patch pixel"] | None:
         """What the visible patches alone say of every patch."""
-        if self.config.base == "none" or self.mean_patches is None:
+        if self.config.base == "none" or prompt.mean is None:
             return None
         fit = additive_fit if self.config.base == "additive" else low_rank_fit
-        return fit(scaled, mask, self.mean_patches, self.grid)
+        return fit(scaled, mask, prompt.mean, self.grid)
 
     def _clues(
         self,
         scaled: Float[Tensor, "pattern patch pixel"],
         mask: Bool[Tensor, "pattern patch"],
         fit: Float[Tensor, "pattern patch pixel"],
+        prompt: _Prompt,
     ) -> Float[Tensor, "pattern patch pixel"]:
         """What the decoder reads of the fit: its prediction where hidden, its error where not."""
-        assert self.mean_patches is not None
-        mean = self.mean_patches[: scaled.shape[1]]
-        return torch.where(mask[..., None], fit - mean, scaled - fit) / _DEVIATION
+        clues = torch.where(mask[..., None], fit - prompt.mean, scaled - fit)
+        return clues * prompt.inside / _DEVIATION
 
     def _encoder_input(
-        self, scaled: Float[Tensor, "pattern patch pixel"]
+        self, scaled: Float[Tensor, "pattern patch pixel"], prompt: _Prompt
     ) -> Float[Tensor, "pattern patch pixel"]:
-        if self.config.patch_input == "layer_norm" or self.mean_patches is None:
+        if self.config.patch_input == "layer_norm" or prompt.mean is None:
             return scaled
-        return (scaled - self.mean_patches[: scaled.shape[1]]) / _DEVIATION
+        return (scaled - prompt.mean) / _DEVIATION
+
+    def _summary_loss(
+        self,
+        cls_token: Float[Tensor, "pattern dim"],
+        scaled: Float[Tensor, "pattern patch pixel"],
+        prompt: _Prompt,
+    ) -> Float[Tensor, ""]:
+        if self.summary is None:
+            return scaled.new_zeros(())
+        deviation = scaled if prompt.mean is None else scaled - prompt.mean
+        last = (prompt.n_tokens - 1) % self.grid.patch_size
+        loss = self.summary.loss(
+            cls_token.float(), deviation / _DEVIATION, prompt.n_rows, last_row=last
+        )
+        return loss * _DEVIATION**2
 
     @torch.no_grad()
     def reconstruct(
@@ -234,7 +277,9 @@ class APMAE(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         mask = random_masks(len(scaled), scaled.shape[1], ratio, generator).to(self.device)
 
-        filled = self.fill_in(scaled, mask, batch_size=batch_size, precision=precision)
+        filled = self.fill_in(
+            scaled, mask, n_tokens=n_tokens, batch_size=batch_size, precision=precision
+        )
         hidden = scaled.masked_fill(mask[..., None], torch.nan)
         original, masked, reconstructed = (
             self.grid.unpatchify(patches, n_tokens) for patches in (scaled, hidden, filled)
@@ -255,6 +300,7 @@ class APMAE(nn.Module):
         scaled: Float[Tensor, "pattern patch pixel"],
         mask: Bool[Tensor, "pattern patch"],
         *,
+        n_tokens: int | None = None,
         batch_size: int = 64,
         precision: torch.dtype | None = None,
     ) -> Float[Tensor, "pattern patch pixel"]:
@@ -263,6 +309,7 @@ class APMAE(nn.Module):
         Args:
             scaled: As for `forward`.
             mask: As for `forward`.
+            n_tokens: As for `forward`.
             batch_size: Patterns run at once.
             precision: As for `forward`.
 
@@ -270,14 +317,11 @@ class APMAE(nn.Module):
             ValueError: As `forward`.
         """
         parts = zip(scaled.split(batch_size), mask.split(batch_size), strict=True)
-        return torch.cat(
-            [
-                part.masked_scatter(
-                    part_mask[..., None], self(part, mask=part_mask, precision=precision).predicted
-                )
-                for part, part_mask in parts
-            ]
-        )
+        filled = []
+        for part, part_mask in parts:
+            output = self(part, mask=part_mask, n_tokens=n_tokens, precision=precision)
+            filled.append(part.masked_scatter(part_mask[..., None], output.predicted))
+        return torch.cat(filled)
 
     @torch.no_grad()
     def encode(
@@ -312,9 +356,14 @@ class APMAE(nn.Module):
                 `pool` is unknown.
         """
         attention, leading = self._read_patterns(patterns)
+        n_tokens = attention.shape[-1]
         embeddings = [
             self.encode_patches(
-                log_normalize(self.grid.patchify(part)), patches, pool, precision=precision
+                log_normalize(self.grid.patchify(part)),
+                patches,
+                pool,
+                n_tokens=n_tokens,
+                precision=precision,
             )
             for part in attention.split(batch_size)
         ]
@@ -327,6 +376,7 @@ class APMAE(nn.Module):
         patches: PatchSet = "lower",
         pool: Pool | Sequence[Pool] = DEFAULT_POOL,
         *,
+        n_tokens: int | None = None,
         precision: torch.dtype | None = None,
     ) -> Float[Tensor, "pattern d_embed"]:
         """Embed patches that are log-normalized already, all at once: the core of `encode`.
@@ -335,6 +385,7 @@ class APMAE(nn.Module):
             scaled: Log-normalized lower-triangular patches; as many as some prompt length has.
             patches: As for `encode`.
             pool: As for `encode`.
+            n_tokens: As for `forward`.
             precision: As for `encode`.
 
         Raises:
@@ -342,9 +393,9 @@ class APMAE(nn.Module):
         """
         pools = _read_pool(pool)
         _, k = self._check_patches(scaled)
-        n_rows = math.isqrt(2 * k)  # k = n_rows (n_rows + 1) / 2
-        places = self._lower_places[:k]
-        inputs = self._encoder_input(scaled)
+        prompt = self._prompt(k, n_tokens)
+        n_rows, places = prompt.n_rows, self._lower_places[:k]
+        inputs = self._encoder_input(scaled, prompt)
         with autocast(scaled.device, precision):
             if patches == "lower":
                 tokens = self.encoder(inputs, places)

@@ -8,7 +8,8 @@ query, which is the one that predicts.
 
 from __future__ import annotations
 
-import torch
+import math
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,40 +36,22 @@ class Summary(nn.Module):
     def loss(
         self,
         cls_token: Float[Tensor, "pattern dim"],
-        scaled: Float[Tensor, "pattern patch pixel"],
         deviation: Float[Tensor, "pattern patch pixel"],
         n_rows: int,
+        last_row: int,
     ) -> Float[Tensor, ""]:
         """Mean squared error over the cells, plus that over the last query's cells.
 
         Args:
             cls_token: The encoder's first token.
-            scaled: Log-normalized patches, hidden ones included.
-            deviation: The same as deviations from the mean patch, in any unit.
+            deviation: Patches as deviations from the mean patch, hidden ones included, in any unit.
             n_rows: Rows of the grid that the patches fill.
+            last_row: Row of the prompt's last token within its patches.
         """
-        cells = _cells(deviation)
-        last = _last_query_cells(scaled, deviation, n_rows)
+        side = math.isqrt(deviation.shape[-1])
+        patches = deviation.unflatten(-1, (side, side))
+        cells = F.adaptive_avg_pool2d(patches, _CELLS).flatten(1)
+        last = F.adaptive_avg_pool1d(patches[:, -n_rows:, last_row], _LAST_QUERY_CELLS).flatten(1)
         told = self.cells(cls_token)[:, : cells.shape[1]]
         told_last = self.last_query(cls_token)[:, : last.shape[1]]
         return F.mse_loss(told, cells) + F.mse_loss(told_last, last)
-
-
-def _cells(deviation: Float[Tensor, "pattern patch pixel"]) -> Float[Tensor, "pattern cell"]:
-    side = round(deviation.shape[-1] ** 0.5)
-    patches = deviation.unflatten(-1, (side, side))
-    return F.adaptive_avg_pool2d(patches, _CELLS).flatten(1)
-
-
-def _last_query_cells(
-    scaled: Float[Tensor, "pattern patch pixel"],
-    deviation: Float[Tensor, "pattern patch pixel"],
-    n_rows: int,
-) -> Float[Tensor, "pattern cell"]:
-    """The row of the prompt's last token; a partial last patch is empty below it."""
-    side = round(scaled.shape[-1] ** 0.5)
-    below, row = (x[:, -n_rows:].unflatten(-1, (side, side)) for x in (scaled, deviation))
-    filled = below.amax((1, 3)) > 0
-    last = (filled * torch.arange(side, device=scaled.device)).argmax(1)
-    picked = row[torch.arange(len(row), device=row.device), :, last]
-    return F.adaptive_avg_pool1d(picked, _LAST_QUERY_CELLS).flatten(1)

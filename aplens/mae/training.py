@@ -200,7 +200,7 @@ class _Run:
             batches = self._batches(len(self.rounds.patches(state.round)))
             while state.batch < len(batches) and self.fraction < 1:
                 chosen = self.rounds.patches(state.round)[batches[state.batch]]
-                self._step(self._crop(chosen.float()))
+                self._step(*self._crop(chosen.float()))
                 state.batch += 1
                 state.seconds = self.clock.seconds
                 if self.fraction * settings.validations >= len(state.history):
@@ -233,21 +233,21 @@ class _Run:
 
     def _crop(
         self, patches: Float[Tensor, "pattern patch pixel"]
-    ) -> Float[Tensor, "pattern some pixel"]:
-        """Now and then, the patterns of a shorter prompt."""
+    ) -> tuple[Float[Tensor, "pattern some pixel"], int]:
+        """Now and then, the patterns of a shorter prompt; and how many tokens it has."""
         generator = seeded(self.settings.seed, _CROP, self.state.step)
         if torch.rand((), generator=generator) >= self.settings.crop_share:
-            return patches
+            return patches, self.n_tokens
         shortest = self.mae.config.patch_size + 1
-        n_tokens = torch.randint(shortest, self.n_tokens + 1, (), generator=generator)
-        return crop_patches(patches, self.mae.grid, int(n_tokens))
+        n_tokens = int(torch.randint(shortest, self.n_tokens + 1, (), generator=generator))
+        return crop_patches(patches, self.mae.grid, n_tokens), n_tokens
 
-    def _step(self, patches: Float[Tensor, "pattern patch pixel"]) -> None:
+    def _step(self, patches: Float[Tensor, "pattern patch pixel"], n_tokens: int) -> None:
         state, settings = self.state, self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.fraction)
         masks = seeded(settings.seed, _MASKS, state.step)
-        output = self.mae(patches, generator=masks, precision=settings.dtype)
+        output = self.mae(patches, generator=masks, n_tokens=n_tokens, precision=settings.dtype)
         loss, weight = output.loss, self.mae.config.summary_weight
         self.optimizer.zero_grad()
         ((loss + weight * output.summary_loss) / state.variance).backward()
@@ -267,7 +267,9 @@ class _Run:
     def _validate(self) -> None:
         state, settings = self.state, self.settings
         mse = self.validation.error_of(
-            lambda part, mask: self.mae.fill_in(part, mask, precision=settings.dtype)
+            lambda part, mask: self.mae.fill_in(
+                part, mask, n_tokens=self.n_tokens, precision=settings.dtype
+            )
         )
         state.history.append(
             {

