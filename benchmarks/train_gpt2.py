@@ -89,7 +89,18 @@ def new_model(seed: int) -> GPT2LMHeadModel:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    # Learned like all else, but begun as sinusoids, in which "one back" is a plain rotation.
+    with torch.no_grad():
+        model.transformer.wpe.weight.copy_(config.initializer_range * sinusoids(config.n_embd))
+    return model
+
+
+def sinusoids(width: int) -> Tensor:
+    """Positions as sines and cosines of many wavelengths, of about unit variance."""
+    frequencies = N_CTX ** -torch.linspace(0, 1, width // 2)
+    angles = torch.arange(N_CTX)[:, None] * frequencies
+    return 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def next_token_loss(model: GPT2LMHeadModel, tokens: Tensor) -> Tensor:

@@ -56,13 +56,13 @@ class _Prompt(NamedTuple):
     """What prompts of one length have in common.
 
     `inside` is 0 in the padding of the last patches and 1 elsewhere; `mean` is the mean patch of
-    every position, 0 in the padding.
+    every position, 0 in the padding, and everywhere when the model holds none.
     """
 
     n_tokens: int
     n_rows: int
     inside: Float[Tensor, "patch pixel"]
-    mean: Float[Tensor, "patch pixel"] | None
+    mean: Float[Tensor, "patch pixel"]
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ class APMAE(nn.Module):
                 f"{n_patches} patches of {self.grid.patch_size} are not those of {n_tokens} tokens"
             )
         inside = self.grid.patchify(torch.ones(n_tokens, n_tokens, device=self.device))
-        mean = None if self.mean_patches is None else self.mean_patches[:n_patches] * inside
-        return _Prompt(n_tokens, n_rows, inside, mean)
+        mean = 0 if self.mean_patches is None else self.mean_patches[:n_patches]
+        return _Prompt(n_tokens, n_rows, inside, inside * mean)
 
     @torch.no_grad()  # the fit holds nothing to learn
     def _fit(
@@ -208,7 +208,7 @@ class APMAE(nn.Module):
         prompt: _Prompt,
     ) -> Float[Tensor, "pattern patch pixel"] | None:
         """What the visible patches alone say of every patch."""
-        if self.config.base == "none" or prompt.mean is None:
+        if self.config.base == "none":
             return None
         fit = additive_fit if self.config.base == "additive" else low_rank_fit
         return fit(scaled, mask, prompt.mean, self.grid)
@@ -227,7 +227,7 @@ class APMAE(nn.Module):
     def _encoder_input(
         self, scaled: Float[Tensor, "pattern patch pixel"], prompt: _Prompt
     ) -> Float[Tensor, "pattern patch pixel"]:
-        if self.config.patch_input == "layer_norm" or prompt.mean is None:
+        if self.config.patch_input == "layer_norm":
             return scaled
         return (scaled - prompt.mean) / _DEVIATION
 
@@ -239,11 +239,9 @@ class APMAE(nn.Module):
     ) -> Float[Tensor, ""]:
         if self.summary is None:
             return scaled.new_zeros(())
-        deviation = scaled if prompt.mean is None else scaled - prompt.mean
+        deviation = (scaled - prompt.mean) / _DEVIATION
         last = (prompt.n_tokens - 1) % self.grid.patch_size
-        loss = self.summary.loss(
-            cls_token.float(), deviation / _DEVIATION, prompt.n_rows, last_row=last
-        )
+        loss = self.summary.loss(cls_token.float(), deviation, prompt.n_rows, last_row=last)
         return loss * _DEVIATION**2
 
     @torch.no_grad()
