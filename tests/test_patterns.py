@@ -13,6 +13,7 @@ from aplens.patterns import (
     AttentionPatterns,
     PatchGrid,
     crop_patches,
+    depth_scales,
     log_normalize,
     stream_patterns,
 )
@@ -309,3 +310,15 @@ def test_cropping_to_what_is_not_there_is_refused(tiny_model, n_tokens):
     patterns = aplens.collect_patterns(tiny_model, torch.arange(12)[None])
     with pytest.raises(ValueError, match=f"12 tokens to {n_tokens}: expected 1 to 12"):
         patterns.crop(n_tokens)
+
+
+def test_a_mean_pattern_is_cropped_by_the_average_depth():
+    grid = PatchGrid(16, 4)
+    scaled = log_normalize(grid.patchify(causal_patterns(16, (40,))))
+    factor = depth_scales(scaled, grid)[6]  # seven tokens
+    short = crop_patches(scaled, grid, 7)
+    inside = grid.patchify(torch.ones(7, 7).tril())
+    cropped_mean = (1 - (1 - scaled.mean(0)[:3]) * factor) * inside
+    plain = (scaled.mean(0)[:3] * inside - short.mean(0)).square().mean()
+    assert (cropped_mean - short.mean(0)).square().mean() < 0.1 * plain
+    assert depth_scales(scaled, grid)[15] == pytest.approx(1)

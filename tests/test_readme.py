@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import zipfile
 from pathlib import Path
@@ -15,8 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
-    """Where a reader would be: with Java sources and an AP-MAE at the README's paths."""
-    from aplens.mae import APMAE, APMAEConfig
+    """Where a reader would be: with Java sources at the README's path."""
     from aplens.scenarios import find_jdk_source
 
     source = find_jdk_source()
@@ -28,8 +26,6 @@ def reader(tmp_path, monkeypatch):
         names = [name for name in archive.namelist() if name.startswith("java.base/java/util/")]
         for number, name in enumerate(names[:60]):
             (folder / f"{number}.java").write_bytes(archive.read(name))
-    config = dataclasses.replace(APMAEConfig.small(), n_ctx=64, patch_size=16, encoder_depth=1)
-    APMAE(config).save_pretrained(tmp_path / "runs" / "demo" / "mae")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -100,6 +100,8 @@ class APMAE(nn.Module):
         grid: How patterns are cut into patches.
         mean_patches: The mean patch of every position in the training patterns, when the
             configuration uses it; zero until training sets it.
+        depth_scales: What turns that mean into the mean of shorter prompts
+            (`aplens.patterns.depth_scales`), one factor for every length up to `n_ctx`.
     """
 
     def __init__(self, config: APMAEConfig, seed: int = 0) -> None:
@@ -114,6 +116,9 @@ class APMAE(nn.Module):
         self.mean_patches: Float[Tensor, "patch pixel"] | None
         mean = torch.zeros(self.grid.n_patches, self.grid.n_pixels) if config.needs_mean else None
         self.register_buffer("mean_patches", mean)
+        self.depth_scales: Float[Tensor, " length"] | None
+        scales = torch.ones(config.n_ctx) if config.needs_mean else None
+        self.register_buffer("depth_scales", scales)
         self._lower_places: Int[Tensor, " patch"]
         self.register_buffer(
             "_lower_places", self.grid.rows * self.grid.n_rows + self.grid.columns, persistent=False
@@ -197,8 +202,15 @@ class APMAE(nn.Module):
                 f"{n_patches} patches of {self.grid.patch_size} are not those of {n_tokens} tokens"
             )
         inside = self.grid.patchify(torch.ones(n_tokens, n_tokens, device=self.device))
-        mean = 0 if self.mean_patches is None else self.mean_patches[:n_patches]
-        return _Prompt(n_tokens, n_rows, inside, inside * mean)
+        return _Prompt(n_tokens, n_rows, inside, self._mean(n_patches, n_tokens))
+
+    def _mean(self, n_patches: int, n_tokens: int) -> Float[Tensor, "patch pixel"]:
+        """The mean patches of prompts of this length."""
+        causal = self.grid.patchify(torch.ones(n_tokens, n_tokens, device=self.device).tril())
+        if self.mean_patches is None or self.depth_scales is None:
+            return torch.zeros_like(causal)
+        depth = (1 - self.mean_patches[:n_patches]) * self.depth_scales[n_tokens - 1]
+        return (1 - depth) * causal
 
     @torch.no_grad()  # the fit holds nothing to learn
     def _fit(

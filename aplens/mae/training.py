@@ -23,7 +23,7 @@ from aplens.mae.model import APMAE
 from aplens.mae.rounds import PatternRounds, sample_patches, seeded
 from aplens.mae.settings import TrainingSettings
 from aplens.models import describe_model
-from aplens.patterns import PatchGrid, crop_patches
+from aplens.patterns import PatchGrid, crop_patches, depth_scales
 
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
@@ -177,8 +177,12 @@ class _Run:
         k = patches.shape[1]
         mean = torch.zeros(self.mae.grid.n_patches, self.mae.grid.n_pixels, device=patches.device)
         mean[:k] = patches.mean(dim=0, dtype=torch.float32)
-        if self.mae.mean_patches is not None:
+        if self.mae.mean_patches is not None and self.mae.depth_scales is not None:
             self.mae.mean_patches.copy_(mean)
+            scales = torch.stack(
+                [depth_scales(part, self.mae.grid) for part in patches.split(_BATCH)]
+            )
+            self.mae.depth_scales[: self.n_tokens] = scales.mean(0)[: self.n_tokens]
         squared = sum(float((part - mean[:k]).square().sum()) for part in patches.split(_BATCH))
         return TrainingState(
             # No patterns vary so little that dividing by this could overflow.

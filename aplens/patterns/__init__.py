@@ -6,7 +6,7 @@ from aplens.patterns.collect import (
     collect_patterns,
     stream_patterns,
 )
-from aplens.patterns.cropping import crop_patches
+from aplens.patterns.cropping import crop_patches, depth_scales
 from aplens.patterns.normalize import log_normalize
 from aplens.patterns.patches import PatchGrid
 
@@ -16,6 +16,7 @@ __all__ = [
     "PatternCollector",
     "collect_patterns",
     "crop_patches",
+    "depth_scales",
     "log_normalize",
     "stream_patterns",
 ]

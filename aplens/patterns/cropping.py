@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,3 +36,29 @@ def crop_patches(
     deepest = depth.amax((1, 2), keepdim=True)
     # Attention 1 everywhere has depth 0 everywhere, and stays.
     return (1 - depth / torch.where(deepest > 0, deepest, 1.0)) * inside
+
+
+def depth_scales(
+    scaled: Float[Tensor, "pattern patch pixel"], grid: PatchGrid
+) -> Float[Tensor, " length"]:
+    """What cropping to each length multiplies 1 - scaled by, on average over patterns.
+
+    A shorter prompt spreads its attention over fewer keys, so its smallest attention is larger, and
+    the same attention lies deeper on its scale. With this number a mean pattern can be cropped.
+
+    Args:
+        scaled: As for `crop_patches`.
+        grid: How they were cut.
+
+    Returns:
+        One factor, 1 or more, for every length from 1 token to the patterns' own.
+    """
+    patterns = grid.unpatchify(scaled.float(), _whole_length(scaled, grid))
+    depth = (1 - patterns).tril()
+    deepest = depth.amax(-1).cummax(-1).values
+    # A single token attends to itself alone: depth 0, which no factor changes.
+    return torch.where(deepest > 0, 1 / deepest, 1.0).mean(0)
+
+
+def _whole_length(scaled: Tensor, grid: PatchGrid) -> int:
+    return math.isqrt(2 * scaled.shape[1]) * grid.patch_size
