@@ -141,10 +141,15 @@ def evaluate(
     correctness: Annotated[
         int, typer.Option(help="Held-out prompts to predict correctness on; 0: none.")
     ] = 0,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(help="A pooling of tokens to probe, such as 'cls'; without, all. Repeatable."),
+    ] = None,
     changes: Changes = None,
 ) -> None:
     """Measure AP-MAEs beside baselines: reconstruction, linear probes, correctness."""
     from aplens.evaluation import EvaluationSettings
+    from aplens.evaluation.embeddings import POOLS
     from aplens.study import StudySettings
     from aplens.study.evaluate import evaluate_study
 
@@ -158,6 +163,7 @@ def evaluate(
             mask_seeds=mask_seeds,
             tokens=tokens,
             correctness=correctness,
+            pools=tuple(pool or POOLS),
             seed=settings.seed,
         )
         text = evaluate_study(

@@ -84,12 +84,14 @@ def test_only_the_first_tokens_are_looked_at(tiny_hooked):
         Scenarios(dataclasses.replace(each, prompt=each.prompt[:12]) for each in side)
         for side in sides
     ]
-    cut = dataclasses.replace(settings, tokens=12)
+    cut = dataclasses.replace(settings, tokens=12, pools=("cls",))
     first, expected = (
         evaluate_apmaes(tiny_hooked, MAES, *them, how)
         for them, how in ((sides, cut), (short, settings))
     )
     pd.testing.assert_frame_equal(first.reconstruction, expected.reconstruction)
+    embedded = {name for name in first.probes["input"] if not name.startswith("raw")}
+    assert embedded == {f"{label}: cls" for label in MAES}
     with pytest.raises(ValueError, match="cannot take the first 99 tokens of a prompt of"):
         evaluate_apmaes(tiny_hooked, MAES, *sides, dataclasses.replace(settings, tokens=99))
 
@@ -105,6 +107,7 @@ def test_a_file_on_both_sides_is_refused(tiny_hooked):
     [
         ({"prompts": 0}, "prompts must be 1 or more, got 0"),
         ({"correctness": -1}, "correctness must be 0 or more, got -1"),
+        ({"pools": ("middle",)}, r"pools must be one or more of .*, got \('middle',\)"),
         ({"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1, got 1.0"),
         ({"tokens": 16, "correctness": 24}, "continued by another token than its target"),
     ],

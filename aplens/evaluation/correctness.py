@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,11 +32,15 @@ class CorrectnessSamples:
     Args:
         maes: The AP-MAEs by label.
         info: The model that is observed.
+        pools: Which of `POOLS` to predict from.
     """
 
-    def __init__(self, maes: Mapping[str, APMAE], info: ModelInfo) -> None:
+    def __init__(
+        self, maes: Mapping[str, APMAE], info: ModelInfo, pools: Sequence[str] = tuple(POOLS)
+    ) -> None:
         self._maes = dict(maes)
         self._info = info
+        self._pools = tuple(pools)
         self._embeddings: dict[str, list[Tensor]] = {label: [] for label in maes}
         self._statistics: list[Tensor] = []
         self._scenarios: list[Scenario] = []
@@ -84,8 +88,8 @@ class CorrectnessSamples:
         frames.append(table.rename(columns={"features": "input"}))
         for label, parts in self._embeddings.items():
             embeddings = np.stack([part.numpy() for part in parts])
-            for pool, pools in POOLS.items():
-                observed = self._observe(select_pools(embeddings, pools))
+            for pool in self._pools:
+                observed = self._observe(select_pools(embeddings, POOLS[pool]))
                 table = evaluate_predictors(
                     observed, features=("embeddings",), n_folds=_FOLDS, seed=seed
                 )

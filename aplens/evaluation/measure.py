@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from aplens.evaluation.correctness import CorrectnessSamples
+from aplens.evaluation.embeddings import POOLS
 from aplens.evaluation.probes import ProbeSamples
 from aplens.evaluation.prompts import (
     first_tokens,
@@ -45,6 +46,7 @@ class EvaluationSettings:
         mask_seeds: How many masks a pattern.
         tokens: Look at the first tokens of each prompt only (0: the whole of it).
         correctness: Held-out prompts to predict correctness on; some hundreds, or 0 for none.
+        pools: Which poolings of an AP-MAE's tokens to probe and to predict from, of `POOLS`.
         seed: Of every draw.
 
     Raises:
@@ -58,6 +60,7 @@ class EvaluationSettings:
     mask_seeds: int = 3
     tokens: int = 0
     correctness: int = 0
+    pools: tuple[str, ...] = tuple(POOLS)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class EvaluationSettings:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
+        if not self.pools or not set(self.pools) <= set(POOLS):
+            raise ValueError(f"pools must be one or more of {list(POOLS)}, got {self.pools}")
         if self.tokens and self.correctness:
             raise ValueError(
                 f"a prompt cut to its first {self.tokens} tokens is continued by another token "
@@ -145,8 +150,8 @@ def evaluate_apmaes(
         mask_ratio=settings.mask_ratio or None,
         mask_seeds=range(seed, seed + settings.mask_seeds),
     )
-    probes = ProbeSamples(maes, info.heads, tokens.shape[1])
-    outcomes = CorrectnessSamples(maes, info)
+    probes = ProbeSamples(maes, info.heads, tokens.shape[1], settings.pools)
+    outcomes = CorrectnessSamples(maes, info, settings.pools)
     measured = prompts[: settings.prompts]
     for seen in stream_prompts(model, tokens):
         scenario = prompts[seen.place]

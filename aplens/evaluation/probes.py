@@ -73,10 +73,18 @@ class ProbeSamples:
         maes: The AP-MAEs by label.
         heads: The model's heads, as the patterns come.
         n_tokens: Tokens in a prompt.
+        pools: Which of `POOLS` to probe.
     """
 
-    def __init__(self, maes: Mapping[str, APMAE], heads: Sequence[Head], n_tokens: int) -> None:
+    def __init__(
+        self,
+        maes: Mapping[str, APMAE],
+        heads: Sequence[Head],
+        n_tokens: int,
+        pools: Sequence[str] = tuple(POOLS),
+    ) -> None:
         self._maes = dict(maes)
+        self._pools = tuple(pools)
         self._layers = np.array([head.layer for head in heads])
         widths = {mae.embedding_size() for mae in maes.values()}
         sides = {downsampled_side(width, n_tokens) for width in widths}
@@ -139,8 +147,8 @@ class ProbeSamples:
             if isinstance(name, int):
                 yield f"raw pattern, {name} × {name}", values
             else:
-                for pool, pools in POOLS.items():
-                    yield f"{name}: {pool}", select_pools(values, pools)
+                for pool in self._pools:
+                    yield f"{name}: {pool}", select_pools(values, POOLS[pool])
 
 
 def evaluate_probe(

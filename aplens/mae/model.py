@@ -25,8 +25,8 @@ Pool: TypeAlias = Literal["cls", "mean", "last_query"]
 PatchSet: TypeAlias = Literal["lower", "all"]
 Patterns: TypeAlias = "AttentionPatterns | Float[Tensor, '*pattern query key']"
 
-#: What stands for a pattern unless told otherwise: CLS, and the row of the position that predicts,
-#: which carries most of what tells a correct prediction from a wrong one (docs/method.md).
+#: What stands for a pattern unless told otherwise: CLS, which tells the most, and the row of the
+#: position that predicts, which adds to it (docs/results/reconstruction.md).
 DEFAULT_POOL: tuple[Pool, ...] = ("cls", "last_query")
 
 
