@@ -190,6 +190,7 @@ class Study:
 
         wanted, folder = self.settings.mae, self.folder / "mae"
         if wanted.pretrained:
+            self.reporter.say(f"nothing to train: {wanted.pretrained} is pretrained")
             APMAE.from_pretrained(wanted.pretrained).save_pretrained(folder)
             return
         config = dataclasses.replace(getattr(APMAEConfig, wanted.preset)(), **wanted.config)
