@@ -17,7 +17,8 @@ def count_masked(n_patches: int, mask_ratio: float) -> int:
     """
     if n_patches < 2:
         raise ValueError(
-            f"masking needs 2 patches or more, got {n_patches}: the prompt fits in one patch"
+            f"masking needs 2 patches or more, got {n_patches}: the prompt fits in one patch, take "
+            "an AP-MAE of smaller patches"
         )
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}")
