@@ -535,3 +535,15 @@ def test_training_on_some_of_the_languages(tmp_path):
     assert len(_of_languages(both, ())) == 5
     with pytest.raises(ValueError, match=r"names \['prose'\], but .* \['java', 'python'\]"):
         _of_languages(both, ("prose", "java"))
+
+
+def test_a_report_says_that_a_pretrained_apmae_may_know_the_files(tmp_path):
+    from aplens.study.report import _notes
+
+    (tmp_path / "corpus.json").write_text("[]")
+    for pretrained in ("", "aplens-base"):
+        settings = StudySettings.from_toml(
+            write_toml(tmp_path, f'[mae]\npretrained = "{pretrained}"')
+        )
+        notes = " ".join(_notes(Study(settings, tmp_path)))
+        assert ("aplens-base was trained before" in notes) is bool(pretrained)

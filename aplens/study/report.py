@@ -109,6 +109,12 @@ def _notes(study: Study) -> list[str]:
         "Prompts, and every figure below, come from source files. Nothing from one file stands on "
         "both sides of any split; intervals (95 %) resample files."
     ]
+    if study.settings.mae.pretrained:
+        notes.append(
+            f"{study.settings.mae.pretrained} was trained before, perhaps on some of these files. "
+            "That may flatter its reconstruction here; whether the model is right is nothing that "
+            "an AP-MAE is trained on."
+        )
     return notes + [corpus["note"] for corpus in corpora if corpus["note"]]
 
 
