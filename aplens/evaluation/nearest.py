@@ -31,7 +31,8 @@ def nearest_visible(
     source = rank.argmin(dim=2)
     copied = patches.gather(1, source[..., None].expand_as(patches))
     filled = torch.where(mask[..., None], copied, patches)
-    return filled * _causal(grid, patches)
+    causal = grid.causal(grid.n_ctx, patches.device)[: patches.shape[1]]
+    return filled * causal.to(patches.dtype)
 
 
 def _preferences(grid: PatchGrid, k: int) -> Int[Tensor, "patch patch"]:
@@ -44,10 +45,3 @@ def _preferences(grid: PatchGrid, k: int) -> Int[Tensor, "patch patch"]:
     side = grid.n_rows
     order = (other_kind * 2 * side**2 + down**2 + across**2) * side + across.abs()
     return order.argsort(dim=1, stable=True).argsort(dim=1)
-
-
-def _causal(
-    grid: PatchGrid, like: Float[Tensor, "pattern patch pixel"]
-) -> Float[Tensor, "patch pixel"]:
-    lower = torch.ones(grid.n_ctx, grid.n_ctx, dtype=like.dtype).tril()
-    return grid.patchify(lower)[: like.shape[1]].to(like.device)

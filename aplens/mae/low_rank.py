@@ -81,9 +81,9 @@ def low_rank_remainder(
     if rank < 1:
         raise ValueError(f"rank must be 1 or more, got {rank}")
     n, k, _ = remainder.shape
-    p, n_rows = grid.patch_size, math.isqrt(2 * k)  # k = n_rows (n_rows + 1) / 2
+    p, n_rows = grid.patch_size, grid.n_rows_of(k)
     rows, columns = grid.rows[:k].to(mask.device), grid.columns[:k].to(mask.device)
-    causal = _causal_patches(n_rows, p, mask.device)
+    causal = grid.causal(n_rows * p, mask.device).unflatten(-1, (p, p))
     seen = _Seen.of(remainder, mask, rows, columns, causal, n_rows)
 
     keys = _first_keys(n_rows, p, rank, mask.device) * (2 * seen.noise.sqrt())
@@ -176,14 +176,6 @@ def _regress(
     normal = damping.index_add(0, own_block, gram[other_block])
     target = torch.zeros_like(others).index_add_(0, own_block, values @ others[other_block])
     return torch.cholesky_solve(target.mT, torch.linalg.cholesky(normal)).mT
-
-
-@lru_cache(maxsize=16)
-def _causal_patches(n_rows: int, p: int, device: torch.device) -> Float[Tensor, "patch p p"]:
-    row, column = torch.tril_indices(n_rows, n_rows)
-    causal = torch.ones(len(row), p, p)
-    causal[row == column] = torch.ones(p, p).tril()
-    return causal.to(device)
 
 
 @lru_cache(maxsize=16)

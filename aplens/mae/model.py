@@ -195,7 +195,7 @@ class APMAE(nn.Module):
 
     def _prompt(self, n_patches: int, n_tokens: int | None) -> _Prompt:
         """What is known of prompts of this length."""
-        n_rows = math.isqrt(2 * n_patches)  # n_patches = n_rows (n_rows + 1) / 2
+        n_rows = self.grid.n_rows_of(n_patches)
         n_tokens = n_rows * self.grid.patch_size if n_tokens is None else n_tokens
         if self.grid.n_rows_for(n_tokens) != n_rows:
             raise ValueError(
@@ -206,7 +206,7 @@ class APMAE(nn.Module):
 
     def _mean(self, n_patches: int, n_tokens: int) -> Float[Tensor, "patch pixel"]:
         """The mean patches of prompts of this length."""
-        causal = self.grid.patchify(torch.ones(n_tokens, n_tokens, device=self.device).tril())
+        causal = self.grid.causal(n_tokens, self.device)
         if self.mean_patches is None or self.depth_scales is None:
             return torch.zeros_like(causal)
         depth = (1 - self.mean_patches[:n_patches]) * self.depth_scales[n_tokens - 1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,7 +29,7 @@ def crop_patches(
     k = grid.n_patches_for(n_tokens)
     if k > scaled.shape[1]:
         raise ValueError(f"{scaled.shape[1]} patches hold fewer than {n_tokens} tokens")
-    inside = grid.patchify(torch.ones(n_tokens, n_tokens, device=scaled.device).tril())
+    inside = grid.causal(n_tokens, scaled.device)
     depth = (1 - scaled[:, :k].float()) * inside  # ln a / m, which is 1 where a is the smallest
     deepest = depth.amax((1, 2), keepdim=True)
     # Attention 1 everywhere has depth 0 everywhere, and stays.
@@ -53,12 +51,9 @@ def depth_scales(
     Returns:
         One factor, 1 or more, for every length from 1 token to the patterns' own.
     """
-    patterns = grid.unpatchify(scaled.float(), _whole_length(scaled, grid))
+    n_tokens = grid.n_rows_of(scaled.shape[1]) * grid.patch_size
+    patterns = grid.unpatchify(scaled.float(), n_tokens)
     depth = (1 - patterns).tril()
     deepest = depth.amax(-1).cummax(-1).values
     # A single token attends to itself alone: depth 0, which no factor changes.
     return torch.where(deepest > 0, 1 / deepest, 1.0).mean(0)
-
-
-def _whole_length(scaled: Tensor, grid: PatchGrid) -> int:
-    return math.isqrt(2 * scaled.shape[1]) * grid.patch_size

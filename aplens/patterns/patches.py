@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -64,6 +66,16 @@ class PatchGrid:
     def n_patches_for(self, n_tokens: int) -> int:
         """Patches on or below the diagonal for a prompt of `n_tokens`."""
         return _triangle(self.n_rows_for(n_tokens))
+
+    def n_rows_of(self, n_patches: int) -> int:
+        """Grid rows that these many patches on or below the diagonal fill."""
+        return math.isqrt(2 * n_patches)  # n_patches = rows (rows + 1) / 2
+
+    def causal(
+        self, n_tokens: int, device: torch.device | None = None
+    ) -> Float[Tensor, "patch pixel"]:
+        """1 on and below the diagonal of a prompt of `n_tokens`, 0 above it and in the padding."""
+        return self.patchify(torch.ones(n_tokens, n_tokens, device=device).tril())
 
     def last_row(self, n_tokens: int) -> slice:
         """Which of a prompt's patches hold its last query, the one whose output predicts."""
