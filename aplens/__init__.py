@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from aplens.mae import APMAE, APMAEConfig, train_apmae
     from aplens.models import UnsupportedModelError, load_model
     from aplens.patterns import AttentionPatterns, PatternCollector, collect_patterns, log_normalize
-    from aplens.scenarios import Scenario, Scenarios, mine_scenarios
-    from aplens.scoring import HeadScorer, Observations, observe, rank_heads
+    from aplens.prompts import Prompts, read_prompts
+    from aplens.ranking import rank_heads
+    from aplens.scenarios import Scenario, Scenarios, make_scenarios, mine_scenarios
+    from aplens.scoring import HeadScorer, Observations, observe
 
 _HOME = {
     "Head": "aplens.heads",
@@ -37,16 +39,22 @@ _HOME = {
     "log_normalize": "aplens.patterns",
     "Scenario": "aplens.scenarios",
     "Scenarios": "aplens.scenarios",
+    "make_scenarios": "aplens.scenarios",
     "mine_scenarios": "aplens.scenarios",
+    "Prompts": "aplens.prompts",
+    "read_prompts": "aplens.prompts",
     "HeadScorer": "aplens.scoring",
     "Observations": "aplens.scoring",
     "observe": "aplens.scoring",
-    "rank_heads": "aplens.scoring",
+    "rank_heads": "aplens.ranking",
 }
 
 __all__ = [  # noqa: RUF022 - in the order a user meets them
     "load_model",
     "UnsupportedModelError",
+    "Prompts",
+    "read_prompts",
+    "make_scenarios",
     "mine_scenarios",
     "Scenario",
     "Scenarios",

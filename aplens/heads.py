@@ -126,10 +126,11 @@ class HeadRanking:
     """Heads with the scores of a ranking, most important first.
 
     Args:
-        frame: One row a head, columns `layer`, `head`, `importance` (mean |SHAP|), `mean` (mean
-            SHAP; positive pushes the prediction toward *incorrect*), `toward_incorrect` (mean
-            positive part), `toward_correct` (mean negative part, as a positive number). All in the
-            predictor's log-odds.
+        frame: One row a head, columns `layer`, `head`, `importance` (mean size of what the head
+            does), `mean` (its mean; positive pushes toward *incorrect*), `toward_incorrect` (mean
+            positive part), `toward_correct` (mean negative part, as a positive number). In the
+            units of the ranking's method: SHAP values in the predictor's log-odds, or effects on
+            a metric.
         model_name: The model whose heads these are.
         n_layers: Its layers.
         n_heads: Its heads a layer.
@@ -178,6 +179,41 @@ class HeadRanking:
         self.n_heads = n_heads
         self.metadata = dict(metadata or {})
 
+    @classmethod
+    def from_scores(
+        cls,
+        scores: Mapping[Head, float],
+        *,
+        model_name: str,
+        n_layers: int,
+        n_heads: int,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> HeadRanking:
+        """Rank heads by one number each, highest first, which points in no direction.
+
+        `top` refuses `by="toward_…"` then, and "neutral".
+
+        Raises:
+            ValueError: When a score is not finite, or a head is out of range.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(list(scores), columns=["layer", "head"])
+        frame["importance"] = list(scores.values())
+        frame[list(cls.COLUMNS[3:])] = 0.0
+        return cls(
+            frame,
+            model_name=model_name,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            metadata={**(metadata or {}), "signed": False},
+        )
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the scores say which way a head pushes."""
+        return bool(self.metadata.get("signed", True))
+
     def __len__(self) -> int:
         return len(self._frame)
 
@@ -197,10 +233,16 @@ class HeadRanking:
             by: The score.
 
         Raises:
-            ValueError: When `k` is negative or `by` is unknown.
+            ValueError: When `k` is negative, `by` is unknown, or asks for a direction of a ranking
+                that has none.
         """
         if k < 0:
             raise ValueError(f"k must be 0 or more, got {k}")
+        if by != "importance" and not self.is_signed:
+            raise ValueError(
+                f"this ranking does not say which way a head pushes, so by={by!r} has no meaning: "
+                "use by='importance'"
+            )
         if by == "neutral":
             chosen = self._frame[self._frame["mean"].abs() <= NEUTRAL_THRESHOLD]
             chosen = chosen.sort_values("importance", kind="stable")

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 # Nothing may wait for a hub that is not there; tests of hub code point at local folders.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from importlib.metadata import version
+
 import pytest
 import torch
 
+HAS_HOOKED = int(version("transformer-lens").partition(".")[0]) < 4
+NO_HOOKED = "this TransformerLens has no HookedTransformer (removed in 4.0)"
+
+requires_hooked = pytest.mark.skipif(not HAS_HOOKED, reason=NO_HOOKED)
+requires_offloading = pytest.mark.skipif(
+    HAS_HOOKED, reason="TransformerLens 3 itself refuses layers offloaded to disk"
+)
+KINDS = [pytest.param("hooked", marks=requires_hooked), "bridge"]
+
 
 def make_tiny_hooked(**changes):
+    if not HAS_HOOKED:
+        pytest.skip(NO_HOOKED)
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     settings = {
@@ -54,14 +68,14 @@ def make_tiny_hf(seed=0):
     return model
 
 
-def make_tiny_bridge(seed=0):
+def make_tiny_bridge(seed=0, name="tiny-bridge"):
     from aplens.models.classes import build
 
     return build(
         "bridge",
         make_tiny_hf(seed),
         None,
-        name="tiny-bridge",
+        name=name,
         device="cpu",
         dtype=torch.float32,
     )
@@ -77,9 +91,22 @@ def tiny_bridge():
     return make_tiny_bridge()
 
 
-@pytest.fixture(params=["hooked", "bridge"], scope="session")
+@pytest.fixture(params=KINDS, scope="session")
 def tiny_model(request):
+    """A small model, of each class in turn."""
     return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.fixture(scope="session")
+def any_model(request):
+    """A small model for tests in which the class makes no difference."""
+    return request.getfixturevalue("tiny_hooked" if HAS_HOOKED else "tiny_bridge")
+
+
+@pytest.fixture(scope="session")
+def other_model():
+    """Another model than `any_model`."""
+    return make_tiny_bridge(seed=1, name="tiny-other")
 
 
 @pytest.fixture
@@ -89,6 +116,8 @@ def tiny_tokens():
 
 @pytest.fixture(scope="session")
 def smollm2_hooked():
+    if not HAS_HOOKED:
+        pytest.skip(NO_HOOKED)
     from aplens import load_model
 
     return load_model("smollm2-135m", kind="hooked")
@@ -102,9 +131,39 @@ def smollm2_bridge():
 
 
 @pytest.fixture(scope="session")
+def smollm2(request):
+    """The real model, where the class makes no difference."""
+    return request.getfixturevalue("smollm2_hooked" if HAS_HOOKED else "smollm2_bridge")
+
+
+@pytest.fixture(scope="session")
 def smollm2_tokenizer():
     from transformers import AutoTokenizer
 
     from aplens.models.loading import _wheel_model_folder
 
     return AutoTokenizer.from_pretrained(_wheel_model_folder("smollm2-135m"))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless browser that asks the network for nothing of its own."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is on the PATH")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=found,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
+        yield browser
+        browser.close()

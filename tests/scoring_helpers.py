@@ -55,6 +55,7 @@ def make_observations(
             "top_probability": sure,
             "entropy": 3 * (1 - sure) + 0.1 * rng.random(n),
             "target_log_probability": -rng.random(n),
+            "logit_difference": np.where(incorrect, -1.0, 1.0) + 0.1 * rng.random(n),
         }
     )
     return Observations(

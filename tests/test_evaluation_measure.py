@@ -38,12 +38,12 @@ def half_right(model, scenarios):
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_hooked):
+def evaluated(any_model):
     seen = []
-    held_out = half_right(tiny_hooked, in_files(make_scenarios(24, seed=2), "held_out"))
+    held_out = half_right(any_model, in_files(make_scenarios(24, seed=2), "held_out"))
     reference = in_files(make_scenarios(6, seed=1), "reference")
     result = evaluate_apmaes(
-        tiny_hooked, MAES, reference, held_out, SETTINGS, lambda *step: seen.append(step)
+        any_model, MAES, reference, held_out, SETTINGS, lambda *step: seen.append(step)
     )
     return result, seen
 
@@ -68,16 +68,16 @@ def test_each_held_out_prompt_runs_once(evaluated):
     assert sum(step[2] == "reference prompts" for step in seen) == 4
 
 
-def test_the_same_evaluation_twice_gives_the_same_figures(tiny_hooked):
+def test_the_same_evaluation_twice_gives_the_same_figures(any_model):
     settings = EvaluationSettings(prompts=8, reference=4, patterns_per_prompt=5)
     sides = [in_files(make_scenarios(8, seed=seed), str(seed)) for seed in (1, 2)]
-    first, again = (evaluate_apmaes(tiny_hooked, MAES, *sides, settings) for _ in range(2))
+    first, again = (evaluate_apmaes(any_model, MAES, *sides, settings) for _ in range(2))
     pd.testing.assert_frame_equal(first.reconstruction, again.reconstruction)
     pd.testing.assert_frame_equal(first.probes, again.probes)
     assert first.correctness.empty
 
 
-def test_only_the_first_tokens_are_looked_at(tiny_hooked):
+def test_only_the_first_tokens_are_looked_at(any_model):
     sides = [in_files(make_scenarios(8, seed=seed), str(seed)) for seed in (1, 2)]
     settings = EvaluationSettings(prompts=8, reference=4, patterns_per_prompt=5)
     short = [
@@ -86,20 +86,20 @@ def test_only_the_first_tokens_are_looked_at(tiny_hooked):
     ]
     cut = dataclasses.replace(settings, tokens=12, pools=("cls",))
     first, expected = (
-        evaluate_apmaes(tiny_hooked, MAES, *them, how)
+        evaluate_apmaes(any_model, MAES, *them, how)
         for them, how in ((sides, cut), (short, settings))
     )
     pd.testing.assert_frame_equal(first.reconstruction, expected.reconstruction)
     embedded = {name for name in first.probes["input"] if not name.startswith("raw")}
     assert embedded == {f"{label}: cls" for label in MAES}
     with pytest.raises(ValueError, match="cannot take the first 99 tokens of a prompt of"):
-        evaluate_apmaes(tiny_hooked, MAES, *sides, dataclasses.replace(settings, tokens=99))
+        evaluate_apmaes(any_model, MAES, *sides, dataclasses.replace(settings, tokens=99))
 
 
-def test_a_file_on_both_sides_is_refused(tiny_hooked):
+def test_a_file_on_both_sides_is_refused(any_model):
     scenarios = make_scenarios(4)
     with pytest.raises(ValueError, match="in both training and test"):
-        evaluate_apmaes(tiny_hooked, MAES, scenarios, scenarios)
+        evaluate_apmaes(any_model, MAES, scenarios, scenarios)
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_the_tables_name_the_command_and_what_they_are_over(evaluated):
     assert "nan" not in text.lower()
 
 
-def test_the_command_evaluates_a_study_and_writes_its_tables(tmp_path, tiny_hooked, monkeypatch):
+def test_the_command_evaluates_a_study_and_writes_its_tables(tmp_path, any_model, monkeypatch):
     from aplens.cli import app
     from aplens.study import Study
 
     scenarios = in_files(make_scenarios(60, seed=3), "corpus")
-    monkeypatch.setattr(Study, "model", tiny_hooked)
+    monkeypatch.setattr(Study, "model", any_model)
     monkeypatch.setattr(
         Study, "_mine", lambda self: scenarios.save(self.folder / "scenarios.parquet")
     )

@@ -1,20 +1,18 @@
-"""Linear probes find what is there and nothing else; detection scores are TransformerLens's."""
+"""Linear probes find what is there and nothing else."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from mae_helpers import softmax_patterns
 
 from aplens.evaluation.probes import (
-    DETECTED,
-    detection_scores,
     downsample,
     downsampled_side,
     evaluate_probe,
 )
 from aplens.evaluation.prompts import repeated_prompts
+from aplens.patterns.templates import DETECTED
 
 N_PROMPTS, N_HEADS, DIMS = 20, 30, 12
 
@@ -65,45 +63,6 @@ def test_a_domain_of_one_file_is_refused_by_name():
     domains[-2:] = ["prose", "prose"]
     with pytest.raises(ValueError, match="'prose' has prompts from 1 file, expected 2"):
         evaluate_probe(values, scores, layers, prompt, files, domains)
-
-
-def test_detection_scores_are_those_of_transformer_lens():
-    from transformer_lens import head_detector
-
-    tokens = repeated_prompts(torch.arange(40).reshape(2, 20), n=1)[0]
-    attention = softmax_patterns(6, n_tokens=20)
-    found = detection_scores(attention, tokens)
-    for column, name in enumerate(DETECTED):
-        pattern = getattr(head_detector, f"get_{name}_head_detection_pattern")(tokens[None])
-        for head in range(6):
-            expected = head_detector.compute_head_attention_similarity_score(
-                attention[head],
-                detection_pattern=pattern,
-                exclude_bos=False,
-                exclude_current_token=False,
-                error_measure="mul",
-            )
-            assert found[head, column].item() == pytest.approx(expected, abs=1e-6)
-    assert (found > 0).all()  # the prompt repeats, so no score is trivially zero
-
-
-def test_detection_scores_are_those_of_detect_head(tiny_hooked):
-    from transformer_lens.head_detector import detect_head
-
-    from aplens import collect_patterns
-
-    tokens = repeated_prompts(torch.arange(40).reshape(2, 20), n=1)
-    patterns = collect_patterns(tiny_hooked, tokens)
-    found = detection_scores(patterns.values[0], tokens[0])
-    _, cache = tiny_hooked.run_with_cache(tokens, remove_batch_dim=True)
-    original = tiny_hooked.to_tokens
-    tiny_hooked.to_tokens = lambda _: tokens  # it has no tokenizer
-    try:
-        for column, name in enumerate(DETECTED):
-            expected = detect_head(tiny_hooked, "", f"{name}_head", cache=cache)
-            assert torch.allclose(found[:, column], expected.flatten(), atol=1e-6)
-    finally:
-        tiny_hooked.to_tokens = original
 
 
 def test_repeated_prompts_repeat_and_use_known_tokens():

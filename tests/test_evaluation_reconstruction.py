@@ -31,8 +31,8 @@ HELD_OUT = in_files(make_scenarios(8, seed=2), "held_out")
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_hooked):
-    return ReferencePatterns.collect(tiny_hooked, REFERENCE)
+def reference(any_model):
+    return ReferencePatterns.collect(any_model, REFERENCE)
 
 
 def measure(model, maes, reference, heads=None, **options):
@@ -54,12 +54,12 @@ def figure(frame, predictor, column="error", domain="all", layers="all"):
 
 
 @torch.no_grad()
-def test_errors_are_means_over_hidden_patches_of_the_same_masks(tiny_hooked, reference):
+def test_errors_are_means_over_hidden_patches_of_the_same_masks(any_model, reference):
     mae = make_mae(seed=3)
-    frame = measure(tiny_hooked, {"mine": mae}, reference, mask_seeds=(4,))
+    frame = measure(any_model, {"mine": mae}, reference, mask_seeds=(4,))
     mean = mae.grid.patchify(reference.head_means).mean(0)
     expected = {"mine": [], "additive fit": [], "mean patch": []}
-    for seen in stream_prompts(tiny_hooked, HELD_OUT.tokens()):
+    for seen in stream_prompts(any_model, HELD_OUT.tokens()):
         patches = mae.grid.patchify(seen.scaled)
         # The masks' stream of randomness is that of the seed and the prompt's number.
         mask = random_masks(len(patches), patches.shape[1], 0.5, seeded(4, 2, seen.place))
@@ -76,8 +76,8 @@ def test_errors_are_means_over_hidden_patches_of_the_same_masks(tiny_hooked, ref
     )
 
 
-def test_every_predictor_is_measured_by_domain_and_by_layer(tiny_hooked, reference):
-    frame = measure(tiny_hooked, {"mine": make_mae()}, reference)
+def test_every_predictor_is_measured_by_domain_and_by_layer(any_model, reference):
+    frame = measure(any_model, {"mine": make_mae()}, reference)
     assert set(frame["predictor"]) == {"mine", *BASELINES}
     assert set(frame["domain"]) == {"all", "java", "python"}
     thirds = {"early third", "middle third", "late third"}
@@ -92,37 +92,37 @@ def test_every_predictor_is_measured_by_domain_and_by_layer(tiny_hooked, referen
     assert figure(frame, "mine", "n_files") == 4
 
 
-def test_the_seed_spread_is_over_masks_and_absent_for_one(tiny_hooked, reference):
+def test_the_seed_spread_is_over_masks_and_absent_for_one(any_model, reference):
     maes = {"mine": make_mae()}
-    several = measure(tiny_hooked, maes, reference, mask_seeds=(0, 1, 2))
+    several = measure(any_model, maes, reference, mask_seeds=(0, 1, 2))
     alone = [
-        figure(measure(tiny_hooked, maes, reference, mask_seeds=(seed,)), "mine")
+        figure(measure(any_model, maes, reference, mask_seeds=(seed,)), "mine")
         for seed in range(3)
     ]
     assert figure(several, "mine") == pytest.approx(np.mean(alone))
     assert figure(several, "mine", "seed_spread") == pytest.approx(np.std(alone, ddof=1))
     assert np.isnan(
-        figure(measure(tiny_hooked, maes, reference, mask_seeds=(0,)), "mine", "seed_spread")
+        figure(measure(any_model, maes, reference, mask_seeds=(0,)), "mine", "seed_spread")
     )
 
 
-def test_some_heads_are_measured_as_the_heads_they_are(tiny_hooked, reference):
-    whole = measure(tiny_hooked, {"mine": make_mae()}, reference)
-    layer_one = measure(tiny_hooked, {"mine": make_mae()}, reference, heads=[4, 5, 6, 7])
+def test_some_heads_are_measured_as_the_heads_they_are(any_model, reference):
+    whole = measure(any_model, {"mine": make_mae()}, reference)
+    layer_one = measure(any_model, {"mine": make_mae()}, reference, heads=[4, 5, 6, 7])
     # The mean of a head does not depend on masks enough to hide which head it is of.
     ratio = figure(layer_one, "head's mean") / figure(whole, "head's mean", layers="L1")
     assert ratio == pytest.approx(1, abs=0.1)
     assert set(layer_one["layers"]) == {"all", "middle third", "L1"}
 
 
-def test_apmaes_of_other_patches_or_ratios_have_baselines_of_their_own(tiny_hooked, reference):
+def test_apmaes_of_other_patches_or_ratios_have_baselines_of_their_own(any_model, reference):
     maes = {
         "coarse": make_mae(),
         "other weights": make_mae(seed=5),
         "fine": make_mae(patch_size=4),
         "hides more": make_mae(mask_ratio=0.75),
     }
-    frame = measure(tiny_hooked, maes, reference, mask_seeds=(0,))
+    frame = measure(any_model, maes, reference, mask_seeds=(0,))
     groups = frame.groupby(["patch_size", "mask_ratio"])["predictor"].unique()
     assert {key: set(names) - set(BASELINES) for key, names in groups.items()} == {
         (8, 0.5): {"coarse", "other weights"},
@@ -130,13 +130,13 @@ def test_apmaes_of_other_patches_or_ratios_have_baselines_of_their_own(tiny_hook
         (8, 0.75): {"hides more"},
     }
     assert all(set(BASELINES) <= set(names) for names in groups)
-    same = measure(tiny_hooked, maes, reference, mask_seeds=(0,), mask_ratio=0.25)
+    same = measure(any_model, maes, reference, mask_seeds=(0,), mask_ratio=0.25)
     assert set(same["mask_ratio"]) == {0.25}
 
 
-def test_an_apmae_for_shorter_prompts_is_refused_by_name(tiny_hooked, reference):
+def test_an_apmae_for_shorter_prompts_is_refused_by_name(any_model, reference):
     with pytest.raises(ValueError, match="short takes prompts of up to 16 tokens, these have 20"):
-        measure(tiny_hooked, {"short": make_mae(n_ctx=16)}, reference)
+        measure(any_model, {"short": make_mae(n_ctx=16)}, reference)
 
 
 def test_the_reports_comparison_has_one_row_a_predictor(tiny_model):
@@ -148,11 +148,11 @@ def test_the_reports_comparison_has_one_row_a_predictor(tiny_model):
     assert frame.equals(again)
 
 
-def test_reference_patterns_are_means_of_heads_and_a_sample_of_patterns(tiny_hooked, reference):
-    scaled = torch.stack([s.scaled for s in stream_prompts(tiny_hooked, REFERENCE.tokens())])
+def test_reference_patterns_are_means_of_heads_and_a_sample_of_patterns(any_model, reference):
+    scaled = torch.stack([s.scaled for s in stream_prompts(any_model, REFERENCE.tokens())])
     assert torch.allclose(reference.head_means, scaled.mean(0), atol=1e-6)
     assert reference.sample.shape == (6 * 12, 20, 20)
-    few = ReferencePatterns.collect(tiny_hooked, REFERENCE, n_patterns=10)
+    few = ReferencePatterns.collect(any_model, REFERENCE, n_patterns=10)
     assert len(few.sample) == 10
 
 

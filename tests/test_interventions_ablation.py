@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_tiny_bridge, make_tiny_hooked
+from conftest import KINDS, make_tiny_bridge, make_tiny_hooked, requires_hooked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,7 +88,7 @@ def test_zero_equals_a_model_whose_output_projection_has_no_such_rows(tiny_model
     assert not torch.allclose(ablated, logits_of(tiny_model, tiny_tokens), atol=1e-3)
 
 
-def test_every_way_of_naming_heads_does_the_same(tiny_hooked, tiny_tokens):
+def test_every_way_of_naming_heads_does_the_same(any_model, tiny_tokens):
     import pandas as pd
 
     ranking = HeadRanking(
@@ -108,12 +108,12 @@ def test_every_way_of_naming_heads_does_the_same(tiny_hooked, tiny_tokens):
     )
     outcomes = []
     for heads in ([(0, 1), (1, 3)], {0: [1], 1: [3]}, "L0H1, L1H3", ["0.1", "1.3"], ranking):
-        with ablate_heads(tiny_hooked, heads):
-            outcomes.append(logits_of(tiny_hooked, tiny_tokens))
+        with ablate_heads(any_model, heads):
+            outcomes.append(logits_of(any_model, tiny_tokens))
     assert all(torch.equal(outcome, outcomes[0]) for outcome in outcomes)
-    with ablate_heads(tiny_hooked, []):
-        untouched = logits_of(tiny_hooked, tiny_tokens)
-    assert torch.equal(untouched, logits_of(tiny_hooked, tiny_tokens))
+    with ablate_heads(any_model, []):
+        untouched = logits_of(any_model, tiny_tokens)
+    assert torch.equal(untouched, logits_of(any_model, tiny_tokens))
 
 
 # Mean
@@ -299,15 +299,16 @@ def test_gradients_flow_around_the_ablated_head(tiny_model, tiny_tokens):
     assert (by_head[[0, 2, 3]] > 0).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["zero", "mean", "resample"])
-def test_half_precision(tiny_tokens, method):
-    for make in (make_tiny_hooked, make_tiny_bridge):
-        model = make().to(torch.bfloat16)
-        with ablate_heads(model, SOME_HEADS, method=method, reference=tiny_tokens.flip(0)):
-            logits = logits_of(model, tiny_tokens)
-        assert logits.dtype == torch.bfloat16
-        assert logits.isfinite().all()
-        assert not torch.equal(logits, logits_of(model, tiny_tokens))
+def test_half_precision(tiny_tokens, method, kind):
+    make = {"hooked": make_tiny_hooked, "bridge": make_tiny_bridge}[kind]
+    model = make().to(torch.bfloat16)
+    with ablate_heads(model, SOME_HEADS, method=method, reference=tiny_tokens.flip(0)):
+        logits = logits_of(model, tiny_tokens)
+    assert logits.dtype == torch.bfloat16
+    assert logits.isfinite().all()
+    assert not torch.equal(logits, logits_of(model, tiny_tokens))
 
 
 # Generation
@@ -320,7 +321,7 @@ def tiny_rotary():
     return make_tiny_hooked(model_name="tiny-rotary", **rotary)
 
 
-@pytest.fixture(params=["rotary", "bridge"])
+@pytest.fixture(params=[pytest.param("rotary", marks=requires_hooked), "bridge"])
 def generating_model(request):
     return request.getfixturevalue(f"tiny_{request.param}")
 

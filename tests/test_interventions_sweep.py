@@ -98,9 +98,9 @@ def test_counts_equal_running_every_prompt_alone(tiny_model):
     assert losses > 0
 
 
-def test_heads_come_from_the_ranking(tiny_hooked):
+def test_heads_come_from_the_ranking(any_model):
     ranking = make_ranking()
-    sweep = run_sweep(tiny_hooked, make_scenarios(tiny_hooked), ranking, sizes=(2,))
+    sweep = run_sweep(any_model, make_scenarios(any_model), ranking, sizes=(2,))
     heads = {result.setting: result.heads for result in sweep.results}
     assert heads[Setting("toward_incorrect", 2, None)] == ranking.top(2, by="toward_incorrect")
     assert heads[Setting("toward_correct", 2, None)] == ranking.top(2, by="toward_correct")
@@ -108,10 +108,10 @@ def test_heads_come_from_the_ranking(tiny_hooked):
     assert heads[Setting("random", 2, 1)] == ranking.random(2, seed=1)
 
 
-def test_sizes_without_enough_heads_are_skipped_and_said(tiny_hooked):
+def test_sizes_without_enough_heads_are_skipped_and_said(any_model):
     sweep = run_sweep(
-        tiny_hooked,
-        make_scenarios(tiny_hooked),
+        any_model,
+        make_scenarios(any_model),
         make_ranking(),
         sizes=(3, 12, 50),
         choices=("neutral", "random"),
@@ -129,10 +129,10 @@ def test_sizes_without_enough_heads_are_skipped_and_said(tiny_hooked):
     ]
 
 
-def test_without_balancing_every_scenario_counts(tiny_hooked):
-    scenarios = make_scenarios(tiny_hooked)
+def test_without_balancing_every_scenario_counts(any_model):
+    scenarios = make_scenarios(any_model)
     sweep = run_sweep(
-        tiny_hooked,
+        any_model,
         scenarios,
         make_ranking(),
         sizes=(1,),
@@ -209,11 +209,11 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
     pd.testing.assert_frame_equal(again.to_frame(), whole.to_frame())
 
 
-def test_a_folder_takes_more_sizes_but_no_other_sweep(tiny_hooked, tmp_path):
-    scenarios, ranking = make_scenarios(tiny_hooked), make_ranking()
+def test_a_folder_takes_more_sizes_but_no_other_sweep(any_model, tmp_path):
+    scenarios, ranking = make_scenarios(any_model), make_ranking()
     arguments = {"choices": ("toward_incorrect",), "folder": tmp_path}
-    run_sweep(tiny_hooked, scenarios, ranking, sizes=(3,), **arguments)
-    wider = run_sweep(tiny_hooked, scenarios, ranking, sizes=(1, 3), **arguments)
+    run_sweep(any_model, scenarios, ranking, sizes=(3,), **arguments)
+    wider = run_sweep(any_model, scenarios, ranking, sizes=(1, 3), **arguments)
     assert wider.to_frame()["size"].tolist() == [1, 3]
 
     for other in (
@@ -223,11 +223,11 @@ def test_a_folder_takes_more_sizes_but_no_other_sweep(tiny_hooked, tmp_path):
     ):
         (key,) = other.keys() - {"reference"}
         with pytest.raises(ValueError, match=f"another sweep .*{key} was"):
-            run_sweep(tiny_hooked, scenarios, ranking, sizes=(1,), **arguments, **other)
+            run_sweep(any_model, scenarios, ranking, sizes=(1,), **arguments, **other)
     with pytest.raises(ValueError, match="scenarios was"):
-        run_sweep(tiny_hooked, scenarios[:20], ranking, sizes=(1,), **arguments)
+        run_sweep(any_model, scenarios[:20], ranking, sizes=(1,), **arguments)
     with pytest.raises(ValueError, match="ranking was"):
-        run_sweep(tiny_hooked, scenarios, make_ranking(seed=1), sizes=(1,), **arguments)
+        run_sweep(any_model, scenarios, make_ranking(seed=1), sizes=(1,), **arguments)
 
 
 def made_up_sweep():
@@ -290,18 +290,18 @@ def test_a_sweep_reads_back_as_written(tmp_path):
         ({"scenarios": Scenarios(())}, "no scenarios"),
     ],
 )
-def test_bad_arguments_are_refused_before_the_model_runs(tiny_hooked, arguments, message):
-    given = {"scenarios": make_scenarios(tiny_hooked), "ranking": make_ranking()} | arguments
+def test_bad_arguments_are_refused_before_the_model_runs(any_model, arguments, message):
+    given = {"scenarios": make_scenarios(any_model), "ranking": make_ranking()} | arguments
 
     def refused():
         with pytest.raises(ValueError, match=message):
-            run_sweep(tiny_hooked, **given)
+            run_sweep(any_model, **given)
 
-    prompts, _ = count_passes(tiny_hooked, refused)
+    prompts, _ = count_passes(any_model, refused)
     assert prompts == 0
 
 
-def test_balancing_needs_both_outcomes(tiny_hooked):
-    scenarios = make_scenarios(tiny_hooked, n_correct=N_SCENARIOS)
+def test_balancing_needs_both_outcomes(any_model):
+    scenarios = make_scenarios(any_model, n_correct=N_SCENARIOS)
     with pytest.raises(ValueError, match="correct on 24 scenarios and incorrect on 0"):
-        run_sweep(tiny_hooked, scenarios, make_ranking(), sizes=(1,))
+        run_sweep(any_model, scenarios, make_ranking(), sizes=(1,))

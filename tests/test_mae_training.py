@@ -105,17 +105,17 @@ def test_training_lowers_the_error_on_held_out_prompts(tiny_bridge, tmp_path, ba
     assert result.validation_ratio < (0.1 if base == "none" else 0.995) * start
 
 
-def test_the_mean_pattern_is_of_the_first_round(tiny_hooked, tmp_path):
-    result = train(tiny_hooked, tmp_path, prompts_per_round=5)
+def test_the_mean_pattern_is_of_the_first_round(any_model, tmp_path):
+    result = train(any_model, tmp_path, prompts_per_round=5)
     grid = PatchGrid(32, 8)
-    patterns = collect_patterns(tiny_hooked, prompts(5, seed=1)).values.flatten(0, 1)
+    patterns = collect_patterns(any_model, prompts(5, seed=1)).values.flatten(0, 1)
     expected = log_normalize(grid.patchify(patterns)).mean(0)
     assert torch.allclose(result.mae.mean_patches, expected, atol=1e-3)
 
 
-def test_shorter_prompts_than_the_context(tiny_hooked, tmp_path):
+def test_shorter_prompts_than_the_context(any_model, tmp_path):
     result = train(
-        tiny_hooked, tmp_path, tokens=prompts(5, 1, n_tokens=20), held_out=prompts(3, 2, 20)
+        any_model, tmp_path, tokens=prompts(5, 1, n_tokens=20), held_out=prompts(3, 2, 20)
     )
     assert math.isfinite(result.validation_ratio)
     assert not result.mae.mean_patches[6:].any()  # patches beyond 20 tokens
@@ -129,8 +129,8 @@ def test_the_schedule():
     assert TrainingSettings(learning_rate=1e-3, warmup=0).learning_rate_at(0) == 1e-3
 
 
-def test_time_can_end_a_run_and_the_schedule_with_it(tiny_hooked, tmp_path):
-    result = train(tiny_hooked, tmp_path, patterns=10**9, max_seconds=1.0)
+def test_time_can_end_a_run_and_the_schedule_with_it(any_model, tmp_path):
+    result = train(any_model, tmp_path, patterns=10**9, max_seconds=1.0)
     assert 0 < result.patterns < 10**9
     assert 1.0 <= result.seconds < 20
     assert result.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-12)
@@ -144,23 +144,23 @@ def rounds(model, n_prompts=5, **changes):
     return PatternRounds(model, prompts(n_prompts, seed=1), PatchGrid(32, 8), **settings | changes)
 
 
-def test_a_round_depends_on_the_seed_and_its_number_alone(tiny_hooked):
-    first = rounds(tiny_hooked)
+def test_a_round_depends_on_the_seed_and_its_number_alone(any_model):
+    first = rounds(any_model)
     later = first.patches(3)
     assert later.shape == (2 * 12, 10, 64)
-    assert torch.equal(rounds(tiny_hooked).patches(3), later)
+    assert torch.equal(rounds(any_model).patches(3), later)
     assert not torch.equal(first.patches(2), later)
-    assert not torch.equal(rounds(tiny_hooked, seed=1).patches(3), later)
+    assert not torch.equal(rounds(any_model, seed=1).patches(3), later)
 
 
-def test_every_prompt_is_used_before_any_is_used_again(tiny_hooked):
-    drawn = [int(i) for number in range(5) for i in rounds(tiny_hooked)._prompts(number)]
+def test_every_prompt_is_used_before_any_is_used_again(any_model):
+    drawn = [int(i) for number in range(5) for i in rounds(any_model)._prompts(number)]
     assert sorted(drawn[:5]) == sorted(drawn[5:]) == [0, 1, 2, 3, 4]
     assert drawn[:5] != drawn[5:]
 
 
-def test_a_share_of_every_layers_heads(tiny_hooked):
-    source = rounds(tiny_hooked, heads_fraction=0.25)
+def test_a_share_of_every_layers_heads(any_model):
+    source = rounds(any_model, heads_fraction=0.25)
     chosen = [source._heads(number) for number in range(20)]
     assert all([head.layer for head in heads] == [0, 1, 2] for heads in chosen)
     assert {head.head for heads in chosen for head in heads} == {0, 1, 2, 3}
@@ -183,25 +183,25 @@ def stop_after(patterns):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tiny_hooked, tmp_path_factory):
-    return train(tiny_hooked, tmp_path_factory.mktemp("whole"))
+def uninterrupted(any_model, tmp_path_factory):
+    return train(any_model, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.parametrize("checkpoint_seconds", [0, 1000])
 @pytest.mark.parametrize("patterns", [0, 8, 24, 40, 72])
 def test_an_interrupted_run_ends_with_the_same_weights(
-    tiny_hooked, tmp_path, uninterrupted, patterns, checkpoint_seconds
+    any_model, tmp_path, uninterrupted, patterns, checkpoint_seconds
 ):
     with pytest.raises(Interrupt):
         train(
-            tiny_hooked,
+            any_model,
             tmp_path,
             progress=stop_after(patterns),
             checkpoint_seconds=checkpoint_seconds,
         )
     resumed_at = []
     result = train(
-        tiny_hooked, tmp_path, progress=lambda report: resumed_at.append(report.patterns)
+        any_model, tmp_path, progress=lambda report: resumed_at.append(report.patterns)
     )
     assert resumed_at[0] == (patterns if checkpoint_seconds == 0 else 0)
     assert same_weights(result.mae, uninterrupted.mae)
@@ -210,15 +210,15 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     ]
 
 
-def test_two_runs_agree_and_another_seed_does_not(tiny_hooked, tmp_path, uninterrupted):
-    assert same_weights(train(tiny_hooked, tmp_path / "a").mae, uninterrupted.mae)
-    assert not same_weights(train(tiny_hooked, tmp_path / "b", seed=1).mae, uninterrupted.mae)
+def test_two_runs_agree_and_another_seed_does_not(any_model, tmp_path, uninterrupted):
+    assert same_weights(train(any_model, tmp_path / "a").mae, uninterrupted.mae)
+    assert not same_weights(train(any_model, tmp_path / "b", seed=1).mae, uninterrupted.mae)
 
 
-def test_a_finished_run_is_loaded_without_running_the_model(tiny_hooked, tmp_path, monkeypatch):
-    finished = train(tiny_hooked, tmp_path)
+def test_a_finished_run_is_loaded_without_running_the_model(any_model, tmp_path, monkeypatch):
+    finished = train(any_model, tmp_path)
     monkeypatch.setattr("aplens.mae.rounds.stream_patterns", None)
-    again = train(tiny_hooked, tmp_path)
+    again = train(any_model, tmp_path)
     assert same_weights(again.mae, finished.mae)
     assert again.history == finished.history
 
@@ -234,33 +234,33 @@ def test_a_finished_run_is_loaded_without_running_the_model(tiny_hooked, tmp_pat
         ({"held_out": prompts(3, seed=4)}, "validation was "),
     ],
 )
-def test_another_run_is_not_gone_on_from(tiny_hooked, tmp_path, changes, difference):
+def test_another_run_is_not_gone_on_from(any_model, tmp_path, changes, difference):
     with pytest.raises(Interrupt):
-        train(tiny_hooked, tmp_path, progress=stop_after(0))
+        train(any_model, tmp_path, progress=stop_after(0))
     with pytest.raises(CheckpointError, match=difference) as error:
-        train(tiny_hooked, tmp_path, **changes)
+        train(any_model, tmp_path, **changes)
     assert str(error.value).count(" was ") == 1  # nothing else differs
 
 
-def test_another_model_is_not_gone_on_with(tiny_hooked, tiny_bridge, tmp_path):
+def test_another_model_is_not_gone_on_with(any_model, other_model, tmp_path):
     with pytest.raises(Interrupt):
-        train(tiny_hooked, tmp_path, progress=stop_after(0))
-    with pytest.raises(CheckpointError, match=r"model\.name was 'tiny-hooked'"):
-        train(tiny_bridge, tmp_path)
+        train(any_model, tmp_path, progress=stop_after(0))
+    with pytest.raises(CheckpointError, match=r"model\.name was .*, is 'tiny-other'"):
+        train(other_model, tmp_path)
 
 
-def test_a_damaged_checkpoint_is_refused(tiny_hooked, tmp_path):
+def test_a_damaged_checkpoint_is_refused(any_model, tmp_path):
     with pytest.raises(Interrupt):
-        train(tiny_hooked, tmp_path, progress=stop_after(0))
+        train(any_model, tmp_path, progress=stop_after(0))
     path = tmp_path / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match=r"training\.safetensors is damaged"):
-        train(tiny_hooked, tmp_path)
+        train(any_model, tmp_path)
 
 
-def test_divergence_is_an_error_and_keeps_the_last_checkpoint(tiny_hooked, tmp_path):
+def test_divergence_is_an_error_and_keeps_the_last_checkpoint(any_model, tmp_path):
     with pytest.raises(TrainingError, match=r"loss nan.*smaller\s+learning rate"):
-        train(tiny_hooked, tmp_path, learning_rate=1e30, warmup=0.0)
+        train(any_model, tmp_path, learning_rate=1e30, warmup=0.0)
     kept = APMAE.from_pretrained(tmp_path)
     assert all(parameter.isfinite().all() for parameter in kept.parameters())
 
@@ -279,10 +279,10 @@ def test_divergence_is_an_error_and_keeps_the_last_checkpoint(tiny_hooked, tmp_p
     ],
 )
 def test_unusable_prompts_are_refused_before_anything_is_written(
-    tiny_hooked, tmp_path, changes, message
+    any_model, tmp_path, changes, message
 ):
     with pytest.raises(ValueError, match=message):
-        train(tiny_hooked, tmp_path / "run", **changes)
+        train(any_model, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
 
@@ -293,16 +293,16 @@ def scenarios(files, seed):
     )
 
 
-def test_scenarios_train_as_their_prompts_do(tiny_hooked, tmp_path, uninterrupted):
+def test_scenarios_train_as_their_prompts_do(any_model, tmp_path, uninterrupted):
     result = train(
-        tiny_hooked, tmp_path, tokens=scenarios("abcde", 1), held_out=scenarios("xyz", 2)
+        any_model, tmp_path, tokens=scenarios("abcde", 1), held_out=scenarios("xyz", 2)
     )
     assert same_weights(result.mae, uninterrupted.mae)
 
 
-def test_files_on_both_sides_are_refused(tiny_hooked, tmp_path):
+def test_files_on_both_sides_are_refused(any_model, tmp_path):
     with pytest.raises(ValueError, match=r"1 source files .* such as b"):
-        train(tiny_hooked, tmp_path, tokens=scenarios("abcde", 1), held_out=scenarios("xbz", 2))
+        train(any_model, tmp_path, tokens=scenarios("abcde", 1), held_out=scenarios("xbz", 2))
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_tiny_hf
+from conftest import KINDS, make_tiny_hf, make_tiny_hooked, requires_hooked
 
 import aplens
 from aplens._io import sha256_of_file
 from aplens.models import UnsupportedModelError, describe_model, last_token_logits, wheels
-from aplens.models.classes import build
-
-KINDS = ["hooked", "bridge"]
 
 
 @pytest.fixture(scope="module")
@@ -25,38 +22,6 @@ def saved_gpt2(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
     make_tiny_hf().save_pretrained(folder)
     return folder
-
-
-def tiny_tokenizer(folder):
-    """A saved tokenizer: TransformerLens loads it again by its folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    vocabulary = {"<s>": 0} | {f"w{i}": i for i in range(1, 101)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"bos_token": "<s>", "eos_token": "<s>", "pad_token": "<s>", "unk_token": "<s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def tiny_llama(**changes):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    settings = {
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "vocab_size": 101,
-        "max_position_embeddings": 64,
-        "architectures": ["LlamaForCausalLM"],
-        "attn_implementation": "eager",
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,17 +37,6 @@ def test_a_folder_loads_as_either_class_and_computes_what_transformers_does(
     torch.testing.assert_close(model(tiny_tokens), expected.logits, atol=1e-4, rtol=1e-4)
     patterns = aplens.collect_patterns(model, tiny_tokens).values
     torch.testing.assert_close(patterns, torch.cat(expected.attentions, 1), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_grouped_query_attention_has_a_pattern_for_every_query_head(kind, tiny_tokens, tmp_path):
-    hf_model = tiny_llama()
-    with torch.no_grad():
-        expected = torch.cat(hf_model(tiny_tokens, output_attentions=True).attentions, 1)
-    options = {"name": "llama", "device": "cpu", "dtype": torch.float32}
-    model = build(kind, hf_model, tiny_tokenizer(tmp_path), **options)
-    patterns = aplens.collect_patterns(model, tiny_tokens)
-    torch.testing.assert_close(patterns.values, expected, atol=1e-5, rtol=0)
 
 
 def test_last_token_logits_are_the_models_own(tiny_model, tiny_tokens):
@@ -103,14 +57,9 @@ def test_a_model_that_reads_both_ways_is_refused(tmp_path):
 
 
 def test_a_hooked_model_that_reads_both_ways_is_refused(tiny_tokens):
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    config = HookedTransformerConfig(
-        n_layers=1, n_heads=2, d_model=16, d_head=8, n_ctx=64, d_vocab=101, attn_only=True,
-        attention_dir="bidirectional", model_name="both-ways", device="cpu", seed=0,
-    )  # fmt: skip
+    model = make_tiny_hooked(attention_dir="bidirectional", model_name="both-ways")
     with pytest.raises(UnsupportedModelError, match="both-ways attends to later tokens"):
-        aplens.collect_patterns(HookedTransformer(config), tiny_tokens)
+        aplens.collect_patterns(model, tiny_tokens)
 
 
 def test_a_model_without_attention_is_refused(tmp_path):
@@ -143,15 +92,27 @@ def test_an_unknown_kind_is_refused_before_loading():
         aplens.load_model("smollm2-135m", kind="nnsight")
 
 
-def test_without_hooked_transformer_the_bridge_is_named(saved_gpt2, monkeypatch):
+@pytest.fixture
+def without_hooked(monkeypatch):
+    """TransformerLens as a version without HookedTransformer is."""
     import transformer_lens
 
-    monkeypatch.delattr(transformer_lens, "HookedTransformer")
+    monkeypatch.delitem(vars(transformer_lens), "HookedTransformer", raising=False)
     monkeypatch.setitem(sys.modules, "transformer_lens.HookedTransformer", None)
-    if hasattr(transformer_lens, "__getattr__"):
-        monkeypatch.delattr(transformer_lens, "__getattr__")
+
+
+def test_without_hooked_transformer_the_bridge_is_named(saved_gpt2, without_hooked):
     with pytest.raises(ImportError, match="kind='bridge'"):
         aplens.load_model(saved_gpt2, kind="hooked")
+
+
+def test_the_class_is_the_bridge_where_there_is_no_other(saved_gpt2, without_hooked):
+    assert describe_model(aplens.load_model(saved_gpt2)).kind == "bridge"
+
+
+@requires_hooked
+def test_the_class_is_hooked_transformer_where_there_is_one(saved_gpt2):
+    assert describe_model(aplens.load_model(saved_gpt2)).kind == "hooked"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -304,9 +265,19 @@ def test_real_patterns_through_either_class_equal_those_of_transformers(
     assert patterns.values.shape == (1, 270, 64, 64)
     torch.testing.assert_close(patterns.values, attentions, atol=1e-5, rtol=0)
     with torch.no_grad():
-        torch.testing.assert_close(model(tokens), logits, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(model(tokens), logits, atol=1e-4, rtol=0)
         last = last_token_logits(model, tokens)
-    torch.testing.assert_close(last, logits[:, -1], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(last, logits[:, -1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.real
+def test_both_classes_compute_the_same(smollm2_hooked, smollm2_bridge, smollm2_reference):
+    tokens, _, _ = smollm2_reference
+    models = (smollm2_hooked, smollm2_bridge)
+    with torch.no_grad():
+        torch.testing.assert_close(*[m(tokens) for m in models], atol=1e-4, rtol=0)
+    patterns = [aplens.collect_patterns(m, tokens).values for m in models]
+    torch.testing.assert_close(*patterns, atol=1e-4, rtol=0)
 
 
 @pytest.mark.real

@@ -194,8 +194,8 @@ def test_load_says_what_is_wrong_with_a_file(scenarios, tmp_path):
 
     table = pq.read_table(path)
     later = tmp_path / "later.parquet"
-    pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"version": b"2"}), later)
-    with pytest.raises(ScenarioError, match=r"version 2.*reads version 1"):
+    pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"version": b"3"}), later)
+    with pytest.raises(ScenarioError, match=r"version 3.*reads version 2"):
         Scenarios.load(later)
 
     partial = tmp_path / "partial.parquet"

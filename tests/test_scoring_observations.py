@@ -69,25 +69,25 @@ def test_observations_are_what_the_model_and_the_mae_say(tiny_model, mae, tmp_pa
     )
 
 
-def test_correct_means_that_the_argmax_is_the_target(tiny_hooked, mae, tmp_path):
+def test_correct_means_that_the_argmax_is_the_target(any_model, mae, tmp_path):
     scenarios = make_scenarios(6)
     with torch.no_grad():
-        predicted = tiny_hooked(scenarios.tokens())[:, -1].argmax(-1).tolist()
+        predicted = any_model(scenarios.tokens())[:, -1].argmax(-1).tolist()
     targets = [token if i % 2 else token + 1 for i, token in enumerate(predicted)]
     from dataclasses import replace
 
     from aplens.scenarios import Scenarios
 
     scenarios = Scenarios(replace(s, target=t) for s, t in zip(scenarios, targets, strict=True))
-    observations = observe(tiny_hooked, scenarios, mae, tmp_path)
+    observations = observe(any_model, scenarios, mae, tmp_path)
     assert list(observations.table["correct"]) == [False, True] * 3
 
 
-def test_progress_counts_scenarios(tiny_hooked, mae, tmp_path):
+def test_progress_counts_scenarios(any_model, mae, tmp_path):
     def run():
         seen = []
         observe(
-            tiny_hooked,
+            any_model,
             make_scenarios(7),
             mae,
             tmp_path,
@@ -101,13 +101,13 @@ def test_progress_counts_scenarios(tiny_hooked, mae, tmp_path):
     assert run() == [(done, 7) for done in (3, 6, 7)]  # found done, shard by shard
 
 
-def test_resuming_equals_an_uninterrupted_run(tiny_hooked, mae, tmp_path):
+def test_resuming_equals_an_uninterrupted_run(any_model, mae, tmp_path):
     scenarios = make_scenarios(10)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    observe(tiny_hooked, scenarios, mae, whole, batch_size=2, shard_size=4)
+    observe(any_model, scenarios, mae, whole, batch_size=2, shard_size=4)
     with pytest.raises(Interrupted):
         observe(
-            tiny_hooked,
+            any_model,
             scenarios,
             mae,
             resumed,
@@ -120,16 +120,16 @@ def test_resuming_equals_an_uninterrupted_run(tiny_hooked, mae, tmp_path):
     ):
         Observations.open(resumed)
     first = (resumed / "shard-00000.safetensors").stat().st_mtime_ns
-    observe(tiny_hooked, scenarios, mae, resumed, batch_size=2, shard_size=4)
+    observe(any_model, scenarios, mae, resumed, batch_size=2, shard_size=4)
     assert (resumed / "shard-00000.safetensors").stat().st_mtime_ns == first  # not done again
     assert files_of(resumed) == files_of(whole)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "parquet"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
-def test_a_damaged_shard_is_named_and_done_again(tiny_hooked, mae, tmp_path, suffix, damage):
+def test_a_damaged_shard_is_named_and_done_again(any_model, mae, tmp_path, suffix, damage):
     scenarios = make_scenarios(6)
-    observe(tiny_hooked, scenarios, mae, tmp_path, shard_size=3)
+    observe(any_model, scenarios, mae, tmp_path, shard_size=3)
     before = files_of(tmp_path)
     path = tmp_path / f"shard-00001.{suffix}"
     content = path.read_bytes()
@@ -143,53 +143,53 @@ def test_a_damaged_shard_is_named_and_done_again(tiny_hooked, mae, tmp_path, suf
     with pytest.raises(ValueError, match=path.name):
         Observations.open(tmp_path)
     with pytest.warns(UserWarning, match=f"{path.name} is .*shard-00001 is done again"):
-        observe(tiny_hooked, scenarios, mae, tmp_path, shard_size=3)
+        observe(any_model, scenarios, mae, tmp_path, shard_size=3)
     assert files_of(tmp_path) == before
 
 
-def test_a_folder_never_mixes_two_runs(tiny_hooked, tiny_bridge, mae, tmp_path):
+def test_a_folder_never_mixes_two_runs(any_model, other_model, mae, tmp_path):
     scenarios = make_scenarios(4)
-    observe(tiny_hooked, scenarios, mae, tmp_path)
+    observe(any_model, scenarios, mae, tmp_path)
     before = files_of(tmp_path)
     for model, prompts, encoder, settings, difference in [
-        (tiny_bridge, scenarios, mae, {}, "model_name was 'tiny-hooked' and is now 'tiny-bridge'"),
-        (tiny_hooked, make_scenarios(4, seed=1), mae, {}, "scenarios was"),
-        (tiny_hooked, make_scenarios(5), mae, {}, "n_scenarios was 4 and is now 5"),
-        (tiny_hooked, scenarios, make_mae(seed=1), {}, "mae was"),
-        (tiny_hooked, scenarios, make_mae(mask_ratio=0.4), {}, "mae was"),
-        (tiny_hooked, scenarios, mae, {"shard_size": 2}, "shard_size was 64 and is now 2"),
-        (tiny_hooked, scenarios, mae, {"statistics": False}, "statistics was True and is now"),
+        (other_model, scenarios, mae, {}, "model_name was .* and is now 'tiny-other'"),
+        (any_model, make_scenarios(4, seed=1), mae, {}, "scenarios was"),
+        (any_model, make_scenarios(5), mae, {}, "n_scenarios was 4 and is now 5"),
+        (any_model, scenarios, make_mae(seed=1), {}, "mae was"),
+        (any_model, scenarios, make_mae(mask_ratio=0.4), {}, "mae was"),
+        (any_model, scenarios, mae, {"shard_size": 2}, "shard_size was 64 and is now 2"),
+        (any_model, scenarios, mae, {"statistics": False}, "statistics was True and is now"),
     ]:
         with pytest.raises(ValueError, match=difference):
             observe(model, prompts, encoder, tmp_path, **settings)
     assert files_of(tmp_path) == before
 
 
-def test_without_statistics(tiny_hooked, mae, tmp_path):
-    observations = observe(tiny_hooked, make_scenarios(3), mae, tmp_path, statistics=False)
+def test_without_statistics(any_model, mae, tmp_path):
+    observations = observe(any_model, make_scenarios(3), mae, tmp_path, statistics=False)
     assert observations.embeddings.shape[:2] == (3, 12)
     with pytest.raises(ValueError, match="statistics=True"):
         _ = observations.statistics
 
 
-def test_an_embedding_too_large_for_float16_is_an_error(tiny_hooked, tmp_path):
+def test_an_embedding_too_large_for_float16_is_an_error(any_model, tmp_path):
     mae = make_mae()
     with torch.no_grad():
         for parameter in mae.encoder.parameters():
             parameter.mul_(1e6)
     with pytest.raises(ValueError, match=r"L0H0 does not fit float16"):
-        observe(tiny_hooked, make_scenarios(3), mae, tmp_path)
+        observe(any_model, make_scenarios(3), mae, tmp_path)
 
 
-def test_prompts_too_long_for_the_mae_are_refused(tiny_hooked, mae, tmp_path):
+def test_prompts_too_long_for_the_mae_are_refused(any_model, mae, tmp_path):
     with pytest.raises(ValueError, match="40 tokens"):
-        observe(tiny_hooked, make_scenarios(3, n_tokens=40), mae, tmp_path)
+        observe(any_model, make_scenarios(3, n_tokens=40), mae, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "shard_size"])
-def test_sizes_must_be_positive(tiny_hooked, mae, tmp_path, name):
+def test_sizes_must_be_positive(any_model, mae, tmp_path, name):
     with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
-        observe(tiny_hooked, make_scenarios(3), mae, tmp_path, **{name: 0})
+        observe(any_model, make_scenarios(3), mae, tmp_path, **{name: 0})
 
 
 def test_opening_what_is_no_observations(tmp_path):
@@ -200,8 +200,8 @@ def test_opening_what_is_no_observations(tmp_path):
         Observations.open(tmp_path)
 
 
-def test_arrays_are_read_only_when_asked_for(tiny_hooked, mae, tmp_path):
-    observations = observe(tiny_hooked, make_scenarios(6), mae, tmp_path, shard_size=3)
+def test_arrays_are_read_only_when_asked_for(any_model, mae, tmp_path):
+    observations = observe(any_model, make_scenarios(6), mae, tmp_path, shard_size=3)
     chosen = observations.select([5, 0])
     for path in tmp_path.glob("*.safetensors"):
         path.rename(path.with_suffix(".moved"))
@@ -224,8 +224,8 @@ def test_select_takes_positions_and_masks():
     assert list(by_mask.select([0]).table["scenario"]) == [mask.argmax()]
 
 
-def test_loaded_observations_outlive_their_folder(tiny_hooked, mae, tmp_path):
-    observations = observe(tiny_hooked, make_scenarios(3), mae, tmp_path).load()
+def test_loaded_observations_outlive_their_folder(any_model, mae, tmp_path):
+    observations = observe(any_model, make_scenarios(3), mae, tmp_path).load()
     for path in tmp_path.iterdir():
         path.unlink()
     assert observations.embeddings.shape == (3, 12, 32)
@@ -243,8 +243,8 @@ def test_what_does_not_fit_together_is_refused():
         Observations(good.table, good.heads, good.embeddings, good.statistics[:, :2], **facts)
 
 
-def test_a_table_is_plain_parquet(tiny_hooked, mae, tmp_path):
-    observe(tiny_hooked, make_scenarios(3), mae, tmp_path)
+def test_a_table_is_plain_parquet(any_model, mae, tmp_path):
+    observe(any_model, make_scenarios(3), mae, tmp_path)
     table = pd.read_parquet(tmp_path / "shard-00000.parquet")
     assert table["correct"].dtype == bool
     assert table["file"].tolist() == ["a/File0.java", "a/File0.java", "a/File1.java"]

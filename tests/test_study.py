@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import KINDS
 
 from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep
@@ -252,7 +253,7 @@ def tiny_saved(tmp_path_factory, java_zip):
     return folder
 
 
-@pytest.fixture(scope="module", params=["hooked", "bridge"])
+@pytest.fixture(scope="module", params=KINDS)
 def finished(request, tmp_path_factory, tiny_saved, java_zip):
     """A whole study, run by the command line in a process of its own."""
     base = tmp_path_factory.mktemp("study")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from aplens import HeadRanking
+from aplens import Head, HeadRanking
 from aplens.interventions import AblationSweep, Setting, SettingResult
 from aplens.viz import (
     plot_ablation_curve,
@@ -65,6 +65,40 @@ def test_a_signed_score_is_centred_on_zero():
 def test_an_unknown_score_is_refused():
     with pytest.raises(ValueError, match="got 'layer'"):
         plot_head_map(make_ranking(), "layer")
+
+
+def test_a_map_names_what_the_rankings_method_measures():
+    ranking = make_ranking()
+    assert "SHAP" in plot_head_map(ranking).axes[1].get_ylabel()
+    ranking.metadata |= {"method": "ablation", "metric": "logit_diff"}
+    assert "|effect of ablating| (logits)" in plot_head_map(ranking).axes[1].get_ylabel()
+    assert "effect of ablating" in plot_shap_summary(ranking).axes[0].get_xlabel()
+    unsigned = HeadRanking.from_scores({Head(0, 1): 2.0}, model_name="m", n_layers=1, n_heads=2)
+    assert "distance" in plot_head_map(unsigned).axes[1].get_ylabel()
+    with pytest.raises(ValueError, match="which way"):
+        plot_shap_summary(unsigned)
+
+
+def test_any_table_of_heads_can_be_mapped():
+    table = pd.DataFrame(
+        {
+            "layer": [0, 1],
+            "head": [2, 0],
+            "variation": [0.25, np.nan],
+            "effect": [-1.0, 0.5],
+            "template": ["self", "mixed"],
+        }
+    )
+    axes, colorbar = plot_head_map(table, "variation").axes
+    drawn = axes.images[0].get_array().filled(np.nan)
+    np.testing.assert_array_equal(drawn, [[np.nan, np.nan, 0.25], [np.nan, np.nan, np.nan]])
+    assert axes.images[0].get_clim() == (0, 0.25)
+    assert "variation" in colorbar.get_ylabel()
+    assert plot_head_map(table, "effect").axes[0].images[0].get_clim() == (-1, 1)
+    with pytest.raises(ValueError, match=r"\['variation', 'effect'\], got 'template'"):
+        plot_head_map(table, "template")
+    with pytest.raises(ValueError, match="expected columns 'layer' and 'head', got \\['variation"):
+        plot_head_map(table[["variation"]], "variation")
 
 
 def test_shap_summary_shows_both_directions_of_the_top_heads():

@@ -15,41 +15,18 @@ from aplens.evaluation.embeddings import POOLS, encode_all_pools, select_pools
 from aplens.evaluation.reconstruction import domain_rows
 from aplens.heads import Head
 from aplens.mae import APMAE
+from aplens.patterns.templates import DETECTED, template_scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from aplens.scoring.intervals import FileBootstrap
 
-#: The kinds of heads that TransformerLens detects, and so the scores that probes read off.
-DETECTED = ("previous_token", "duplicate_token", "induction")
 LAYER = "layer"
 
 _PENALTIES = np.logspace(-1, 5, 13)
 _TEST_SHARE = 0.4
 _RAW_SIDE = 16
-
-
-def detection_scores(
-    attention: Float[Tensor, "head query key"], tokens: Int[Tensor, " pos"]
-) -> Float[Tensor, "head detected"]:
-    """The share of each pattern's attention that previous token, duplicate and induction heads pay.
-
-    The same as TransformerLens `detect_head` with its default error measure "mul", for all heads at
-    once.
-    """
-    from transformer_lens import head_detector
-
-    prompt = tokens[None].cpu()
-    patterns = torch.stack(
-        [
-            head_detector.get_previous_token_head_detection_pattern(prompt),
-            head_detector.get_duplicate_token_head_detection_pattern(prompt),
-            head_detector.get_induction_head_detection_pattern(prompt),
-        ]
-    ).to(attention)
-    detected = torch.einsum("hqk,dqk->hd", attention, patterns)
-    return detected / attention.sum((-2, -1))[:, None]
 
 
 def downsample(
@@ -119,7 +96,8 @@ class ProbeSamples:
             self._keep(label, encode_all_pools(mae, scaled))
         for side in self._sides:
             self._keep(side, downsample(scaled, side))
-        self._scores.append(detection_scores(attention, tokens).cpu().numpy())
+        scores = template_scores(attention, tokens)[:, : len(DETECTED)]
+        self._scores.append(scores.cpu().numpy())
         self._target_layers.append(self._layers[heads.cpu().numpy()])
         self._files.append(file)
         self._domains.append(domain)

@@ -1,6 +1,7 @@
-"""Switching heads off: one choice of heads, or a sweep over many with its baselines."""
+"""Switching heads off: one choice, each head by itself, or a sweep with its baselines."""
 
 from aplens.interventions.ablation import AblationMethod, ablate_heads
+from aplens.interventions.effects import HeadEffects, Metric, estimate_effects, measure_effects
 from aplens.interventions.results import (
     CHOICES,
     AblationSweep,
@@ -16,8 +17,12 @@ __all__ = [
     "AblationMethod",
     "AblationSweep",
     "Choice",
+    "HeadEffects",
+    "Metric",
     "Setting",
     "SettingResult",
     "ablate_heads",
+    "estimate_effects",
+    "measure_effects",
     "sweep_ablations",
 ]

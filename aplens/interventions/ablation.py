@@ -12,12 +12,14 @@ from torch import Tensor
 
 from aplens.heads import Head, HeadsLike, parse_heads
 from aplens.models import ModelInfo, attach_hooks, describe_model, run_until, z_hook_name
+from aplens.prompts import Prompts, read_prompts
 
 AblationMethod: TypeAlias = Literal["zero", "mean", "resample"]
 
-#: What stands in for some heads' outputs in one layer: (heads, z) -> a tensor that broadcasts to
-#: [batch, pos, len(heads), d_head].
-Substitute: TypeAlias = Callable[[Sequence[Head], Tensor], Tensor]
+#: What stands in for some heads' outputs in one layer: (heads, z, numbers) -> a tensor that
+#: broadcasts to [batch, pos, len(heads), d_head]. `numbers` says which prompt of a larger set each
+#: row of the batch is.
+Substitute: TypeAlias = Callable[[Sequence[Head], Tensor, Int[Tensor, " batch"]], Tensor]
 
 _REFERENCE_BATCH = 16
 
@@ -29,7 +31,7 @@ def ablate_heads(
     *,
     per_prompt: Sequence[HeadsLike] | None = None,
     method: AblationMethod = "zero",
-    reference: Int[Tensor, "prompt pos"] | None = None,
+    reference: Int[Tensor, "prompt pos"] | Prompts | None = None,
     seed: int = 0,
 ) -> Iterator[None]:
     """Replace the output of the chosen heads, at every position, inside the `with` block.
@@ -50,7 +52,8 @@ def ablate_heads(
             positions of the reference prompts. `resample`: its output at the same position of
             another prompt: one drawn from the reference, or, without one, another prompt of the
             batch being run (a seeded derangement, the same in every layer).
-        reference: Tokens of the reference prompts, run once on entry. `zero` does not use them.
+        reference: Tokens of the reference prompts, run once on entry; `Prompts` where they differ
+            in length. `zero` does not use them.
         seed: Decides which prompt `resample` takes.
 
     Raises:
@@ -75,18 +78,37 @@ def ablate_with(model: Any, heads: Sequence[Head], substitute: Substitute) -> It
         yield
 
 
+@contextmanager
+def ablate_singly(
+    model: Any, heads: Sequence[Head], substitute: Substitute, numbers: Int[Tensor, " prompt"]
+) -> Iterator[None]:
+    """Ablate each head on its own copy of the same prompts, in one batch of all the copies.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        heads: The heads. The batch that is run has all prompts once for each, in this order.
+        substitute: What replaces their outputs.
+        numbers: Which prompt of a larger set each of the prompts is.
+    """
+    choices = [(head,) for head in heads for _ in numbers]
+    copied = numbers.repeat(len(heads))
+    hooks = _ablation_hooks(describe_model(model), choices, heads, substitute, copied)
+    with attach_hooks(model, hooks):
+        yield
+
+
 def make_substitute(
     model: Any,
     heads: Sequence[Head],
     method: AblationMethod,
-    reference: Int[Tensor, "prompt pos"] | None = None,
+    reference: Int[Tensor, "prompt pos"] | Prompts | None = None,
     seed: int = 0,
 ) -> Substitute:
     """What `method` puts in place of any of `heads`; runs the reference when the method needs it.
 
     Raises:
-        ValueError: When the method is unknown, `mean` has no reference, or the reference is not a
-            non-empty batch of prompts.
+        ValueError: When the method is unknown, `mean` has no reference, the reference is not a
+            non-empty batch of prompts, or `resample` has one of several lengths.
     """
     if method not in get_args(AblationMethod):
         raise ValueError(f"method must be one of {list(get_args(AblationMethod))}, got {method!r}")
@@ -95,20 +117,30 @@ def make_substitute(
             "method 'mean' needs reference=, a tensor of tokens [prompt, pos] over which each "
             "head's output is averaged"
         )
-    if reference is not None and (reference.ndim != 2 or reference.numel() == 0):
+    prompts = None if reference is None else _read_reference(model, reference)
+    if method == "zero":
+        return lambda heads, z, numbers: z.new_zeros(1)
+    if prompts is None:
+        return lambda heads, z, numbers: _from_batch(heads, z, seed)
+    if method == "mean":
+        means = _mean_outputs(model, heads, prompts)
+        return lambda heads, z, numbers: torch.stack([means[head] for head in heads]).to(z)
+    if int(prompts.lengths.min()) < prompts.n_tokens:
+        raise ValueError(
+            "method 'resample' needs reference prompts of one length, got prompts of "
+            f"{prompts.lengths.unique().tolist()} tokens"
+        )
+    outputs = _outputs(model, heads, prompts)
+    return lambda heads, z, numbers: _from_reference(heads, z, numbers, outputs, seed)
+
+
+def _read_reference(model: Any, reference: Int[Tensor, "prompt pos"] | Prompts) -> Prompts:
+    if isinstance(reference, Tensor) and (reference.ndim != 2 or reference.numel() == 0):
         raise ValueError(
             "reference must be a non-empty tensor of tokens [prompt, pos], "
             f"got shape {tuple(reference.shape)}"
         )
-    if method == "zero":
-        return lambda heads, z: z.new_zeros(1)
-    if reference is None:
-        return lambda heads, z: _from_batch(heads, z, seed)
-    if method == "mean":
-        means = _mean_outputs(model, heads, reference)
-        return lambda heads, z: torch.stack([means[head] for head in heads]).to(z)
-    outputs = _outputs(model, heads, reference)
-    return lambda heads, z: _from_reference(heads, z, outputs, seed)
+    return read_prompts(model, reference)
 
 
 def _read_choices(
@@ -133,13 +165,14 @@ def _ablation_hooks(
     choices: Sequence[Sequence[Head]],
     named: Sequence[Head],
     substitute: Substitute,
+    numbers: Int[Tensor, " batch"] | None = None,
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    """One hook for each layer that has a head among `named`."""
+    """One hook for each layer that has a head among `named`. Rows number themselves by default."""
     hooks = []
     for layer in sorted({head.layer for head in named}):
         in_layer = [head for head in named if head.layer == layer]
         mask = None if len(choices) == 1 else _choice_mask(choices, in_layer, info.n_heads)
-        hooks.append((z_hook_name(layer), _replacing(in_layer, mask, substitute, info)))
+        hooks.append((z_hook_name(layer), _replacing(in_layer, mask, substitute, info, numbers)))
     return hooks
 
 
@@ -159,6 +192,7 @@ def _replacing(
     mask: Bool[Tensor, "prompt 1 head 1"] | None,
     substitute: Substitute,
     info: ModelInfo,
+    numbers: Int[Tensor, " batch"] | None,
 ) -> Callable[..., Tensor]:
     """The hook of one layer. `mask` narrows `heads` down to each prompt's own; None is all."""
     columns = [head.head for head in heads]
@@ -173,8 +207,9 @@ def _replacing(
             raise ValueError(
                 f"per_prompt has heads for {len(mask)} prompts, the batch has {len(z)}"
             )
+        rows = torch.arange(len(z)) if numbers is None else numbers
         replaced = z.clone()
-        replaced[:, :, columns] = substitute(heads, z)
+        replaced[:, :, columns] = substitute(heads, z, rows)
         return replaced if mask is None else torch.where(mask.to(z.device), replaced, z)
 
     return replace
@@ -204,6 +239,7 @@ def _derangement(n: int, seed: int) -> Int[Tensor, " n"]:
 def _from_reference(
     heads: Sequence[Head],
     z: Float[Tensor, "batch pos head d_head"],
+    numbers: Int[Tensor, " batch"],
     outputs: Mapping[Head, Float[Tensor, "prompt pos d_head"]],
     seed: int,
 ) -> Float[Tensor, "batch pos chosen d_head"]:
@@ -215,33 +251,34 @@ def _from_reference(
             f"{n_positions} positions, this batch has {z.shape[1]}"
         )
     order = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(seed))
-    donors = order[torch.arange(len(z)) % n_prompts].to(z.device)
+    donors = order[numbers.cpu() % n_prompts].to(z.device)
     return torch.stack([outputs[head].to(z)[donors] for head in heads], dim=2)
 
 
 def _mean_outputs(
-    model: Any, heads: Sequence[Head], reference: Int[Tensor, "prompt pos"]
+    model: Any, heads: Sequence[Head], reference: Prompts
 ) -> dict[Head, Float[Tensor, " d_head"]]:
     """Each head's output averaged over prompts and positions, in float32."""
     sums: dict[Head, Tensor] = {}
-    for batch in _reference_outputs(model, heads, reference):
-        for head, output in batch.items():
-            sums[head] = sums.get(head, 0) + output.float().sum(dim=(0, 1))
-    return {head: total / reference.numel() for head, total in sums.items()}
+    for prompts, outputs in _reference_outputs(model, heads, reference):
+        for head, output in outputs.items():
+            own = output[prompts.mask.to(output.device)]
+            sums[head] = sums.get(head, 0) + own.float().sum(dim=0)
+    return {head: total / int(reference.lengths.sum()) for head, total in sums.items()}
 
 
 def _outputs(
-    model: Any, heads: Sequence[Head], reference: Int[Tensor, "prompt pos"]
+    model: Any, heads: Sequence[Head], reference: Prompts
 ) -> dict[Head, Float[Tensor, "prompt pos d_head"]]:
     """Each head's output on every reference prompt."""
-    batches = list(_reference_outputs(model, heads, reference))
+    batches = [outputs for _, outputs in _reference_outputs(model, heads, reference)]
     return {head: torch.cat([batch[head] for batch in batches]) for head in heads}
 
 
 def _reference_outputs(
-    model: Any, heads: Sequence[Head], reference: Int[Tensor, "prompt pos"]
-) -> Iterator[dict[Head, Float[Tensor, "prompt pos d_head"]]]:
-    """The heads' outputs, a few reference prompts at a time."""
+    model: Any, heads: Sequence[Head], reference: Prompts
+) -> Iterator[tuple[Prompts, dict[Head, Float[Tensor, "prompt pos d_head"]]]]:
+    """A few reference prompts at a time, and the heads' outputs on them."""
     if not heads:
         return
     by_layer: dict[int, list[Head]] = {}
@@ -254,9 +291,9 @@ def _reference_outputs(
 
         return keep
 
-    for tokens in reference.split(_REFERENCE_BATCH):
+    for prompts in reference.split(_REFERENCE_BATCH):
         kept: dict[Head, Tensor] = {}
         hooks = [(z_hook_name(layer), keeping(of, kept)) for layer, of in by_layer.items()]
         with torch.no_grad(), attach_hooks(model, hooks):
-            run_until(model, tokens, max(by_layer))
-        yield kept
+            run_until(model, prompts.tokens, max(by_layer))
+        yield prompts, kept

@@ -21,6 +21,7 @@ from aplens.heads import Head, HeadRanking
 from aplens.interventions.ablation import AblationMethod, ablate_with, make_substitute
 from aplens.interventions.results import CHOICES, AblationSweep, Choice, Setting, SettingResult
 from aplens.models import describe_model, last_token_logits
+from aplens.prompts import read_prompts
 
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
@@ -92,11 +93,11 @@ def sweep_ablations(
     if path is not None:
         sweep.save(path)
 
-    tokens, targets = scenarios.tokens()[sweep.index], scenarios.targets()[sweep.index]
+    swept = scenarios.select(sweep.index)
     for done, (setting, heads) in enumerate(chosen.items(), start=1):
         if setting not in known:
             with ablate_with(model, heads, substitute):
-                correct = _outcomes(model, tokens, targets, batch_size)
+                correct = _outcomes(model, swept, batch_size)
             sweep.results.append(SettingResult(setting, heads, correct))
             if path is not None:
                 sweep.save(path)
@@ -170,12 +171,12 @@ def _describe_setup(
     batch_size: int,
 ) -> dict[str, Any]:
     """Everything that decides a setting's outcome; a folder's results must agree in all of it."""
-    info = describe_model(model)
+    info, prompts = describe_model(model), scenarios.prompts()
     setup = {
         "model": info.name,
         "kind": info.kind,
         "dtype": str(info.dtype),
-        "scenarios": hash_tokens(scenarios.tokens(), scenarios.targets()),
+        "scenarios": hash_tokens(prompts.tokens, prompts.lengths, scenarios.targets()),
         "ranking": fingerprint(ranking.to_frame().to_dict(orient="list")),
         "method": method,
         "reference": None if reference is None else hash_tokens(reference),
@@ -207,7 +208,7 @@ def _start(
     setup: dict[str, Any],
 ) -> AblationSweep:
     """Run the unchanged model once, and pick the scenarios."""
-    correct = _outcomes(model, scenarios.tokens(), scenarios.targets(), batch_size)
+    correct = _outcomes(model, scenarios, batch_size)
     index = _balanced(correct, seed) if balance else np.arange(len(correct))
     files = scenarios.files
     return AblationSweep(index, [files[i] for i in index], correct[index], setup=setup)
@@ -228,18 +229,13 @@ def _balanced(correct: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def _outcomes(
-    model: Any,
-    tokens: Int[Tensor, "scenario pos"],
-    targets: Int[Tensor, " scenario"],
-    batch_size: int,
-) -> NDArray[np.bool_]:
-    """Whether argmax at the last position is the target, for each scenario."""
-    device = describe_model(model).device
+def _outcomes(model: Any, scenarios: Scenarios, batch_size: int) -> NDArray[np.bool_]:
+    """Whether argmax after the last token is the target, for each scenario."""
+    prompts = read_prompts(model, scenarios)
     correct = [
-        last_token_logits(model, batch.to(device)).argmax(dim=-1).cpu() == expected
+        last_token_logits(model, batch.tokens, batch.lengths).argmax(dim=-1).cpu() == expected
         for batch, expected in zip(
-            tokens.split(batch_size), targets.cpu().split(batch_size), strict=True
+            prompts.split(batch_size), scenarios.targets().split(batch_size), strict=True
         )
     ]
     return torch.cat(correct).numpy()

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -136,6 +136,18 @@ class APMAE(nn.Module):
             ValueError: When a pool is unknown.
         """
         return self.config.encoder_dim * len(_read_pool(pool))
+
+    def mean_pattern(self, n_tokens: int) -> Float[Tensor, "patch pixel"] | None:
+        """The mean of the training patterns for prompts of this length, log-normalized.
+
+        None when this AP-MAE holds none.
+
+        Raises:
+            ValueError: When a prompt of `n_tokens` does not fit.
+        """
+        if self.mean_patches is None:
+            return None
+        return self._mean(self.grid.n_patches_for(n_tokens), n_tokens)
 
     def forward(
         self,
@@ -269,8 +281,8 @@ class APMAE(nn.Module):
         """Hide random patches of patterns and fill them in.
 
         Args:
-            patterns: `AttentionPatterns`, or attention probabilities `[..., query, key]`, of up to
-                `n_ctx` tokens. They are log-normalized here.
+            patterns: `AttentionPatterns` of prompts of one length, or attention probabilities
+                `[..., query, key]`, of up to `n_ctx` tokens. They are log-normalized here.
             mask_ratio: Share of the patches to hide (default: the configuration's).
             seed: Of the masks.
             batch_size: Patterns run at once.
@@ -346,8 +358,8 @@ class APMAE(nn.Module):
         """Embed patterns, nothing hidden (docs/method.md, step 7).
 
         Args:
-            patterns: `AttentionPatterns`, or attention probabilities `[..., query, key]`, of up to
-                `n_ctx` tokens. They are log-normalized here.
+            patterns: `AttentionPatterns`, of prompts of any lengths, or attention probabilities
+                `[..., query, key]`, of up to `n_ctx` tokens. They are log-normalized here.
             patches: "lower": the patches on or below the diagonal, as in training. "all": the whole
                 grid, as the released code does; what lies above the diagonal then takes part in
                 attention, but never in a mean.
@@ -365,6 +377,14 @@ class APMAE(nn.Module):
             ValueError: When patterns are not square, too long or no probabilities, or `patches` or
                 `pool` is unknown.
         """
+        if isinstance(patterns, AttentionPatterns) and len(patterns.lengths.unique()) > 1:
+            shape = (*patterns.values.shape[:2], self.embedding_size(pool))
+            by_prompt = torch.empty(shape, device=self.device)
+            for rows, alike in patterns.by_length():
+                by_prompt[rows] = self.encode(
+                    alike, patches, pool, batch_size=batch_size, precision=precision
+                )
+            return by_prompt
         attention, leading = self._read_patterns(patterns)
         n_tokens = attention.shape[-1]
         embeddings = [
@@ -480,7 +500,16 @@ class APMAE(nn.Module):
         self, patterns: Patterns
     ) -> tuple[Float[Tensor, "pattern query key"], tuple[int, ...]]:
         """One leading dimension for all patterns, on the model's device; and what it was before."""
-        values = patterns.values if isinstance(patterns, AttentionPatterns) else patterns
+        if isinstance(patterns, AttentionPatterns):
+            lengths = patterns.lengths.unique().tolist()
+            if len(lengths) > 1:
+                raise ValueError(
+                    f"expected prompts of one length, got {lengths} tokens: take them one by one, "
+                    "patterns.prompt(i), or length by length, patterns.by_length()"
+                )
+            values: Any = patterns.crop(lengths[0]).values
+        else:
+            values = patterns
         if (
             not isinstance(values, Tensor)
             or values.ndim < 2

@@ -5,21 +5,25 @@ from aplens.models.hooks import (
     attach_hooks,
     last_token_logits,
     pattern_hook_name,
+    run_model,
     run_until,
     z_hook_name,
 )
 from aplens.models.info import ModelInfo, UnsupportedModelError, describe_model
 from aplens.models.loading import load_model
+from aplens.models.resuming import keep_residuals
 
 __all__ = [
     "ModelInfo",
     "UnsupportedModelError",
     "attach_hooks",
     "describe_model",
+    "keep_residuals",
     "last_token_logits",
     "load_model",
     "own_tokenizer",
     "pattern_hook_name",
+    "run_model",
     "run_until",
     "z_hook_name",
 ]

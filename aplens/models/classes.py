@@ -6,6 +6,7 @@ Neither class is imported before it is asked for: TransformerLens 4 has no Hooke
 from __future__ import annotations
 
 import copy
+import importlib.util
 import tempfile
 from typing import Any, Literal
 
@@ -24,10 +25,17 @@ def kind_of(model: Any) -> ModelKind | None:
     return None
 
 
+def default_kind() -> ModelKind:
+    """HookedTransformer where the installed TransformerLens has it, else TransformerBridge."""
+    return "hooked" if importlib.util.find_spec("transformer_lens.HookedTransformer") else "bridge"
+
+
 def build(
     kind: ModelKind, hf_model: Any, tokenizer: Any, *, name: str, device: str, dtype: torch.dtype
 ) -> Any:
     """Wrap a Hugging Face model, weights unprocessed, so that it computes what that model does.
+
+    Without a tokenizer the model reads tokens only.
 
     Raises:
         ImportError: When the installed TransformerLens has no such class.
@@ -37,10 +45,14 @@ def build(
     # and the user's path cannot mislead TransformerLens, which reads families out of names.
     with tempfile.TemporaryDirectory(prefix="aplens-") as folder:
         _save_config(hf_model, folder)
+        if tokenizer is None:
+            _save_placeholder_tokenizer(folder)
         if kind == "hooked":
             model = _build_hooked(folder, hf_model, tokenizer, device, dtype)
         else:
             model = _build_bridge(folder, hf_model, tokenizer, device, dtype)
+    if tokenizer is None:
+        model.tokenizer = None
     model.cfg.model_name = name
     return model.eval()
 
@@ -52,6 +64,16 @@ def _save_config(hf_model: Any, folder: str) -> None:
     if not hasattr(config, "n_ctx") and hasattr(config, "n_positions"):
         config.n_ctx = config.n_positions  # TransformerLens reads GPT-2's old name for it
     config.save_pretrained(folder)
+
+
+def _save_placeholder_tokenizer(folder: str) -> None:
+    """TransformerLens insists on a tokenizer, and invents one or fails where there is none."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))
+    special = {"bos_token": "<s>", "eos_token": "<s>", "pad_token": "<s>", "unk_token": "<s>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
 
 
 def _build_hooked(

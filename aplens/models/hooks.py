@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aplens.models.classes import kind_of
+
 HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
 
 
@@ -59,28 +61,58 @@ def attach_hooks(model: Any, hooks: Iterable[tuple[str, HookFunction]]) -> Itera
             point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
 
 
+def run_model(model: Any, tokens: Int[Tensor, "batch pos"], **options: Any) -> Any:
+    """`model(tokens)`, in which every token counts.
+
+    A HookedTransformer whose tokenizer pads on the left takes tokens that look like padding (GPT-2
+    pads with the end-of-text token) for padding, unless it is told otherwise.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    pads_left = getattr(tokenizer, "padding_side", "right") == "left"
+    if kind_of(model) == "hooked" and pads_left and options.get("start_at_layer") is None:
+        options["attention_mask"] = torch.ones_like(tokens)
+    return model(tokens, **options)
+
+
 @torch.no_grad()
 def run_until(model: Any, tokens: Int[Tensor, "batch pos"], last_layer: int) -> None:
     """Run the model for its hooks' sake and stop after `last_layer`."""
     if last_layer + 1 < model.cfg.n_layers:
-        model(tokens, stop_at_layer=last_layer + 1)
+        run_model(model, tokens, stop_at_layer=last_layer + 1)
     else:
         last_token_logits(model, tokens)
 
 
 def last_token_logits(
-    model: Any, tokens: Int[Tensor, "batch pos"]
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    lengths: Int[Tensor, " batch"] | None = None,
+    start_at_layer: int | None = None,
 ) -> Float[Tensor, "batch d_vocab"]:
     """Logits after the last token of each prompt; no other position is unembedded.
 
     What reaches the unembedding is cut to the last position, so that everything before and after it
     (final norm, soft caps) runs as the model does it. Other hooks in force act as usual; a hook on
     the unembedding sees one position.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        tokens: Prompts; padded on the right where they are shorter.
+        lengths: Tokens of each prompt (default: all of them).
+        start_at_layer: `tokens` is the residual stream entering this layer, out of
+            `keep_residuals`.
     """
-    handle = model.unembed.register_forward_pre_hook(
-        lambda module, inputs: (inputs[0][:, -1:], *inputs[1:])
-    )
+
+    def keep_last(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        residual = inputs[0]
+        if lengths is None:
+            return (residual[:, -1:], *inputs[1:])
+        rows = torch.arange(len(residual), device=residual.device)
+        return (residual[rows, lengths.to(residual.device) - 1][:, None], *inputs[1:])
+
+    handle = model.unembed.register_forward_pre_hook(keep_last)
     try:
-        return model(tokens)[:, -1]
+        options = {} if start_at_layer is None else {"start_at_layer": start_at_layer}
+        return run_model(model, tokens, **options)[:, -1]
     finally:
         handle.remove()

@@ -61,7 +61,7 @@ def describe_model(model: Any) -> ModelInfo:
     """
     cached = _described.get(model)
     if cached is not None:
-        parameter = next(model.parameters())  # it may have moved or changed type since
+        parameter = _first_parameter(model)  # it may have moved or changed type since
         if (parameter.device, parameter.dtype) == (cached.device, cached.dtype):
             return cached
     info = _inspect(model)
@@ -79,7 +79,7 @@ def _inspect(model: Any) -> ModelInfo:
     name = str(model.cfg.model_name)
     layers = _attention_layers(model, name)
     _require_causal(model, name, layers[0])
-    parameter = next(model.parameters())
+    parameter = _first_parameter(model)
     return ModelInfo(
         name=name,
         kind=kind,
@@ -91,6 +91,12 @@ def _inspect(model: Any) -> ModelInfo:
         device=parameter.device,
         dtype=parameter.dtype,
     )
+
+
+def _first_parameter(model: Any) -> torch.Tensor:
+    """The first that is in memory: those offloaded to disk are on the "meta" device."""
+    in_memory = (p for p in model.parameters() if p.device.type != "meta")
+    return next(in_memory, next(model.parameters()))
 
 
 def _attention_layers(model: Any, name: str) -> tuple[int, ...]:
@@ -112,7 +118,7 @@ def _require_causal(model: Any, name: str, layer: int) -> None:
     from aplens.models.hooks import attach_hooks, pattern_hook_name
 
     seen: list[torch.Tensor] = []
-    tokens = torch.tensor([[1, 2, 3]], device=next(model.parameters()).device)
+    tokens = torch.tensor([[1, 2, 3]], device=_first_parameter(model).device)
     try:
         with (
             torch.no_grad(),

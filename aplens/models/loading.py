@@ -7,19 +7,19 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from aplens._io import cache_folder, fingerprint
-from aplens.models.classes import ModelKind, build, build_by_official_name
+from aplens.models.classes import ModelKind, build, build_by_official_name, default_kind
 from aplens.models.info import describe_model
 from aplens.models.wheels import WHEEL_MODELS, fetch_gguf
 
 
 def load_model(
     name_or_path: str | os.PathLike[str],
-    kind: ModelKind = "hooked",
+    kind: ModelKind | Literal["auto"] = "auto",
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
@@ -36,7 +36,7 @@ def load_model(
             by `save_pretrained`; or a GGUF file. GGUF, and so the first two, needs
             `pip install aplens[gguf]`.
         kind: "hooked" for a HookedTransformer (TransformerLens 3), "bridge" for a
-            TransformerBridge (3 and 4).
+            TransformerBridge (3 and 4), "auto" for the first where it exists.
         device: Such as "cuda"; the first GPU when there is one, else the CPU.
         dtype: The parameters' type.
 
@@ -49,8 +49,10 @@ def load_model(
         ImportError: When the class or a needed package is not installed.
         ValueError: When `kind` is unknown, or HookedTransformer cannot convert the architecture.
     """
-    if kind not in get_args(ModelKind):
-        raise ValueError(f"kind must be 'hooked' or 'bridge', got {kind!r}")
+    if kind == "auto":
+        kind = default_kind()
+    elif kind not in get_args(ModelKind):
+        raise ValueError(f"kind must be 'auto', 'hooked' or 'bridge', got {kind!r}")
     where = str(device) if device is not None else _default_device()
     name = os.fspath(name_or_path)
     model = _load(name, kind, where, dtype)

@@ -1,4 +1,4 @@
-"""Attention patterns: collecting them by hooks, log-normalizing them, cutting them into patches."""
+"""Attention patterns: collecting, log-normalizing, cutting into patches and naming them."""
 
 from aplens.patterns.collect import (
     AttentionPatterns,
@@ -9,8 +9,15 @@ from aplens.patterns.collect import (
 from aplens.patterns.cropping import crop_patches, depth_scales
 from aplens.patterns.normalize import log_normalize
 from aplens.patterns.patches import PatchGrid
+from aplens.patterns.templates import (
+    TEMPLATES,
+    name_templates,
+    template_scores,
+    template_strengths,
+)
 
 __all__ = [
+    "TEMPLATES",
     "AttentionPatterns",
     "PatchGrid",
     "PatternCollector",
@@ -18,5 +25,8 @@ __all__ = [
     "crop_patches",
     "depth_scales",
     "log_normalize",
+    "name_templates",
     "stream_patterns",
+    "template_scores",
+    "template_strengths",
 ]

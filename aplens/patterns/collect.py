@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from aplens.heads import Head, HeadsLike, parse_heads
 from aplens.models import (
@@ -21,23 +22,31 @@ from aplens.models import (
     pattern_hook_name,
     run_until,
 )
+from aplens.prompts import Prompts, PromptsLike, read_prompts
+
+#: More attention than this on padding means that the model was run without an attention mask.
+_LEAK = 1e-3
 
 
 @dataclass(frozen=True)
 class AttentionPatterns:
     """Attention probabilities of some heads on some prompts.
 
+    Prompts of several lengths stand in the corner of the longest's, zeros around them.
+
     Attributes:
         values: `Float[Tensor, "batch head query key"]`, probabilities over keys.
         heads: The heads, in the order of `values`' second dimension.
+        lengths: `Int[Tensor, "batch"]`, tokens of each prompt (default: all as long as `values`).
 
     Raises:
         ValueError: When the shape is not (batch, head, query, key) with as many heads as named and
-            as many queries as keys.
+            as many queries as keys, or lengths are not one for each prompt between 1 and that.
     """
 
     values: Float[Tensor, "batch head query key"]
     heads: tuple[Head, ...]
+    lengths: Int[Tensor, " batch"] = None  # type: ignore[assignment]  # all, set below
 
     def __post_init__(self) -> None:
         shape = tuple(self.values.shape)
@@ -46,10 +55,22 @@ class AttentionPatterns:
                 f"expected (batch, {len(self.heads)} heads, query, key) with query = key, "
                 f"got shape {shape}"
             )
+        if self.lengths is None:
+            object.__setattr__(self, "lengths", torch.full(shape[:1], shape[2]))
+        lengths = self.lengths.tolist()
+        if len(lengths) != shape[0] or not all(1 <= length <= shape[2] for length in lengths):
+            raise ValueError(
+                f"expected {shape[0]} lengths of 1 to {shape[2]} tokens, got {lengths}"
+            )
 
     def __len__(self) -> int:
         """Prompts."""
         return self.values.shape[0]
+
+    def prompt(self, index: int) -> Float[Tensor, "head query key"]:
+        """All heads' patterns on one prompt, no larger than the prompt is long."""
+        length = int(self.lengths[index])
+        return self.values[index, :, :length, :length]
 
     def __getitem__(self, head: HeadsLike) -> Float[Tensor, "batch query key"]:
         """The patterns of one head, named in any way `parse_heads` reads.
@@ -62,24 +83,66 @@ class AttentionPatterns:
             raise KeyError(f"{wanted} was not collected; these were: {_listed(self.heads)}")
         return self.values[:, self.heads.index(wanted)]
 
+    def by_length(self) -> Iterator[tuple[Int[Tensor, " some"], AttentionPatterns]]:
+        """The prompts of each length by themselves: their places, and their patterns."""
+        for length in self.lengths.unique().tolist():
+            rows = (self.lengths == length).nonzero().flatten()
+            yield rows, AttentionPatterns(self.values[rows, :, :length, :length], self.heads)
+
     def crop(self, n_tokens: int) -> AttentionPatterns:
         """The patterns that the first `n_tokens` tokens of the prompts alone would give.
 
-        Exactly so: in a causal model no query sees later tokens.
+        Exactly so: in a causal model no query sees later tokens. Shorter prompts stay as they are.
 
         Raises:
-            ValueError: When the prompts have fewer tokens, or `n_tokens` is not positive.
+            ValueError: When all prompts have fewer tokens, or `n_tokens` is not positive.
         """
         if not 1 <= n_tokens <= self.n_tokens:
             raise ValueError(
                 f"cannot crop patterns of {self.n_tokens} tokens to {n_tokens}: expected 1 to "
                 f"{self.n_tokens}"
             )
-        return AttentionPatterns(self.values[..., :n_tokens, :n_tokens], self.heads)
+        return AttentionPatterns(
+            self.values[..., :n_tokens, :n_tokens], self.heads, self.lengths.clamp(max=n_tokens)
+        )
+
+    def unpad(self, attention_mask: Int[Tensor, "batch pos"]) -> AttentionPatterns:
+        """The prompts' own patterns, after a forward pass on padded tokens.
+
+        For patterns that a `PatternCollector` took from someone's own loop; `collect_patterns`
+        never returns padding.
+
+        Args:
+            attention_mask: What the model was given: 1 where a token is the prompt's own. The
+                padding may be on either side.
+
+        Raises:
+            ValueError: When the shape is wrong, or the prompts' tokens attend to the padding, as
+                they do when the model was run without the mask.
+        """
+        expected = (len(self), self.n_tokens)
+        if tuple(attention_mask.shape) != expected:
+            raise ValueError(
+                f"expected attention_mask {expected}, got {tuple(attention_mask.shape)}"
+            )
+        own = attention_mask.bool().to(self.values.device)
+        leaked = (self.values * (own[:, None, :, None] & ~own[:, None, None, :])).sum(-1).max()
+        if leaked > _LEAK:
+            raise ValueError(
+                f"the prompts' tokens pay up to {leaked.item():.3g} of their attention to padding: "
+                "give the model the attention mask, or let collect_patterns run it"
+            )
+        lengths = own.sum(dim=1).cpu()
+        values = self.values.new_zeros(*self.values.shape[:2], *[int(lengths.max())] * 2)
+        for target, pattern, keep, length in zip(
+            values, self.values, own, lengths.tolist(), strict=True
+        ):
+            target[:, :length, :length] = pattern[:, keep][:, :, keep]
+        return AttentionPatterns(values, self.heads, lengths)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in each prompt."""
+        """Tokens of the longest prompt."""
         return self.values.shape[-1]
 
 
@@ -148,9 +211,12 @@ class PatternCollector:
 
 def collect_patterns(
     model: Any,
-    tokens: Int[Tensor, "batch pos"],
+    prompts: PromptsLike,
     heads: HeadsLike | None = None,
     batch_size: int | None = None,
+    *,
+    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    prepend_bos: bool | None = None,
 ) -> AttentionPatterns:
     """Patterns of the chosen heads; the forward pass stops after the last layer needed.
 
@@ -159,27 +225,35 @@ def collect_patterns(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        tokens: Prompts of one length, without padding.
+        prompts: Text, token ids, a tokenizer's output, scenarios, of any lengths; see
+            `aplens.prompts.read_prompts`.
         heads: Which heads (default: all).
         batch_size: Prompts a forward pass (default: all in one).
+        attention_mask: With a tensor of padded tokens: 1 where a token is the prompt's own.
+        prepend_bos: Whether texts begin with BOS (default: as the model does).
 
     Raises:
-        ValueError: When a head is out of range, tokens have the wrong shape, or are too long.
+        ValueError: When a head is out of range, or prompts are empty, too long, or not the model's.
+        TypeError: When `prompts` is no form of prompts.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
     chosen = select_heads(model, heads)
-    tokens = check_tokens(model, tokens)
+    read = read_prompts(model, prompts, attention_mask=attention_mask, prepend_bos=prepend_bos)
     last_layer = max(head.layer for head in chosen)
-    with PatternCollector(model, chosen) as collector:
-        for batch in tokens.split(batch_size or len(tokens)):
-            run_until(model, batch, last_layer)
-    return collector.patterns
+    values = []
+    for batch in read.split(batch_size or len(read)):
+        with PatternCollector(model, chosen) as collector:
+            run_until(model, batch.tokens, last_layer)
+        padding = read.n_tokens - batch.n_tokens
+        patterns = _without_padding(collector.patterns, batch)
+        values.append(F.pad(patterns.values, (0, padding, 0, padding)))
+    return AttentionPatterns(torch.cat(values), chosen, read.lengths.cpu())
 
 
 @torch.no_grad()
 def stream_patterns(
     model: Any,
-    tokens: Int[Tensor, "prompt pos"],
+    prompts: PromptsLike,
     heads: HeadsLike | None = None,
     batch_size: int = 8,
 ) -> Iterator[tuple[slice, AttentionPatterns, Float[Tensor, "batch d_vocab"]]]:
@@ -187,7 +261,7 @@ def stream_patterns(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        tokens: Prompts of one length, without padding.
+        prompts: As for `collect_patterns`.
         heads: Which heads (default: all).
         batch_size: Prompts a forward pass.
 
@@ -195,16 +269,21 @@ def stream_patterns(
         Which prompts these are, their patterns, and the logits after their last token.
 
     Raises:
-        ValueError: When a head is out of range, tokens have the wrong shape, or are too long.
+        ValueError: When a head is out of range, or prompts are empty, too long, or not the model's.
+        TypeError: When `prompts` is no form of prompts.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
     chosen = select_heads(model, heads)
-    tokens = check_tokens(model, tokens)
-    for start in range(0, len(tokens), batch_size):
-        batch = tokens[start : start + batch_size]
+    start = 0
+    for batch in read_prompts(model, prompts).split(batch_size):
         with PatternCollector(model, chosen) as collector:
-            logits = last_token_logits(model, batch)
-        yield slice(start, start + len(batch)), collector.patterns, logits
+            logits = last_token_logits(model, batch.tokens, batch.lengths)
+        yield (
+            slice(start, start + len(batch)),
+            _without_padding(collector.patterns, batch),
+            logits,
+        )
+        start += len(batch)
 
 
 def select_heads(model: Any, heads: HeadsLike | None) -> tuple[Head, ...]:
@@ -223,19 +302,14 @@ def select_heads(model: Any, heads: HeadsLike | None) -> tuple[Head, ...]:
     return chosen
 
 
-def check_tokens(model: Any, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """Refuse tokens that are no batch of prompts within the model's context; move them to it."""
-    info = describe_model(model)
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.numel() == 0:
-        got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"expected tokens as a tensor (batch, pos), not empty, got {got}")
-    if tokens.is_floating_point():
-        raise ValueError(f"expected token ids, whole numbers, got {tokens.dtype}")
-    if tokens.shape[1] > info.n_ctx:
-        raise ValueError(
-            f"prompts of {tokens.shape[1]} tokens are too long: {info.name} takes {info.n_ctx}"
-        )
-    return tokens.to(info.device)
+def _without_padding(patterns: AttentionPatterns, prompts: Prompts) -> AttentionPatterns:
+    """Patterns of prompts padded on the right, zero where query or key is padding."""
+    lengths = prompts.lengths.cpu()
+    if int(lengths.min()) == prompts.n_tokens:
+        return patterns
+    # What a prompt's own queries pay to padding is 0 already: it comes later.
+    own = prompts.mask.to(patterns.values.device)[:, None, :, None]
+    return AttentionPatterns(patterns.values * own, patterns.heads, lengths)
 
 
 def _pattern_hooks(

@@ -13,6 +13,7 @@ from aplens.scenarios.corpus import (
 )
 from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
 from aplens.scenarios.mining import mine_scenarios
+from aplens.scenarios.own import make_scenarios
 from aplens.scenarios.prompts import FIM_MARKERS, PromptBuilder, TokenizedFile
 from aplens.scenarios.prose import english_prose
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
@@ -41,6 +42,7 @@ __all__ = [
     "english_prose",
     "find_jdk_source",
     "list_tasks",
+    "make_scenarios",
     "mine_scenarios",
     "open_corpus",
     "python_standard_library",

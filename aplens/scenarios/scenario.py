@@ -14,15 +14,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from aplens._io import atomic_write
+from aplens.prompts import Prompts
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-PromptStyle = Literal["left_to_right", "fim"]
+PromptStyle = Literal["left_to_right", "fim", "own"]
 
 _FORMAT = "aplens.scenarios"
-_VERSION = "1"
+_VERSION = "2"
 
 
 class ScenarioError(ValueError):
@@ -42,6 +43,7 @@ class Scenario:
         prompt: Token ids.
         target: Id of the token that the tokenized file has at the span's start.
         style: How the prompt was built.
+        wrong: Id of a token that would be wrong here; None where none is singled out.
     """
 
     task: str
@@ -52,6 +54,7 @@ class Scenario:
     prompt: tuple[int, ...]
     target: int
     style: PromptStyle
+    wrong: int | None = None
 
 
 class Scenarios(Sequence[Scenario]):
@@ -112,9 +115,33 @@ class Scenarios(Sequence[Scenario]):
             raise ScenarioError(f"expected prompts of one length, got {found}")
         return torch.tensor([scenario.prompt for scenario in self])
 
+    def prompts(self) -> Prompts:
+        """The prompts, of any lengths.
+
+        Raises:
+            ScenarioError: There are no scenarios.
+        """
+        if not self:
+            raise ScenarioError("there are no scenarios, and so no prompts")
+        return Prompts.from_ids([scenario.prompt for scenario in self])
+
     def targets(self) -> Int[Tensor, " scenario"]:
         """The token ids that continue the prompts."""
         return torch.tensor([scenario.target for scenario in self], dtype=torch.long)
+
+    def wrong_targets(self) -> Int[Tensor, " scenario"]:
+        """The token ids that would be wrong.
+
+        Raises:
+            ScenarioError: A scenario has none.
+        """
+        without = sum(scenario.wrong is None for scenario in self)
+        if without:
+            raise ScenarioError(
+                f"{without} of {len(self)} scenarios have no wrong answer, which a logit "
+                "difference needs: make_scenarios(model, prompts, answers, wrong_answers)"
+            )
+        return torch.tensor([scenario.wrong for scenario in self], dtype=torch.long)
 
     def select(self, indices: Sequence[int] | np.ndarray | Tensor) -> Scenarios:
         """The scenarios at these positions, or where a boolean mask is true, in that order."""
@@ -231,9 +258,10 @@ def _schema() -> pa.Schema:
         "prompt": pa.list_(pa.int32()),
         "target": pa.int32(),
         "style": pa.string(),
+        "wrong": pa.int32(),
     }
     return pa.schema(
-        [pa.field(name, kind, nullable=False) for name, kind in fields.items()],
+        [pa.field(name, kind, nullable=name == "wrong") for name, kind in fields.items()],
         metadata={"format": _FORMAT, "version": _VERSION},
     )
 

@@ -6,8 +6,9 @@ from aplens.scoring.evaluation import evaluate_holdout, evaluate_predictors, spl
 from aplens.scoring.observations import Observations
 from aplens.scoring.observing import observe
 from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
-from aplens.scoring.scorer import HeadScorer, rank_heads
+from aplens.scoring.scorer import HeadScorer
 from aplens.scoring.statistics import STATISTICS, pattern_statistics
+from aplens.scoring.unsupervised import score_heads
 
 __all__ = [
     "FEATURE_SETS",
@@ -22,6 +23,6 @@ __all__ = [
     "evaluate_predictors",
     "observe",
     "pattern_statistics",
-    "rank_heads",
+    "score_heads",
     "split_by_file",
 ]

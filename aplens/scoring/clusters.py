@@ -24,7 +24,8 @@ MIN_CLUSTER_SIZE = 25
 #: places among a few hundred points: two clusters in 4 % of the heads, against half with these.
 _DENSITY = {"umap": (8, 20), "pca": (3, 5)}
 
-_FEWEST_SCENARIOS = 10
+#: Fewer scenarios than this show no clusters.
+FEWEST_SCENARIOS = 10
 
 #: Unit vectors that differ by less are the same but for rounding.
 _ALIKE = 1e-6
@@ -83,9 +84,9 @@ class HeadClusters:
                 not finite.
         """
         check_embeddings(embeddings)
-        if len(embeddings) < _FEWEST_SCENARIOS:
+        if len(embeddings) < FEWEST_SCENARIOS:
             raise ValueError(
-                f"clustering needs at least {_FEWEST_SCENARIOS} scenarios, got {len(embeddings)}"
+                f"clustering needs at least {FEWEST_SCENARIOS} scenarios, got {len(embeddings)}"
             )
         from joblib import Parallel, delayed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from aplens.heads import Head
 from aplens.scoring.shards import ShardFolder
@@ -31,6 +31,7 @@ COLUMNS = (
     "top_probability",
     "entropy",
     "target_log_probability",
+    "logit_difference",
 )
 
 
@@ -40,8 +41,8 @@ class Observations:
     Args:
         table: One row a scenario with the columns of `COLUMNS`: the scenario's number, its `task`,
             `file` and `line`; the `target` token and the `predicted` one, whether they agree
-            (`correct`); the `top_probability`, the `entropy` of the prediction in nats, and the
-            target's log probability.
+            (`correct`); the `top_probability`, the `entropy` of the prediction in nats, the
+            target's log probability, and its logit less that of the wrong answer (NaN without).
         heads: The heads observed.
         embeddings: `Float16[ndarray, "scenario head d_embed"]`, or a function that loads it.
         statistics: `Float32[ndarray, "scenario head 8"]` (`STATISTICS` names them), or a function
@@ -118,6 +119,18 @@ class Observations:
             self.heads,
             lambda: self.embeddings[rows],
             None if self._statistics is None else lambda: self.statistics[rows],
+            model_name=self.model_name,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+        )
+
+    def with_outcomes(self, correct: Bool[np.ndarray, " scenario"]) -> Observations:
+        """The same observations with another meaning of correct; nothing is loaded."""
+        return Observations(
+            self.table.assign(correct=correct),
+            self.heads,
+            lambda: self.embeddings,
+            None if self._statistics is None else lambda: self.statistics,
             model_name=self.model_name,
             n_layers=self.n_layers,
             n_heads=self.n_heads,

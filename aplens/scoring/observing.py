@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float16
+from jaxtyping import Float, Float16, Int
 from torch import Tensor
 
 from aplens._io import fingerprint
@@ -52,7 +54,7 @@ def observe(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        scenarios: Prompts of one length with their targets.
+        scenarios: Prompts of any lengths with their targets.
         mae: The AP-MAE that encodes the patterns.
         folder: Where shards are written; made when missing.
         batch_size: Prompts a forward pass. 8 prompts of 256 tokens on 270 heads hold 0.6 GB of
@@ -72,7 +74,7 @@ def observe(
     for name, size in (("batch_size", batch_size), ("shard_size", shard_size)):
         if size < 1:
             raise ValueError(f"{name} must be 1 or more, got {size}")
-    mae.grid.n_rows_for(scenarios.tokens().shape[1])  # refuses prompts that are too long for it
+    mae.grid.n_rows_for(scenarios.prompts().n_tokens)  # refuses prompts that are too long for it
     run = _describe_run(model, scenarios, mae, shard_size, statistics)
     shards = ShardFolder.resume(Path(folder), run)
     tell = progress or (lambda done, total: None)
@@ -107,10 +109,11 @@ def _is_sound(shards: ShardFolder, name: str) -> bool:
 def _observe_batches(
     model: Any, scenarios: Scenarios, mae: APMAE, batch_size: int, statistics: bool
 ) -> Iterator[_Batch]:
-    targets = scenarios.targets()
-    for rows, patterns, logits in stream_patterns(model, scenarios.tokens(), batch_size=batch_size):
+    targets, wrong = scenarios.targets(), [scenario.wrong for scenario in scenarios]
+    for rows, patterns, logits in stream_patterns(model, scenarios, batch_size=batch_size):
         embeddings, features = [], []
-        for attention in patterns.values:  # one prompt at a time: a batch is large already
+        for index in range(len(patterns)):  # one prompt at a time: a batch is large already
+            attention = patterns.prompt(index)
             scaled = log_normalize(attention)
             embeddings.append(to_float16(_encode(mae, scaled), patterns.heads))
             if statistics:
@@ -118,7 +121,7 @@ def _observe_batches(
         arrays = {"embeddings": torch.stack(embeddings)}
         if statistics:
             arrays["statistics"] = torch.stack(features)
-        yield _Batch(arrays, describe_outcomes(logits, targets[rows]))
+        yield _Batch(arrays, describe_outcomes(logits, targets[rows], wrong[rows]))
 
 
 def _join_arrays(batches: Sequence[_Batch]) -> dict[str, Tensor]:
@@ -160,8 +163,17 @@ def to_float16(
     return half
 
 
-def describe_outcomes(logits: Float[Tensor, "batch d_vocab"], targets: Tensor) -> pd.DataFrame:
+def describe_outcomes(
+    logits: Float[Tensor, "batch d_vocab"],
+    targets: Int[Tensor, " batch"],
+    wrong: Sequence[int | None] | None = None,
+) -> pd.DataFrame:
     """What the model predicts after the last token, and how sure it is.
+
+    Args:
+        logits: After the last token of each prompt.
+        targets: The tokens that are correct.
+        wrong: A wrong token for each prompt, for the logit difference; NaN where there is none.
 
     Raises:
         ValueError: When the logits contain NaN.
@@ -173,13 +185,20 @@ def describe_outcomes(logits: Float[Tensor, "batch d_vocab"], targets: Tensor) -
         raise ValueError("the model's logits contain NaN: its forward pass is broken here")
     top, predicted = log_probabilities.max(dim=-1)
     probabilities = log_probabilities.exp()
+    of_target = log_probabilities.gather(1, targets[:, None])[:, 0].numpy()
+    rivals = [None] * len(targets) if wrong is None else wrong
+    of_wrong = [
+        math.nan if rival is None else row[rival].item()
+        for row, rival in zip(log_probabilities, rivals, strict=True)
+    ]
     return pd.DataFrame(
         {
             "predicted": predicted.numpy(),
             "correct": (predicted == targets).numpy(),
             "top_probability": top.exp().numpy(),
             "entropy": torch.special.entr(probabilities).sum(dim=-1).numpy(),
-            "target_log_probability": log_probabilities.gather(1, targets[:, None])[:, 0].numpy(),
+            "target_log_probability": of_target,
+            "logit_difference": of_target - np.array(of_wrong, dtype=np.float32),
         }
     )
 

@@ -11,10 +11,8 @@ from aplens.heads import HeadRanking
 from aplens.scoring.attribution import HeadAttributions, attribute_heads
 from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.evaluation import (
-    check_split,
     evaluate_predictors,
     require_disjoint_files,
-    split_by_file,
 )
 from aplens.scoring.intervals import FileBootstrap
 from aplens.scoring.observations import Observations
@@ -31,9 +29,6 @@ if TYPE_CHECKING:
 
     from aplens.mae import APMAE
     from aplens.scenarios import Scenarios
-
-#: Fewer scenarios than this cannot be split, clustered and ranked in any meaningful way.
-MIN_SCENARIOS = 40
 
 
 class HeadScorer:
@@ -179,42 +174,3 @@ class HeadScorer:
         if not hasattr(self, "predictor_"):
             raise ValueError("this HeadScorer is not fitted: call fit(observations) first")
         require_disjoint_files(self._train_files, observations.files)
-
-
-def rank_heads(
-    model: Any,
-    scenarios: Scenarios,
-    *,
-    mae: APMAE,
-    features: str = "clusters",
-    folder: str | os.PathLike[str] | None = None,
-    test_fraction: float = 0.4,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> HeadRanking:
-    """Rank a model's heads: observe, fit on some source files, take SHAP values on the others.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge.
-        scenarios: Prompts of one length with their targets; at least 40.
-        mae: The AP-MAE that encodes patterns.
-        features: What the predictor looks at, as `CorrectnessPredictor` takes it.
-        folder: Where observations are kept, so that an interrupted run goes on.
-        test_fraction: Share of the source files that SHAP values are taken on.
-        seed: Of everything random.
-        progress: Called with (scenarios observed, scenarios in all).
-
-    Raises:
-        ValueError: When there are fewer than 40 scenarios or two source files, or the model is
-            right, or wrong, on all of one part.
-    """
-    if len(scenarios) < MIN_SCENARIOS:
-        raise ValueError(
-            f"ranking heads needs {MIN_SCENARIOS} scenarios or more (a few hundred are better), "
-            f"got {len(scenarios)}"
-        )
-    check_split(scenarios.files, test_fraction)
-    scorer = HeadScorer(mae, features=features, seed=seed)
-    observations = scorer.observe(model, scenarios, folder, progress=progress)
-    train, test = split_by_file(observations, test_fraction, seed)
-    return scorer.fit(train).rank(test)

@@ -17,7 +17,7 @@ class ModelSettings:
     """`[model]`: which model, as which class; see `aplens.load_model`."""
 
     name: str = "smollm2-135m"
-    kind: str = "hooked"
+    kind: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,401 @@
+"""What each head does for a metric: measured by ablating it, or estimated from one gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from aplens.heads import Head, HeadRanking, HeadsLike
+from aplens.interventions.ablation import (
+    AblationMethod,
+    Substitute,
+    ablate_singly,
+    make_substitute,
+)
+from aplens.models import attach_hooks, keep_residuals, last_token_logits, z_hook_name
+from aplens.patterns.collect import select_heads
+from aplens.prompts import Prompts, PromptsLike, read_prompts
+from aplens.scoring.intervals import FileBootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aplens.scenarios import Scenarios
+
+Metric: TypeAlias = Literal["log_prob", "logit_diff"]
+
+
+@dataclass(frozen=True)
+class HeadEffects:
+    """What ablating each head alone does to a metric, prompt by prompt.
+
+    Costs are counted in passes over the whole set of prompts, so that they compare between methods
+    whatever the batches: measuring n heads takes n + 1 forward passes (one of them unchanged),
+    estimating them one forward and one backward pass. Passes over reference prompts are not
+    counted, nor is it subtracted when measuring skips the layers before the ablated one.
+
+    Attributes:
+        heads: The heads.
+        values: `Float[ndarray, "head prompt"]`, the metric with the head ablated less `clean`.
+            Positive: the head works against the answer.
+        clean: `Float[ndarray, "prompt"]`, the metric of the unchanged model.
+        metric: "log_prob" (nats) or "logit_diff" (logits).
+        method: What replaced the heads' outputs, as in `ablate_heads`.
+        estimated: Whether the values are first-order estimates.
+        groups: Each prompt's group (source file); intervals resample groups.
+        n_forward_passes: Forward passes over the set of prompts.
+        n_backward_passes: Backward passes over it.
+    """
+
+    heads: tuple[Head, ...]
+    values: Float[np.ndarray, "head prompt"]
+    clean: Float[np.ndarray, " prompt"]
+    metric: Metric
+    method: AblationMethod
+    estimated: bool
+    groups: list[str]
+    n_forward_passes: int
+    n_backward_passes: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a head, in the order of `heads`, with the head's name as index.
+
+        Columns: `layer`, `head`, `mean` (the mean effect over prompts) with its 95 % interval
+        `low`, `high`, and `magnitude` (the mean |effect|). The interval resamples groups; with a
+        single group there is none, and it is NaN.
+        """
+        import pandas as pd
+
+        bootstrap = FileBootstrap(self.groups)
+        frame = pd.DataFrame(self.heads, columns=["layer", "head"])
+        frame[["mean", "low", "high"]] = [tuple(bootstrap.mean(row)) for row in self.values]
+        if len(set(self.groups)) == 1:
+            frame[["low", "high"]] = np.nan
+        frame["magnitude"] = np.abs(self.values).mean(axis=1)
+        frame.index = pd.Index([str(head) for head in self.heads], name="name")
+        return frame
+
+    def to_ranking(
+        self,
+        *,
+        model_name: str,
+        n_layers: int,
+        n_heads: int,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> HeadRanking:
+        """Rank heads by their mean |effect|, in the metric's units.
+
+        `toward_incorrect` is the mean positive part of a head's effect: how much better the answer
+        does without the head.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(self.heads, columns=["layer", "head"])
+        frame["importance"] = np.abs(self.values).mean(axis=1)
+        frame["mean"] = self.values.mean(axis=1)
+        frame["toward_incorrect"] = self.values.clip(min=0).mean(axis=1)
+        frame["toward_correct"] = (-self.values).clip(min=0).mean(axis=1)
+        facts = {
+            "method": "attribution" if self.estimated else "ablation",
+            "ablation": self.method,
+            "metric": self.metric,
+            "clean": float(self.clean.mean()),
+            "n_prompts": len(self.clean),
+            "n_forward_passes": self.n_forward_passes,
+            "n_backward_passes": self.n_backward_passes,
+        }
+        return HeadRanking(
+            frame,
+            model_name=model_name,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            metadata={**facts, **(metadata or {})},
+        )
+
+
+@torch.no_grad()
+def measure_effects(
+    model: Any,
+    scenarios: Scenarios,
+    heads: HeadsLike | None = None,
+    *,
+    metric: Metric = "log_prob",
+    method: AblationMethod = "zero",
+    reference: PromptsLike | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> HeadEffects:
+    """Ablate every head by itself and measure what that does to the metric on each prompt.
+
+    The same as `ablate_heads` head by head, but for rounding. Where there are few prompts, several
+    heads of a layer are ablated in one forward pass, each on its own copy of the prompts. On a
+    HookedTransformer that pass begins at their layer, which halves the work for all heads.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        scenarios: Prompts of any lengths with their targets.
+        heads: Which heads (default: all).
+        metric: "log_prob": log-probability of the target after the last token, in nats.
+            "logit_diff": the target's logit less that of the wrong answer, which every scenario
+            must have.
+        method: As in `ablate_heads`.
+        reference: Prompts for `mean` and `resample`, in any form that `read_prompts` takes. For
+            `resample` they must be as long as the longest scenario; of longer ones the first tokens
+            are used.
+        batch_size: Prompts a forward pass, the copies for several heads counted.
+        seed: Decides which reference prompt `resample` takes for which scenario.
+        progress: Called with (heads × prompts measured, heads × prompts in all).
+
+    Raises:
+        ValueError: When a head is out of range, metric or method is unknown, `logit_diff` lacks a
+            wrong answer, `mean` or `resample` lacks a reference or has too short ones, or the
+            model's logits contain NaN.
+    """
+    task = _Task.read(model, scenarios, heads, metric, batch_size)
+    if method == "resample":
+        reference = _cut_reference(model, reference, task.prompts.n_tokens)
+    substitute = _make_substitute(model, task.heads, method, reference, seed)
+    clean, values = task.empty_results()
+    n_done = 0
+    for numbers in task.batches(batch_size):
+        # Resampling pairs positions with the reference's, so its batches keep the whole length.
+        prompts = task.take(numbers, trim=method != "resample")
+        with keep_residuals(model, task.by_layer) as residuals:
+            logits = last_token_logits(model, prompts.tokens, prompts.lengths)
+        clean[numbers] = task.evaluate(logits, numbers)
+        for layer, places in task.heads_at_once(max(1, batch_size // len(numbers))):
+            with ablate_singly(model, [task.heads[i] for i in places], substitute, numbers):
+                logits = _logits_of_copies(model, prompts, len(places), layer, residuals)
+            for place, ablated in zip(places, logits.split(len(numbers)), strict=True):
+                values[place, numbers] = task.evaluate(ablated, numbers) - clean[numbers]
+            n_done += len(places) * len(numbers)
+            if progress is not None:
+                progress(n_done, values.numel())
+    return HeadEffects(
+        task.heads,
+        values.numpy(),
+        clean.numpy(),
+        metric=metric,
+        method=method,
+        estimated=False,
+        groups=scenarios.files,
+        n_forward_passes=len(task.heads) + 1,
+        n_backward_passes=0,
+    )
+
+
+@torch.inference_mode(mode=False)  # inside it nothing can be differentiated, even with enable_grad
+@torch.enable_grad()
+def estimate_effects(
+    model: Any,
+    scenarios: Scenarios,
+    heads: HeadsLike | None = None,
+    *,
+    metric: Metric = "log_prob",
+    method: Literal["zero", "mean"] = "zero",
+    reference: PromptsLike | None = None,
+    batch_size: int = 8,
+) -> HeadEffects:
+    """Estimate what `measure_effects` measures, for all heads from one gradient.
+
+    Attribution patching (Nanda 2023; Syed et al. 2023): the metric's gradient with respect to a
+    head's output, times what ablating would change of that output, summed over positions. With
+    `zero` this is the gradient of a gate on the head, at 1 (Michel et al. 2019). It is exact where
+    the metric is linear in the output; softmax and norms after the head are not.
+
+    The parameters' gradients are neither computed nor touched. Works inside `torch.no_grad`.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        scenarios: As for `measure_effects`.
+        heads: Which heads (default: all).
+        metric: As for `measure_effects`.
+        method: The ablation that is estimated: "zero" or "mean".
+        reference: Prompts for `mean`, in any form that `read_prompts` takes.
+        batch_size: Prompts a forward and backward pass.
+
+    Raises:
+        ValueError: As for `measure_effects`, and when the method is neither "zero" nor "mean".
+    """
+    if method not in ("zero", "mean"):
+        raise ValueError(f"an estimate needs method 'zero' or 'mean', got {method!r}")
+    task = _Task.read(model, scenarios, heads, metric, batch_size)
+    substitute = _make_substitute(model, task.heads, method, reference)
+    clean, values = task.empty_results()
+    for numbers in task.batches(batch_size):
+        prompts = task.take(numbers)
+        with _keep_outputs(model, task.by_layer) as outputs:
+            logits = last_token_logits(model, prompts.tokens, prompts.lengths)
+        metrics = task.evaluate(logits, numbers)
+        gradients = torch.autograd.grad(metrics.sum(), list(outputs.values()))
+        clean[numbers] = metrics.detach()
+        for (layer, z), gradient in zip(outputs.items(), gradients, strict=True):
+            places = task.by_layer[layer]
+            members = [task.heads[place] for place in places]
+            columns = [head.head for head in members]
+            change = substitute(members, z, numbers) - z.detach()[:, :, columns]
+            products = gradient[:, :, columns].float() * change.float()
+            estimates = products.sum(dim=(1, 3), dtype=torch.float64)
+            values[torch.tensor(places)[:, None], numbers] = estimates.T.cpu()
+    return HeadEffects(
+        task.heads,
+        values.numpy(),
+        clean.numpy(),
+        metric=metric,
+        method=method,
+        estimated=True,
+        groups=scenarios.files,
+        n_forward_passes=1,
+        n_backward_passes=1,
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Which heads, on which prompts, and the tokens that the metric looks at."""
+
+    heads: tuple[Head, ...]
+    prompts: Prompts
+    targets: Int[Tensor, " prompt"]
+    wrong: Int[Tensor, " prompt"] | None
+
+    @classmethod
+    def read(
+        cls,
+        model: Any,
+        scenarios: Scenarios,
+        heads: HeadsLike | None,
+        metric: Metric,
+        batch_size: int,
+    ) -> _Task:
+        if metric not in get_args(Metric):
+            raise ValueError(f"metric must be one of {list(get_args(Metric))}, got {metric!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        return cls(
+            select_heads(model, heads),
+            read_prompts(model, scenarios),
+            scenarios.targets(),
+            scenarios.wrong_targets() if metric == "logit_diff" else None,
+        )
+
+    @property
+    def by_layer(self) -> dict[int, list[int]]:
+        """The places, in `heads`, of each layer's heads."""
+        places: dict[int, list[int]] = {}
+        for place, head in enumerate(self.heads):
+            places.setdefault(head.layer, []).append(place)
+        return places
+
+    def heads_at_once(self, size: int) -> Iterator[tuple[int, list[int]]]:
+        """The places of at most `size` heads of one layer at a time, with that layer."""
+        for layer, places in self.by_layer.items():
+            for start in range(0, len(places), size):
+                yield layer, places[start : start + size]
+
+    def batches(self, size: int) -> Iterator[Int[Tensor, " some"]]:
+        """The numbers of at most `size` prompts at a time, those of like length together."""
+        yield from self.prompts.lengths.cpu().argsort(stable=True).split(size)
+
+    def take(self, numbers: Int[Tensor, " some"], trim: bool = True) -> Prompts:
+        """Some prompts, padded to the longest of them, or (`trim` False) to the longest of all."""
+        if trim:
+            return self.prompts[numbers]
+        return Prompts(self.prompts.tokens[numbers], self.prompts.lengths[numbers])
+
+    def empty_results(
+        self,
+    ) -> tuple[Float[Tensor, " prompt"], Float[Tensor, "head prompt"]]:
+        n_prompts = len(self.prompts)
+        return (
+            torch.zeros(n_prompts, dtype=torch.float64),
+            torch.zeros(len(self.heads), n_prompts, dtype=torch.float64),
+        )
+
+    def evaluate(
+        self, logits: Float[Tensor, "some d_vocab"], numbers: Int[Tensor, " some"]
+    ) -> Float[Tensor, " some"]:
+        """The metric on some prompts, on the CPU.
+
+        Raises:
+            ValueError: When the logits contain NaN.
+        """
+        scores = logits.float()
+        target = scores.gather(1, self.targets[numbers].to(scores.device)[:, None])[:, 0]
+        if self.wrong is None:
+            rest = scores.logsumexp(dim=-1)
+        else:
+            rest = scores.gather(1, self.wrong[numbers].to(scores.device)[:, None])[:, 0]
+        metrics = (target - rest).double().cpu()
+        if metrics.isnan().any():
+            raise ValueError("the model's logits contain NaN: its forward pass is broken here")
+        return metrics
+
+
+def _make_substitute(
+    model: Any,
+    heads: Sequence[Head],
+    method: AblationMethod,
+    reference: PromptsLike | None,
+    seed: int = 0,
+) -> Substitute:
+    prompts = None if reference is None else read_prompts(model, reference)
+    return make_substitute(model, heads, method, prompts, seed)
+
+
+def _cut_reference(model: Any, reference: PromptsLike | None, n_tokens: int) -> Prompts:
+    """The first tokens of the reference prompts, as many as the longest scenario has."""
+    if reference is None:
+        # Outputs drawn from the batch itself would depend on how scenarios fall into batches.
+        raise ValueError("measuring with method 'resample' needs reference=, other prompts")
+    prompts = read_prompts(model, reference)
+    shortest = int(prompts.lengths.min())
+    if shortest < n_tokens:
+        raise ValueError(
+            "method 'resample' takes outputs from the same position: the reference has a prompt of "
+            f"{shortest} tokens, the longest scenario has {n_tokens}"
+        )
+    return Prompts(prompts.tokens[:, :n_tokens], prompts.lengths.clamp(max=n_tokens))
+
+
+def _logits_of_copies(
+    model: Any,
+    prompts: Prompts,
+    n_copies: int,
+    layer: int,
+    residuals: Mapping[int, Float[Tensor, "prompt pos d_model"]],
+) -> Float[Tensor, "copies_and_prompt d_vocab"]:
+    """Run all prompts `n_copies` times over, from `layer` on where its residual stream is known."""
+    lengths = prompts.lengths.repeat(n_copies)
+    if layer in residuals:
+        return last_token_logits(
+            model, residuals[layer].repeat(n_copies, 1, 1), lengths, start_at_layer=layer
+        )
+    return last_token_logits(model, prompts.tokens.repeat(n_copies, 1), lengths)
+
+
+@contextmanager
+def _keep_outputs(
+    model: Any, layers: Iterable[int]
+) -> Iterator[dict[int, Float[Tensor, "batch pos head d_head"]]]:
+    """Keep the heads' outputs of some layers so that a metric can be differentiated by them."""
+    outputs: dict[int, Tensor] = {}
+
+    def keeping(layer: int) -> Callable[..., Tensor]:
+        def keep(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
+            # A leaf where no parameter before it asks for a gradient.
+            outputs[layer] = z if z.requires_grad else z.detach().requires_grad_()
+            return outputs[layer]
+
+        return keep
+
+    with attach_hooks(model, [(z_hook_name(layer), keeping(layer)) for layer in layers]):
+        yield outputs

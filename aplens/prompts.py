@@ -1,0 +1,239 @@
+"""Prompts of any lengths, in any form a user has them, as one tensor padded on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from aplens.models import describe_model
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of prompts, padded on the right to the longest.
+
+    Padding on the right needs no attention mask: in a causal model no token sees a later one, so
+    what a prompt's own tokens compute is what they compute alone.
+
+    Attributes:
+        tokens: `Int[Tensor, "prompt pos"]`; 0 in the padding.
+        lengths: `Int[Tensor, "prompt"]`, tokens of each prompt.
+
+    Raises:
+        ValueError: When the shapes do not fit, or a length is not between 1 and the longest.
+    """
+
+    tokens: Int[Tensor, "prompt pos"]
+    lengths: Int[Tensor, " prompt"]
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2 or self.lengths.shape != self.tokens.shape[:1]:
+            raise ValueError(
+                "expected tokens (prompt, pos) and one length a prompt, got "
+                f"{tuple(self.tokens.shape)} and {tuple(self.lengths.shape)}"
+            )
+        longest = self.tokens.shape[1]
+        if len(self) == 0 or not 1 <= int(self.lengths.min()) <= int(self.lengths.max()) <= longest:
+            raise ValueError(
+                f"expected prompts of 1 to {longest} tokens, got lengths {self.lengths.tolist()}"
+            )
+        object.__setattr__(self, "tokens", self.tokens.masked_fill(~self.mask, 0))
+
+    @classmethod
+    def from_ids(cls, prompts: Sequence[Sequence[int]]) -> Prompts:
+        """Pad lists of token ids.
+
+        Raises:
+            ValueError: When there are no prompts, or one has no tokens.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        if not lengths or 0 in lengths:
+            where = f"prompt {lengths.index(0)} has no tokens" if lengths else "got none"
+            raise ValueError(f"expected prompts with at least one token each: {where}")
+        tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[: len(prompt)] = torch.as_tensor(prompt)
+        return cls(tokens, torch.tensor(lengths))
+
+    @classmethod
+    def from_padded(
+        cls, tokens: Int[Tensor, "prompt pos"], attention_mask: Bool[Tensor, "prompt pos"]
+    ) -> Prompts:
+        """Take the padding out of tokens padded on either side.
+
+        Args:
+            tokens: Token ids.
+            attention_mask: 1 where a token is the prompt's own.
+
+        Raises:
+            ValueError: When the shapes differ, or a prompt has no token of its own.
+        """
+        if tokens.shape != attention_mask.shape or tokens.ndim != 2:
+            raise ValueError(
+                "expected tokens and attention_mask of one shape (prompt, pos), got "
+                f"{tuple(tokens.shape)} and {tuple(attention_mask.shape)}"
+            )
+        own = attention_mask.bool()
+        return cls.from_ids([row[keep].tolist() for row, keep in zip(tokens, own, strict=True)])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: Any) -> Prompts:
+        """The prompts at a slice, positions or mask, padded to the longest among them only."""
+        lengths = self.lengths[rows]
+        return Prompts(self.tokens[rows][:, : int(lengths.max())], lengths)
+
+    def split(self, batch_size: int) -> Iterator[Prompts]:
+        """Batches in order, each padded to its own longest prompt."""
+        for start in range(0, len(self), batch_size):
+            yield self[start : start + batch_size]
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same on another device."""
+        return Prompts(self.tokens.to(device), self.lengths.to(device))
+
+    def ids(self, index: int) -> list[int]:
+        """One prompt's own token ids."""
+        return self.tokens[index, : int(self.lengths[index])].tolist()
+
+    @property
+    def mask(self) -> Bool[Tensor, "prompt pos"]:
+        """True where a token is the prompt's own."""
+        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return places < self.lengths[:, None]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.tokens.shape[1]
+
+
+@runtime_checkable
+class HasPrompts(Protocol):
+    """What knows its prompts, such as `Scenarios`."""
+
+    def prompts(self) -> Prompts:
+        """The prompts."""
+
+
+PromptsLike: TypeAlias = "Prompts | HasPrompts | str | Sequence[str] | Sequence[Sequence[int]] | Tensor | Mapping[str, Any]"
+
+
+def read_prompts(
+    model: Any,
+    prompts: PromptsLike,
+    *,
+    attention_mask: Int[Tensor, "prompt pos"] | None = None,
+    prepend_bos: bool | None = None,
+) -> Prompts:
+    """Prompts in any form, checked against the model and moved to it.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        prompts: A text or several, which the model's own `to_tokens` tokenizes one by one; token
+            ids as lists or as a tensor (of one prompt or a batch); what a Hugging Face tokenizer
+            returns (`input_ids` with `attention_mask`); scenarios; `Prompts`.
+        attention_mask: With a tensor of tokens: 1 where a token is no padding. The padding, on
+            either side, is taken out. Without it every token of a tensor counts.
+        prepend_bos: Whether texts begin with the BOS token (default: what the model does by
+            default). Token ids are taken as they are.
+
+    Raises:
+        ValueError: When there are no prompts, one is empty or longer than the model's context, a
+            token id is none of the model's, or there is text but no tokenizer.
+        TypeError: When this is no form of prompts.
+    """
+    read = _read(model, prompts, attention_mask, prepend_bos)
+    info = describe_model(model)
+    if read.n_tokens > info.n_ctx:
+        raise ValueError(
+            f"prompts of {read.n_tokens} tokens are too long: {info.name} takes {info.n_ctx}"
+        )
+    d_vocab = int(model.cfg.d_vocab)
+    if int(read.tokens.min()) < 0 or (d_vocab > 0 and int(read.tokens.max()) >= d_vocab):
+        raise ValueError(
+            f"token ids must be 0 to {d_vocab - 1} for {info.name}, got "
+            f"{int(read.tokens.min())} to {int(read.tokens.max())}"
+        )
+    return read.to(info.device)
+
+
+def _read(
+    model: Any, prompts: Any, attention_mask: Tensor | None, prepend_bos: bool | None
+) -> Prompts:
+    if isinstance(prompts, Mapping):
+        return _read_encoding(prompts)
+    if isinstance(prompts, Tensor):
+        return _read_tensor(prompts, attention_mask)
+    if attention_mask is not None:
+        raise ValueError("attention_mask goes with a tensor of tokens, which these prompts are not")
+    if isinstance(prompts, Prompts):
+        return prompts
+    if isinstance(prompts, HasPrompts):
+        return prompts.prompts()
+    if isinstance(prompts, str):
+        return Prompts.from_ids([_tokenize(model, prompts, prepend_bos)])
+    if not isinstance(prompts, Sequence):
+        raise TypeError(
+            "expected prompts as text, token ids, a tokenizer's output or scenarios, "
+            f"got {type(prompts).__name__}"
+        )
+    if prompts and all(isinstance(token, Integral) for token in prompts):
+        return Prompts.from_ids([prompts])
+    return Prompts.from_ids([_read_one(model, prompt, prepend_bos) for prompt in prompts])
+
+
+def _read_one(model: Any, prompt: Any, prepend_bos: bool | None) -> Sequence[int]:
+    if isinstance(prompt, str):
+        return _tokenize(model, prompt, prepend_bos)
+    ids = prompt.tolist() if isinstance(prompt, Tensor) else prompt
+    if not isinstance(ids, Sequence) or not all(isinstance(token, Integral) for token in ids):
+        raise TypeError(f"expected each prompt as text or token ids, got {prompt!r}")
+    return ids
+
+
+def _tokenize(model: Any, text: str, prepend_bos: bool | None) -> list[int]:
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(
+            f"{model.cfg.model_name} has no tokenizer to read {text[:40]!r} with: pass token ids"
+        )
+    options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
+    return model.to_tokens(text, truncate=False, **options)[0].tolist()
+
+
+def _read_tensor(tokens: Tensor, attention_mask: Tensor | None) -> Prompts:
+    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise ValueError(f"expected token ids, whole numbers, got {tokens.dtype}")
+    if tokens.ndim not in (1, 2) or tokens.numel() == 0:
+        raise ValueError(
+            "expected tokens as a tensor (batch, pos) or (pos,), not empty, "
+            f"got {tuple(tokens.shape)}"
+        )
+    batch = tokens.reshape(-1, tokens.shape[-1])
+    if attention_mask is not None:
+        return Prompts.from_padded(batch, attention_mask.reshape(-1, attention_mask.shape[-1]))
+    return Prompts(batch, torch.full((len(batch),), batch.shape[1], device=batch.device))
+
+
+def _read_encoding(encoding: Mapping[str, Any]) -> Prompts:
+    """What a Hugging Face tokenizer returns, for one text or several, as tensors or lists."""
+    if "input_ids" not in encoding:
+        raise ValueError(f"expected a mapping with 'input_ids', got the keys {sorted(encoding)}")
+    ids, mask = encoding["input_ids"], encoding.get("attention_mask")
+    if isinstance(ids, Tensor):
+        return _read_tensor(ids, mask)
+    if ids and isinstance(ids[0], Integral):
+        ids, mask = [ids], None if mask is None else [mask]
+    if mask is not None:
+        ids = [
+            [token for token, keep in zip(*row, strict=True) if keep]
+            for row in zip(ids, mask, strict=True)
+        ]
+    return Prompts.from_ids(ids)

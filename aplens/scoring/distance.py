@@ -1,0 +1,136 @@
+"""How far heads' patterns on some prompts are from their usual ones: no outcome is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from aplens.heads import Head, HeadsLike
+from aplens.patterns import stream_patterns
+from aplens.patterns.collect import select_heads
+from aplens.prompts import Prompts, PromptsLike, read_prompts
+from aplens.scoring.observing import Progress
+
+if TYPE_CHECKING:
+    from aplens.mae import APMAE
+
+#: Unit vectors that are nearer by cosine are the same but for rounding.
+_ALIKE = 1e-6
+
+
+def pattern_distances(
+    model: Any,
+    prompts: PromptsLike,
+    reference: PromptsLike,
+    *,
+    mae: APMAE,
+    heads: HeadsLike | None = None,
+    n_neighbors: int = 5,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> dict[Head, float]:
+    """How far each head's patterns on these prompts are from those on reference prompts.
+
+    A pattern's distance is the mean cosine distance of its embedding to the nearest reference
+    embeddings of the same head. It is divided by the mean distance of that head's reference
+    patterns from each other, each measured in the same way with itself left out. So 1 is as usual,
+    and 3 is three times as far as usual; the result is the mean over prompts. One prompt is enough.
+
+    An embedding depends on the prompt's length. Patterns are therefore compared at the prompt's own
+    length, with the first tokens of all reference prompts that are long enough: no token of a
+    causal model sees later ones. The reference is run and encoded again for every length among the
+    prompts, which is where the time goes; only one length's embeddings are in memory at once.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        prompts: What is looked at, in any form that `read_prompts` takes.
+        reference: What is usual: other prompts, such as ordinary text, a few dozen or more.
+        mae: The AP-MAE that encodes patterns.
+        heads: Which heads (default: all).
+        n_neighbors: How many of the nearest reference embeddings count.
+        batch_size: Prompts a forward pass.
+        progress: Called with (prompts encoded, prompts in all), reference prompts counted once for
+            each length.
+
+    Returns:
+        The distance of each head, in the order of `heads`.
+
+    Raises:
+        ValueError: When `n_neighbors` is not positive, there are no more than `n_neighbors`
+            reference prompts as long as the longest prompt, or prompts are longer than the AP-MAE
+            takes.
+    """
+    chosen = select_heads(model, heads)
+    asked, usual = read_prompts(model, prompts), read_prompts(model, reference)
+    _check(asked, usual, mae, n_neighbors)
+    lengths = asked.lengths.unique().tolist()
+    n_all = len(asked) + sum(int((usual.lengths >= length).sum()) for length in lengths)
+    n_done = 0
+
+    def embed(some: Prompts) -> Float[Tensor, "head prompt d_embed"]:
+        nonlocal n_done
+        embeddings = []
+        for rows, patterns, _ in stream_patterns(model, some, chosen, batch_size):
+            embeddings.append(_unit(mae.encode(patterns)).transpose(0, 1))
+            n_done += rows.stop - rows.start
+            if progress is not None:
+                progress(n_done, n_all)
+        return torch.cat(embeddings, dim=1)
+
+    total = torch.zeros(len(chosen), dtype=torch.float64)
+    for length in lengths:
+        ours = embed(asked[asked.lengths == length])
+        theirs = embed(_first_tokens(usual, length))
+        far = _nearest_distances(ours, theirs, n_neighbors)
+        usually = _nearest_distances(theirs, theirs, n_neighbors, leave_out_self=True).mean(dim=1)
+        ratios = far.clamp(min=_ALIKE) / usually.clamp(min=_ALIKE)[:, None]
+        total += ratios.sum(dim=1).double().cpu()
+    return dict(zip(chosen, (total / len(asked)).tolist(), strict=True))
+
+
+def _check(prompts: Prompts, reference: Prompts, mae: APMAE, n_neighbors: int) -> None:
+    if n_neighbors < 1:
+        raise ValueError(f"n_neighbors must be 1 or more, got {n_neighbors}")
+    mae.grid.n_rows_for(prompts.n_tokens)  # refuses prompts that are too long for it
+    n_long = int((reference.lengths >= prompts.n_tokens).sum())
+    if n_long <= n_neighbors:
+        raise ValueError(
+            f"comparing with {n_neighbors} neighbors needs at least {n_neighbors + 1} reference "
+            f"prompts as long as the longest prompt, {prompts.n_tokens} tokens: "
+            f"{n_long} of {len(reference)} are"
+        )
+
+
+def _first_tokens(reference: Prompts, n_tokens: int) -> Prompts:
+    """The beginnings, of one length, of those prompts that are long enough."""
+    long = reference.lengths >= n_tokens
+    return Prompts(reference.tokens[long, :n_tokens], reference.lengths[long].clamp(max=n_tokens))
+
+
+def _unit(embeddings: Float[Tensor, "*pattern d_embed"]) -> Float[Tensor, "*pattern d_embed"]:
+    """Scaled to length 1, since embeddings are compared by direction; zeros stay."""
+    return torch.nn.functional.normalize(embeddings, dim=-1)
+
+
+def _nearest_distances(
+    rows: Float[Tensor, "head row d_embed"],
+    others: Float[Tensor, "head other d_embed"],
+    n_neighbors: int,
+    *,
+    leave_out_self: bool = False,
+) -> Float[Tensor, "head row"]:
+    """Mean cosine distance of each row to the nearest of the others.
+
+    Args:
+        rows: Unit vectors.
+        others: Unit vectors.
+        n_neighbors: How many of the nearest.
+        leave_out_self: `others` are the rows themselves: a row is no neighbor of its own.
+    """
+    distances = (1 - rows @ others.transpose(1, 2)).clamp(min=0)
+    if leave_out_self:
+        distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return distances.topk(n_neighbors, dim=-1, largest=False).values.mean(dim=-1)

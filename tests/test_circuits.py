@@ -1,0 +1,589 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import HAS_HOOKED, make_tiny_hooked
+from families import D_VOCAB, N_HEADS, make_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from transformer_lens import patching
+
+from aplens import Head, HeadRanking
+from aplens.circuits import PatchingTable, activation_patch, logit_difference, path_patch, paths
+from aplens.models import attach_hooks, describe_model
+from aplens.prompts import Prompts
+
+HAS_FUNCTION = hasattr(patching, "get_act_patch_direct_path")
+CLEAN, CORRUPTED = torch.randint(
+    1, D_VOCAB, (2, 3, 12), generator=torch.Generator().manual_seed(0)
+).unbind()
+METRIC = logit_difference([5, 6, 7], [8, 9, 10])
+
+
+def run(model, tokens, *hooks):
+    """The logits with hooks on, without the module under test."""
+    with torch.no_grad(), attach_hooks(model, hooks):
+        return model(tokens)
+
+
+def cache(model, tokens, *names):
+    seen = {}
+    run(
+        model,
+        tokens,
+        *((name, lambda x, hook, name=name: seen.update({name: x.clone()})) for name in names),
+    )
+    return seen
+
+
+def write_by_hand(model, sender):
+    """What the sender writes more in the clean run."""
+    name = f"blocks.{sender.layer}.attn.hook_z"
+    change = cache(model, CLEAN, name)[name] - cache(model, CORRUPTED, name)[name]
+    return change[:, :, sender.head] @ model.blocks[sender.layer].attn.W_O[sender.head]
+
+
+def path_by_hand(model, sender, receiver, component):
+    """The metric when the receiver's own normed, projected copy of the residual has the write."""
+    block = model.blocks[receiver.layer]
+    before = f"blocks.{receiver.layer}.hook_resid_pre"
+    residual = cache(model, CORRUPTED, before)[before] + write_by_hand(model, sender)
+    weight = getattr(block.attn, f"W_{component.upper()}")[receiver.head]
+    with torch.no_grad():
+        own = block.ln1(residual) @ weight
+        bias = getattr(block.attn, f"b_{component.upper()}")
+        own = own if bias is None else own + bias.reshape(-1, weight.shape[-1])[receiver.head]
+
+    def replace(value, hook):
+        value = value.clone()
+        value[:, :, receiver.head] = own
+        return value
+
+    name = f"blocks.{receiver.layer}.attn.hook_{component}"
+    return METRIC(run(model, CORRUPTED, (name, replace))).item()
+
+
+def hooks_of(model):
+    return {
+        (name, len(point.fwd_hooks), len(point._forward_hooks))
+        for name, point in model.hook_dict.items()
+    }
+
+
+@pytest.mark.parametrize("activation", ["z", "q", "k", "v", "pattern"])
+def test_activation_patching_is_what_a_hook_does_by_hand(tiny_model, activation):
+    heads = (Head(2, 1), Head(0, 3))
+    table = activation_patch(
+        tiny_model, CLEAN, CORRUPTED, heads, metric=METRIC, activation=activation
+    )
+    place = 1 if activation == "pattern" else 2
+    for head, value in zip(heads, table.frame["metric"], strict=True):
+        name = f"blocks.{head.layer}.attn.hook_{activation}"
+        clean = cache(tiny_model, CLEAN, name)[name]
+
+        def replace(x, hook, clean=clean, head=head):
+            keep = torch.arange(x.shape[place]) == head.head
+            return torch.where(keep.reshape([-1] + [1] * (3 - place)), clean, x)
+
+        expected = METRIC(run(tiny_model, CORRUPTED, (name, replace))).item()
+        assert value == pytest.approx(expected, abs=1e-5)
+    clean, corrupted = (METRIC(run(tiny_model, tokens)).item() for tokens in (CLEAN, CORRUPTED))
+    assert (table.clean, table.corrupted) == pytest.approx((clean, corrupted), abs=1e-6)
+    shares = (table.frame["metric"] - corrupted) / (clean - corrupted)
+    torch.testing.assert_close(
+        torch.tensor(table.frame["recovered"]), torch.tensor(shares), atol=1e-5, rtol=0
+    )
+    assert table.n_forward_passes == 4
+    assert list(table.frame["name"]) == ["L2H1", "L0H3"]
+    assert list(table.frame["activation"]) == [activation] * 2
+
+
+@pytest.mark.parametrize("activation", ["z", "pattern"])
+def test_positions_are_patched_one_at_a_time(tiny_model, activation):
+    table = activation_patch(
+        tiny_model,
+        CLEAN,
+        CORRUPTED,
+        "L1H2",
+        metric=METRIC,
+        activation=activation,
+        by_position=True,
+    )
+    assert list(table.frame["position"]) == list(range(12))
+    name = f"blocks.1.attn.hook_{activation}"
+    clean = cache(tiny_model, CLEAN, name)[name]
+
+    def replace(x, hook):
+        x = x.clone()
+        at = (slice(None), 2, 7) if activation == "pattern" else (slice(None), 7, 2)
+        x[at] = clean[at]
+        return x
+
+    expected = METRIC(run(tiny_model, CORRUPTED, (name, replace))).item()
+    assert table.frame["metric"][7] == pytest.approx(expected, abs=1e-5)
+    assert table.frame["metric"].nunique() > 6
+
+
+def test_the_only_head_recovers_everything_where_nothing_else_differs():
+    """The last token is the same, and what came before reaches it only through the head."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from aplens.models.classes import build
+
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=16, n_positions=16, vocab_size=101)
+    hf_model = GPT2LMHeadModel(config).eval()
+    hf_model.set_attn_implementation("eager")
+    options = {"name": "one-head", "device": "cpu", "dtype": torch.float32}
+    model = build("bridge", hf_model, None, **options)
+    corrupted = torch.cat([CORRUPTED[:, :-1], CLEAN[:, -1:]], dim=1)
+    table = activation_patch(model, CLEAN, corrupted, "L0H0", metric=METRIC)
+    assert table.frame["recovered"].item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_a_path_carries_the_senders_write_into_one_receiver_alone(tiny_model, component):
+    senders, receivers = (Head(0, 1), Head(1, 3)), (Head(2, 0), Head(1, 2))
+    table = path_patch(
+        tiny_model, CLEAN, CORRUPTED, senders, receivers, metric=METRIC, component=component
+    )
+    frame = table.to_frame()
+    assert list(zip(frame["sender"], frame["receiver"], strict=True)) == [
+        ("L0H1", "L2H0"),
+        ("L0H1", "L1H2"),
+        ("L1H3", "L2H0"),  # and no path from L1H3 to L1H2
+    ]
+    for row in frame.itertuples():
+        sender = Head(row.sender_layer, row.sender_head)
+        receiver = Head(row.receiver_layer, row.receiver_head)
+        expected = path_by_hand(tiny_model, sender, receiver, component)
+        assert row.metric == pytest.approx(expected, abs=1e-5)
+        assert row.component == component
+    assert (frame["metric"] - table.corrupted).abs().max() > 1e-3
+    assert table.n_forward_passes == 2 + len(frame) + len(senders)
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="the forked inputs of a HookedTransformer")
+@pytest.mark.parametrize("normalization", ["LN", "RMS", "RMSPre", None])
+def test_hooks_give_what_the_forked_inputs_give(normalization):
+    """`use_split_qkv_input` gives each head its own residual stream to add the write to."""
+    model = make_tiny_hooked(normalization_type=normalization)
+    sender, receiver = Head(0, 2), Head(1, 3)
+    table = path_patch(model, CLEAN, CORRUPTED, sender, receiver, metric=METRIC, component="k")
+    write = write_by_hand(model, sender)
+
+    def add(value, hook):
+        value = value.clone()
+        value[:, :, receiver.head] += write
+        return value
+
+    model.set_use_split_qkv_input(True)
+    expected = METRIC(run(model, CORRUPTED, ("blocks.1.hook_k_input", add))).item()
+    assert table.frame["metric"].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.skipif(not HAS_FUNCTION, reason="get_act_patch_direct_path came with 4.0")
+@pytest.mark.parametrize("family", ["gpt2", "pythia", "llama", "starcoder2"])
+def test_transformer_lens_and_hooks_agree(family, monkeypatch):
+    model = make_model(family, "bridge")
+    senders = [Head(0, head) for head in range(N_HEADS)]
+    options = {"metric": METRIC, "component": "q"}
+    by_function = path_patch(model, CLEAN, CORRUPTED, senders, **options)
+    names = [f"blocks.0.attn.hook_{activation}" for activation in ("z",)]
+    direct = patching.get_act_patch_direct_path(
+        model,
+        CORRUPTED,
+        cache(model, CLEAN, *names),
+        cache(model, CORRUPTED, *names),
+        METRIC,
+        0,
+        1,
+        "q",
+        verbose=False,
+    )
+    rows = by_function.frame[by_function.frame["sender"] == "L0H1"]
+    torch.testing.assert_close(torch.tensor(rows["metric"].to_numpy()).float(), direct[1])
+    assert by_function.n_forward_passes == 2 + N_HEADS**2
+
+    receivers = [Head(1, head) for head in range(N_HEADS)]
+    by_hooks = path_patch(model, CLEAN, CORRUPTED, senders, receivers, **options)
+    assert list(by_hooks.frame["receiver"]) == list(by_function.frame["receiver"])
+    torch.testing.assert_close(
+        torch.tensor(by_hooks.frame["metric"]),
+        torch.tensor(by_function.frame["metric"]),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    assert (by_hooks.frame["metric"] - by_hooks.corrupted).abs().max() > 1e-4
+
+
+def test_without_receivers_every_later_head_receives(tiny_model):
+    table = path_patch(tiny_model, CLEAN, CORRUPTED, "L1H0, L2H1", metric=METRIC)
+    assert list(table.frame["receiver"]) == ["L2H0", "L2H1", "L2H2", "L2H3"]
+    expected = path_by_hand(tiny_model, Head(1, 0), Head(2, 3), "q")
+    assert table.frame["metric"].iloc[-1] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_direct_effect_on_the_logits_skips_all_later_layers(tiny_model):
+    senders = (Head(0, 1), Head(2, 3))
+    table = path_patch(tiny_model, CLEAN, CORRUPTED, senders, "logits", metric=METRIC)
+    assert set(table.frame["receiver"]) == {"logits"}
+    assert table.frame[["receiver_layer", "receiver_head", "component"]].isna().all(axis=None)
+    final = cache(tiny_model, CORRUPTED, "blocks.2.hook_resid_post")["blocks.2.hook_resid_post"]
+    for sender, value in zip(senders, table.frame["metric"], strict=True):
+        with torch.no_grad():
+            residual = final + write_by_hand(tiny_model, sender)
+            expected = METRIC(tiny_model.unembed(tiny_model.ln_final(residual))).item()
+        assert value == pytest.approx(expected, abs=1e-5)
+    assert table.n_forward_passes == 4
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    heads=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), min_size=1, max_size=3),
+    component=st.sampled_from(["q", "k", "v"]),
+)
+def test_patching_a_run_into_itself_changes_nothing(tiny_model, heads, component):
+    heads = [Head(*head) for head in heads]
+    with pytest.warns(UserWarning, match="nothing to recover"):
+        single = activation_patch(
+            tiny_model, CLEAN, CLEAN, heads, metric=METRIC, activation=component
+        )
+    with pytest.warns(UserWarning, match="nothing to recover"):
+        path = path_patch(
+            tiny_model, CLEAN, CLEAN, heads, "L2H0, L1H1", metric=METRIC, component=component
+        )
+    for table in (single, path):
+        assert table.frame["metric"].to_list() == pytest.approx(
+            [table.clean] * len(table), abs=1e-5
+        )
+        assert table.frame["recovered"].isna().all()
+        for refused in (table.plot, lambda table=table: table.top(1)):
+            with pytest.raises(ValueError, match="nothing to recover"):
+                refused()
+
+
+@pytest.mark.parametrize("component", ["k", "v"])
+def test_shared_keys_and_values_are_refused_with_the_numbers(component):
+    model = make_model("llama", "bridge")
+    with pytest.raises(ValueError, match="2 heads, shared by 4 query heads"):
+        activation_patch(model, CLEAN, CORRUPTED, "L1H3", metric=METRIC, activation=component)
+    for receivers in (None, "L1H3"):
+        with pytest.raises(ValueError, match="2 heads, shared by 4 query heads"):
+            path_patch(
+                model, CLEAN, CORRUPTED, "L0H1", receivers, metric=METRIC, component=component
+            )
+
+
+@pytest.mark.parametrize("receivers", [None, "L1H0", "logits"])
+def test_a_normalized_write_is_refused(receivers):
+    model = make_model("gemma3", "bridge")
+    with pytest.raises(ValueError, match="layer 0 of tiny-gemma3 normalizes or scales"):
+        path_patch(model, CLEAN, CORRUPTED, "L0H1", receivers, metric=METRIC)
+    assert len(activation_patch(model, CLEAN, CORRUPTED, "L0H1", metric=METRIC)) == 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia", "llama", "starcoder2", "mistral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_families_that_write_plainly_are_patched(family, dtype):
+    model = make_model(family, "bridge", dtype)
+    table = path_patch(model, CLEAN, CORRUPTED, "L0H1", "L1H3", metric=METRIC)
+    if dtype == torch.float32:
+        expected = path_by_hand(model, Head(0, 1), Head(1, 3), "q")
+        assert table.frame["metric"].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_compatibility_mode_gives_the_same(tiny_bridge):
+    model, processed = make_model("gpt2", "bridge"), make_model("gpt2", "bridge")
+    processed.enable_compatibility_mode()
+    tables = [
+        path_patch(each, CLEAN, CORRUPTED, "L0H1", "L1H3", metric=METRIC)
+        for each in (model, processed)
+    ]
+    first, second = (table.frame["recovered"].item() for table in tables)
+    assert first == pytest.approx(second, abs=1e-3)
+
+
+def test_other_peoples_hooks_and_flags_survive(tiny_model):
+    calls = []
+    point = tiny_model.hook_dict["blocks.0.attn.hook_z"]
+    with attach_hooks(tiny_model, [("blocks.0.attn.hook_z", lambda z, hook: calls.append(1))]):
+        before = hooks_of(tiny_model)
+        activation_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", metric=METRIC)
+        assert len(calls) == 3
+        for receivers in (None, "L1H0", "logits"):
+            path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", receivers, metric=METRIC)
+        assert hooks_of(tiny_model) == before
+        assert len(point.fwd_hooks) == 1
+    assert not tiny_model.cfg.use_split_qkv_input
+
+
+@pytest.mark.parametrize("receivers", [None, "L1H0", "logits"])
+@pytest.mark.parametrize("fails_at", [1, 3])
+def test_everything_comes_off_when_the_metric_fails(tiny_model, receivers, fails_at):
+    bar, before = patching.tqdm, hooks_of(tiny_model)
+    calls = []
+
+    def metric(logits):
+        calls.append(1)
+        return METRIC(logits) if len(calls) < fails_at else torch.tensor(math.nan)
+
+    with pytest.raises(ValueError, match="metric must be finite, got nan"):
+        path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", receivers, metric=metric)
+    calls.clear()
+    with pytest.raises(ValueError, match="metric must be finite, got nan"):
+        activation_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", metric=metric)
+    assert hooks_of(tiny_model) == before
+    assert patching.tqdm is bar
+    assert not tiny_model.cfg.use_split_qkv_input
+
+
+def test_everything_comes_off_when_a_run_fails(tiny_model):
+    def fail(z, hook):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of luck")
+
+    for patch in (
+        lambda: activation_patch(tiny_model, CLEAN, CORRUPTED, "L1H0", metric=METRIC),
+        lambda: path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", "L1H0", metric=METRIC),
+        lambda: path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", metric=METRIC),
+    ):
+        calls, before = [], hooks_of(tiny_model)
+        with (
+            attach_hooks(tiny_model, [("blocks.1.attn.hook_z", fail)]),
+            pytest.raises(RuntimeError, match="out of luck"),
+        ):
+            patch()
+        assert hooks_of(tiny_model) == before
+
+
+def test_nothing_is_printed_and_progress_is_told(tiny_model, capsys):
+    told = []
+    options = {"metric": METRIC, "progress": lambda done, total: told.append((done, total))}
+    activation_patch(tiny_model, CLEAN, CORRUPTED, "L0H0, L0H1", **options)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    told.clear()
+    path_patch(tiny_model, CLEAN, CORRUPTED, "L1H0", **options)
+    assert told[-1] == (6, 6)
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
+
+
+def test_a_ranking_is_a_selection(tiny_model):
+    scores = {"layer": [2, 0], "head": [1, 3], "importance": [0.9, 0.1]}
+    zeros = {name: [0.0, 0.0] for name in ("mean", "toward_incorrect", "toward_correct")}
+    import pandas as pd
+
+    ranking = HeadRanking(pd.DataFrame(scores | zeros), model_name="tiny", n_layers=3, n_heads=4)
+    table = activation_patch(tiny_model, CLEAN, CORRUPTED, ranking, metric=METRIC)
+    assert list(table.frame["name"]) == ["L2H1", "L0H3"]
+
+
+def test_padded_prompts_are_patched_as_if_each_stood_alone(tiny_model):
+    short, long = (CLEAN[0, :7], CORRUPTED[0, :7]), (CLEAN[1], CORRUPTED[1])
+    lengths = [7, 12]
+    clean, corrupted = (
+        Prompts.from_ids([a.tolist(), b.tolist()]) for a, b in zip(short, long, strict=True)
+    )
+    together = activation_patch(
+        tiny_model, clean, corrupted, "L1H1", metric=logit_difference([5, 6], [8, 9], lengths)
+    )
+    alone = [
+        activation_patch(tiny_model, *pair, "L1H1", metric=logit_difference([right], [wrong]))
+        for pair, right, wrong in ((short, 5, 8), (long, 6, 9))
+    ]
+    expected = sum(table.frame["metric"].item() for table in alone) / 2
+    assert together.frame["metric"].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_gradients_are_not_needed_and_not_kept(tiny_model):
+    seen = []
+
+    def metric(logits):
+        seen.append(logits.requires_grad)
+        return METRIC(logits)
+
+    with torch.enable_grad():
+        path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", "L1H0", metric=metric)
+    assert seen == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corrupted": CORRUPTED[:, :-1]}, r"\(3, 12\) and \(3, 11\)"),
+        ({"corrupted": CORRUPTED[:2]}, r"\(3, 12\) and \(2, 12\)"),
+        ({"heads": "L3H0"}, "layer 3 is out of range for 3 layers"),
+        ({"heads": "L0H4"}, "head 4 is out of range for 4 heads"),
+        ({"heads": []}, "no heads were chosen"),
+        ({"activation": "result"}, "activation must be one of .* got 'result'"),
+        ({"metric": lambda logits: logits[:, -1, 0]}, r"metric must be a scalar, got shape \(3,\)"),
+        ({"metric": lambda logits: torch.tensor(math.inf)}, "metric must be finite, got inf"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tiny_model, changes, message):
+    asked = {"clean": CLEAN, "corrupted": CORRUPTED, "heads": "L0H0", "metric": METRIC} | changes
+    with pytest.raises(ValueError, match=message):
+        activation_patch(tiny_model, **asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"receivers": "L1H0, L0H0"}, "senders|sender is in layer 1, the last receiver in layer 1"),
+        ({"senders": "L2H0", "receivers": None}, "first sender is in layer 2"),
+        ({"receivers": "L3H0"}, "layer 3 is out of range"),
+        ({"component": "z"}, "component must be one of .* got 'z'"),
+        ({"corrupted": CORRUPTED[:2]}, r"\(3, 12\) and \(2, 12\)"),
+    ],
+)
+def test_paths_that_make_no_sense_are_refused(tiny_model, changes, message):
+    asked = {"clean": CLEAN, "corrupted": CORRUPTED, "senders": "L1H0", "metric": METRIC} | changes
+    with pytest.raises(ValueError, match=message):
+        path_patch(tiny_model, **asked)
+
+
+def test_prompts_of_other_lengths_than_their_clean_ones_are_refused(tiny_model):
+    clean = Prompts.from_ids([[1, 2, 3], [4, 5]])
+    corrupted = Prompts.from_ids([[1, 2], [3, 4, 5]])
+    with pytest.raises(ValueError, match=r"lengths \[3, 2\] and \[2, 3\]"):
+        activation_patch(tiny_model, clean, corrupted, "L0H0", metric=METRIC)
+
+
+def test_a_bridge_in_training_mode_is_refused():
+    model = make_model("gpt2", "bridge").train()
+    with pytest.raises(ValueError, match=r"tiny-gpt2 is in training mode: call model.eval\(\)"):
+        activation_patch(model, CLEAN, CORRUPTED, "L0H0", metric=METRIC)
+    model.eval()
+    assert len(activation_patch(model, CLEAN, CORRUPTED, "L0H0", metric=METRIC)) == 1
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="a HookedTransformer")
+def test_attention_only_models_and_left_padding_tokenizers_are_patched():
+    from types import SimpleNamespace
+
+    model = make_tiny_hooked(attn_only=True)
+    table = path_patch(model, CLEAN, CORRUPTED, "L0H0", "L1H0", metric=METRIC)
+    assert table.frame["metric"].item() == pytest.approx(
+        path_by_hand(model, Head(0, 0), Head(1, 0), "q"), abs=1e-5
+    )
+    # Tokens that look like padding at a prompt's start are its own all the same.
+    clean, corrupted = CLEAN.clone(), CORRUPTED.clone()
+    clean[:, 0] = corrupted[:, 0] = 0
+    expected = activation_patch(model, clean, corrupted, "L0H0", metric=METRIC)
+    model.tokenizer = SimpleNamespace(padding_side="left", pad_token_id=0, bos_token_id=1)
+    found = activation_patch(model, clean, corrupted, "L0H0", metric=METRIC)
+    assert found.frame["metric"].item() == pytest.approx(expected.frame["metric"].item())
+
+
+def test_the_logit_difference_reads_each_prompts_last_token():
+    logits = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4) ** 2
+    expected = ((logits[0, 1, 3] - logits[0, 1, 0]) + (logits[1, 2, 2] - logits[1, 2, 1])) / 2
+    assert logit_difference([3, 2], [0, 1], lengths=[2, 3])(logits) == expected
+    expected = ((logits[0, 2, 3] - logits[0, 2, 0]) + (logits[1, 2, 2] - logits[1, 2, 1])) / 2
+    assert logit_difference(torch.tensor([3, 2]), [0, 1])(logits.bfloat16().float()) is not None
+    assert logit_difference(torch.tensor([3, 2]), [0, 1])(logits) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1, 2], [3]), "2 answers and 1 wrong answers"),
+        (([1, 2], [3, 4], [5]), "1 lengths"),
+        (([1, 2], [3, 2]), "prompt 1 has token 2 as right and as wrong"),
+        (([1.5], [3]), "answers must be one whole number a prompt, got torch.float32"),
+        (([[1]], [3]), r"answers must be one whole number a prompt, got torch.int64 of shape \(1"),
+        (([], []), "answers must be one whole number a prompt"),
+        (([-1], [3]), "answers must be 0 or more, got -1"),
+        (([1], [3], [0]), "lengths must be 1 or more, got 0"),
+    ],
+)
+def test_a_logit_difference_that_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        logit_difference(*arguments)
+
+
+def test_a_logit_difference_of_other_prompts_is_refused():
+    with pytest.raises(ValueError, match="expected logits of 1 prompts, got 2"):
+        logit_difference([1], [2])(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match="token id 4 is not in a vocabulary of 4"):
+        logit_difference([1], [4])(torch.zeros(1, 3, 4))
+
+
+def test_top_orders_heads_by_their_best_row(tiny_model):
+    heads = [Head(0, head) for head in range(4)] + [Head(1, head) for head in range(4)]
+    table = activation_patch(tiny_model, CLEAN, CORRUPTED, heads, metric=METRIC)
+    frame = table.to_frame().sort_values("recovered", ascending=False)
+    assert [str(head) for head in table.top(3)] == list(frame["name"][:3])
+    assert len(table.top(100)) == 8
+    frame["recovered"] = 0.0
+    assert table.frame["recovered"].abs().max() > 0  # a copy
+    with pytest.raises(ValueError, match="k must be 0 or more"):
+        table.top(-1)
+    table = path_patch(tiny_model, CLEAN, CORRUPTED, heads, metric=METRIC)
+    best = table.to_frame().nlargest(1, "recovered")["sender"].item()
+    assert str(table.top(1)[0]) == best
+
+
+def test_bars_show_the_heads_that_moved_the_metric_furthest(tiny_model):
+    heads = describe_model(tiny_model).heads
+    table = activation_patch(tiny_model, CLEAN, CORRUPTED, heads, metric=METRIC)
+    figure = table.plot(k=5)
+    assert isinstance(figure, Figure)
+    axes = figure.axes[0]
+    drawn = [bar.get_width() for bar in axes.patches]
+    furthest = table.frame["recovered"].abs().nlargest(5).index
+    assert drawn == sorted(table.frame["recovered"][furthest])
+    assert "recovered" in axes.get_xlabel()
+    logits = path_patch(tiny_model, CLEAN, CORRUPTED, heads, "logits", metric=METRIC)
+    assert len(logits.plot().axes[0].patches) == len(heads)
+    with pytest.raises(ValueError, match="k must be 1 or more"):
+        table.plot(k=0)
+
+
+def test_maps_put_each_share_in_its_place(tiny_model):
+    senders = (Head(1, 1), Head(0, 2))
+    table = path_patch(tiny_model, CLEAN, CORRUPTED, senders, "L2H0, L1H3", metric=METRIC)
+    axes = table.plot().axes[0]
+    shares = table.frame["recovered"]
+    drawn = torch.tensor(axes.images[0].get_array().filled(math.nan))
+    expected = torch.tensor([[math.nan, shares[0]], [shares[2], shares[1]]])
+    torch.testing.assert_close(drawn, expected.double(), equal_nan=True)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["L1H3", "L2H0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["L1H1", "L0H2"]
+    table = activation_patch(tiny_model, CLEAN, CORRUPTED, senders, metric=METRIC, by_position=True)
+    assert table.plot().axes[0].images[0].get_array().shape == (2, 12)
+
+
+NAMES = [(" Mary", " John"), (" Tom", " James"), (" Sarah", " Paul"), (" Anna", " Mark")]
+
+
+@pytest.mark.real
+def test_some_head_of_smollm2_carries_the_indirect_object(smollm2):
+    text = "When{} and{} went to the store,{} gave a drink to"
+    clean = [text.format(a, b, b) for a, b in NAMES]
+    corrupted = [text.format(a, b, a) for a, b in NAMES]
+    answers = [smollm2.to_tokens(a, prepend_bos=False)[0, 0].item() for a, _ in NAMES]
+    wrong = [smollm2.to_tokens(b, prepend_bos=False)[0, 0].item() for _, b in NAMES]
+    metric = logit_difference(answers, wrong)
+    heads = {layer: range(9) for layer in range(14, 24)}
+    table = activation_patch(smollm2, clean, corrupted, heads, metric=metric)
+    assert table.clean > 1 > -1 > table.corrupted
+    assert table.frame["recovered"].map(math.isfinite).all()
+    best = table.frame["recovered"].max()
+    assert 0.05 < best < 1
+
+    senders = table.top(2)
+    paths = path_patch(smollm2, clean, corrupted, senders, "logits", metric=metric)
+    assert isinstance(paths, PatchingTable)
+    assert paths.frame["recovered"].map(math.isfinite).all()
+    receivers = [head for head in table.top(8) if head.layer > min(senders).layer][:2]
+    if receivers:
+        queries = path_patch(smollm2, clean, corrupted, senders, receivers, metric=metric)
+        assert queries.frame["recovered"].map(math.isfinite).all()

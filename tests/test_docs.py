@@ -1,0 +1,204 @@
+"""The documentation site: built strictly, complete, offline, and its code runs as it stands.
+
+Blocks marked `python` run, page by page from top to bottom; those marked `py` are sketches with
+names or files of the reader's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+import aplens
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", flags=re.DOTALL | re.MULTILINE)
+RUNNABLE = (
+    "index.md",
+    "getting-started.md",
+    *sorted(f"how-to/{p.name}" for p in DOCS.glob("how-to/*")),
+)
+
+
+def blocks_of(page: str) -> list[str]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return [textwrap.dedent(code) for _, code in BLOCK.findall(text)]
+
+
+PAGES_WITH_CODE = [page for page in RUNNABLE if blocks_of(page)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("mkdocs", reason="the group `docs` is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+class Page(HTMLParser):
+    """A page's tags with their attributes, and what it loads when it is opened."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    @property
+    def ids(self):
+        return {attributes["id"] for _, attributes in self.tags if "id" in attributes}
+
+    @property
+    def loaded(self):
+        for tag, attributes in self.tags:
+            if tag == "link" and attributes.get("rel") != "canonical":
+                yield attributes["href"]
+            elif tag != "a" and attributes.get("src"):
+                yield attributes["src"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
+def test_a_pages_code_runs_as_it_stands(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks_of(page):
+        exec(compile(block, page, "exec"), names)
+    if page == "getting-started.md":
+        assert names["patterns"].values.shape[:2] == (2, 2)
+        assert names["embeddings"].shape[:2] == (2, 2)
+        assert len(names["ranking"]) == 270
+        ranked, random = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines())
+        assert ranked < random - 0.5  # without the ranked heads the answer loses more
+    if page == "how-to/score-heads.md":
+        assert {"error", "relative_error", "variation", "template"} <= set(names["table"].columns)
+    if page == "how-to/look.md":
+        assert (tmp_path / "heads.html").stat().st_size > 10_000
+
+
+def test_the_important_pages_have_code_that_runs():
+    assert {"getting-started.md", "how-to/rank-heads.md", "how-to/path-patching.md"} <= set(
+        PAGES_WITH_CODE
+    )
+
+
+def test_commands_in_the_docs_exist():
+    from typer.main import get_command
+
+    from aplens.cli import app
+
+    text = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    fenced = re.findall(r"^ *```(?:\w+)?\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    code = "\n".join([*fenced, *re.findall("`([^`\n]+)`", text)])
+    targets = set(re.findall(r"^ *make ([a-z-]+)", code, re.MULTILINE))
+    commands = set(re.findall(r"^ *aplens ([a-z]+)", code, re.MULTILINE))
+    assert {"demo", "docs-pictures"} <= targets
+    assert {"run", "train", "evaluate"} <= commands
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert commands <= set(get_command(app).commands)
+
+
+def test_pictures_are_small_and_shown():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    pictures = sorted(DOCS.glob("images/*"))
+    assert len(pictures) >= 6
+    for picture in pictures:
+        assert picture.stat().st_size < 100_000, picture.name
+        assert f"images/{picture.name})" in text, picture.name
+
+
+def test_every_public_name_is_in_the_reference(site):
+    documented = set().union(*(Page(path).ids for path in site.glob("reference/*/index.html")))
+    homes = {name: aplens._HOME[name] for name in aplens.__all__}
+    missing = [name for name, home in homes.items() if f"{home}.{name}" not in documented]
+    assert missing == []
+    assert "aplens.heads.HeadRanking.top" in documented  # methods too
+
+
+def test_nothing_comes_from_another_server(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    for path in pages:
+        loaded = list(Page(path).loaded)
+        assert loaded
+        assert [url for url in loaded if urlsplit(url).netloc] == [], path
+    for path in site.rglob("*.css"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"@import|url\([\"']?(?:https?:)?//", text), path
+
+
+@pytest.fixture(scope="module")
+def served(site):
+    """The site's address on this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(site))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page_path", ["", "getting-started/", "concepts/", "reference/patterns/"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 400)])
+def test_pages_render_offline(served, chromium, page_path, scheme, width):
+    context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    page = context.new_page()
+    logged, requested = [], []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.on("request", lambda request: requested.append(request.url))
+    page.goto(served + page_path)
+    page.wait_for_load_state("networkidle")
+    own = (served, "data:", "blob:")
+    assert logged == []
+    assert [url for url in requested if not url.startswith(own)] == []
+    assert page.locator("h1").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 100)")
+    assert page.locator("body").get_attribute("data-md-color-scheme") == (
+        "slate" if scheme == "dark" else "default"
+    )
+    context.close()
+
+
+@pytest.mark.browser
+def test_search_finds_a_name(served, chromium):
+    page = chromium.new_page(viewport={"width": 1300, "height": 900})
+    page.goto(served)
+    page.fill("input.md-search__input", "collect_patterns")
+    page.wait_for_selector("a.md-search-result__link", timeout=10_000)
+    found = page.locator("a.md-search-result__link").evaluate_all("as => as.map(a => a.href)")
+    assert any("reference/patterns/" in link for link in found)
+    page.close()

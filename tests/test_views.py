@@ -1,0 +1,699 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import re
+import time
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mae_helpers import softmax_patterns, tiny_mae
+from scoring_helpers import make_mae, make_observations, make_scenarios
+
+from aplens import AttentionPatterns, Head, HeadRanking, collect_patterns, log_normalize
+from aplens.scenarios import Scenarios
+from aplens.scoring import Observations
+from aplens.scoring.clusters import HeadClusters
+from aplens.viz import View, show_clusters, show_heads, show_reconstruction
+from aplens.viz.embed import displayable, displayable_token, to_json
+from aplens.viz.heads_view import _build_heads_view, quantize
+from aplens.viz.pixels import draw_pattern
+from aplens.viz.typical import find_typical_patterns
+
+HOSTILE = [
+    "</script><script>document.title='pwned';window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=1>",
+    "\"'`><iframe srcdoc=x>",
+    "-->",
+    "<!--",
+    "]]>",
+    "${alert(1)}",
+    "{{7*7}}{% raise %}",
+    "&lt;&quot;&#39;",
+    "\\u003cscript\\u003e",
+    "\u202eevil\u2066",
+    "nul\x00\x1b[31m",
+    "\r\n\t line",
+    "\u2028\u2029\u200b\ufeff\u00a0\u3000",
+    "half \ud83d",
+    "👩‍💻🏴󠁧󠁢󠁥󠁮󠁧󠁿",
+    "שלום",
+    "変数",
+    "x" * 400,
+    "",
+]
+
+
+class FakeTokenizer:
+    """Writes token `i` as the `i`-th hostile text."""
+
+    padding_side = "right"
+
+    def decode(self, ids):
+        return " ".join(HOSTILE[index % len(HOSTILE)] for index in ids)
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, and the text of each."""
+
+    def __init__(self, document):
+        super().__init__()
+        self.elements = []
+        self.feed(document)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes), []))
+
+    def handle_data(self, data):
+        if self.elements:
+            self.elements[-1][2].append(data)
+
+    def all(self, tag):
+        return [(attributes, "".join(t)) for name, attributes, t in self.elements if name == tag]
+
+    def text_of(self, id_):
+        return next(
+            "".join(text) for _, attributes, text in self.elements if attributes.get("id") == id_
+        )
+
+    @property
+    def tags(self):
+        return [tag for tag, *_ in self.elements]
+
+
+def data_of(view):
+    return json.loads(Page(view.html).text_of("data"))
+
+
+def attention_of(view):
+    """The quantized lower triangles that a view carries."""
+    packed = Page(view.html).text_of("attention")
+    return np.frombuffer(gzip.decompress(base64.b64decode(packed)), dtype=np.uint8)
+
+
+def heads_view(cells, tokens=None, labels=None):
+    n_heads, n_tokens, _ = cells.shape
+    return _build_heads_view(
+        labels or [(f"L{i}H0", f"#{i + 1} · induction") for i in range(n_heads)],
+        cells,
+        tokens or [f"t{i}" for i in range(n_tokens)],
+        title="Attention",
+        note="note",
+    )
+
+
+def make_ranking(*heads):
+    scores = {Head(*head): float(len(heads) - place) for place, head in enumerate(heads)}
+    return HeadRanking.from_scores(scores, model_name="tiny", n_layers=3, n_heads=4)
+
+
+@pytest.fixture
+def spoken(any_model, monkeypatch):
+    """A model whose tokenizer writes hostile texts."""
+    monkeypatch.setattr(any_model, "tokenizer", FakeTokenizer(), raising=False)
+    return any_model
+
+
+# What text can do
+
+
+def test_hidden_characters_get_marks_and_visible_ones_stay():
+    assert displayable_token(" a\n\tb") == "·a↵→b"
+    assert displayable_token("\x00\x1b\r\x7f") == "␀␛␍␡"
+    assert displayable_token("\u202e\u200b") == r"\u{202E}\u{200B}"
+    assert displayable_token("\ud83d") == r"\u{D83D}"
+    for text in ("👩‍💻", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "שלום", "変数", "é", "e\u0301", "<b>&amp;</b>"):
+        assert displayable_token(text) == text
+    assert len(displayable_token("x" * 400)) == 24
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=60))
+def test_displayed_text_has_nothing_invisible_and_can_be_written(text):
+    for shown in (displayable(text), displayable_token(text)):
+        shown.encode("utf-8")
+        assert not re.search(
+            "[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069]", shown
+        )
+    assert " " not in displayable_token(text)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=())), max_size=5))
+def test_json_in_a_page_is_plain_and_reads_back(texts):
+    written = to_json(texts)
+    assert written.isascii()
+    assert not set("<>&") & set(written)
+    assert json.loads(written) == texts
+
+
+FRAGMENTS = st.sampled_from([*HOSTILE, "</", "script", "<", ">", '"', "'", "\\", "&", "&lt;", "--"])
+TEXTS = st.lists(st.one_of(FRAGMENTS, st.text(max_size=8)), max_size=6).map("".join)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tokens=st.lists(TEXTS, min_size=2, max_size=4), label=TEXTS)
+def test_no_text_breaks_out_of_a_view_or_its_frame(tokens, label):
+    cells = softmax_patterns(1, n_tokens=len(tokens))
+    plain = heads_view(cells)
+    view = heads_view(cells, tokens, [("L0H0", displayable(label))])
+    assert Page(view.html).tags == Page(plain.html).tags
+    data = data_of(view)
+    assert data["tokens"] == tokens
+    assert data["labels"] == [" · ".join(part for part in ("L0H0", displayable(label)) if part)]
+    ((frame, inside),) = Page(view._repr_html_()).all("iframe")
+    assert Page(view._repr_html_()).tags == ["iframe"]
+    assert frame["srcdoc"] == view.html
+    assert inside == ""
+
+
+def test_a_frame_may_run_scripts_only_where_the_view_has_any_and_never_reaches_the_notebook():
+    heads = heads_view(softmax_patterns(1, n_tokens=4))
+    still = View("t", "<p>", 100)
+    for view, allowed in ((heads, "allow-scripts"), (still, "")):
+        ((frame, _),) = Page(view._repr_html_()).all("iframe")
+        assert frame["sandbox"] == allowed
+        assert f"height:{view.height}px" in frame["style"]
+        assert frame["title"] == view.title
+
+
+def test_a_view_is_saved_whole_and_has_a_short_repr(tmp_path):
+    view = heads_view(softmax_patterns(1, n_tokens=4))
+    saved = view.save(tmp_path / "deep" / "heads.html")
+    assert saved.read_text(encoding="utf-8") == view.html
+    assert [entry.name for entry in saved.parent.iterdir()] == ["heads.html"]
+    assert re.fullmatch(r"View\('Attention', \d+ kB\)", repr(view))
+
+
+# How large, how exact
+
+
+def test_quantizing_moves_nothing_by_more_than_half_a_step():
+    cells = softmax_patterns(3, n_tokens=40)
+    values = quantize(cells)
+    rows, columns = np.tril_indices(40)
+    error = np.abs(values / 255 - cells.numpy()[:, rows, columns]).max()
+    assert 0.001 < error <= 1 / 510 + 1e-7
+
+
+def test_ten_heads_of_256_tokens_stay_small():
+    cells = softmax_patterns(10, n_tokens=256)  # more even than any real head's: packs badly
+    view = heads_view(cells)
+    assert len(attention_of(view)) == 10 * 256 * 257 // 2
+    assert len(view.html) < 900_000
+    assert len(view._repr_html_()) < 900_000
+    as_numbers = len(json.dumps(cells.tolist()))
+    carried = len(Page(view.html).text_of("attention"))
+    assert carried < as_numbers / 25
+    script = len(Page(view.html).text_of("circuitsvis"))
+    assert 100_000 < script < 500_000  # 1.3 MB as it is
+
+
+def test_views_are_the_same_every_time():
+    cells = softmax_patterns(2, n_tokens=8)
+    assert heads_view(cells) == heads_view(cells)
+
+
+# show_heads
+
+
+def test_only_the_chosen_heads_are_shown_with_rank_and_template(tiny_model):
+    tokens = torch.arange(1, 31)
+    ranking = make_ranking((2, 1), (0, 3), (1, 0))
+    view = show_heads(tiny_model, tokens, "L1H0, L2H1, L2H2", ranking=ranking)
+    labels = data_of(view)["labels"]
+    templates = "previous token|duplicate token|induction|first token|self|local|uniform|mixed"
+    for label, start in zip(labels, ("L1H0 · #3 · ", "L2H1 · #1 · ", "L2H2 · "), strict=True):
+        assert re.fullmatch(f"{re.escape(start)}({templates})", label)
+    assert [text for _, text in Page(view.html).all("b")] == ["L1H0", "L2H1", "L2H2"]
+    patterns = collect_patterns(tiny_model, tokens[None], [(1, 0), (2, 1), (2, 2)])
+    rows, columns = np.tril_indices(30)
+    shown = attention_of(view).reshape(3, -1) / 255
+    np.testing.assert_allclose(shown, patterns.values[0].numpy()[:, rows, columns], atol=1 / 500)
+
+
+def test_a_ranking_stands_for_its_six_best(any_model):
+    heads = [(layer, head) for layer in (2, 0) for head in range(4)]
+    ranking = make_ranking(*heads)
+    for view in (
+        show_heads(any_model, [1, 2, 3], ranking),
+        show_heads(any_model, [1, 2, 3], ranking=ranking),
+    ):
+        starts = [label.split(" · ")[:2] for label in data_of(view)["labels"]]
+        assert starts == [[str(Head(*head)), f"#{i + 1}"] for i, head in enumerate(heads[:6])]
+
+
+def test_a_planted_template_is_named(any_model, monkeypatch):
+    previous = torch.zeros(1, 1, 12, 12)
+    previous[0, 0, range(1, 12), range(11)] = 1
+    previous[0, 0, 0, 0] = 1
+    monkeypatch.setattr(
+        "aplens.viz.heads_view.collect_patterns",
+        lambda model, tokens, heads: AttentionPatterns(previous, heads),
+    )
+    view = show_heads(any_model, list(range(12)), "L0H0")
+    assert data_of(view)["labels"] == ["L0H0 · previous token"]
+
+
+def test_a_long_prompt_is_cut_and_the_view_says_so(any_model):
+    tokens = torch.arange(40)
+    view = show_heads(any_model, tokens, "L1H1", max_tokens=25)
+    assert "The first 25 of 40 tokens" in view.html
+    assert data_of(view)["tokens"] == [str(token) for token in range(25)]
+    alone = show_heads(any_model, tokens[:25], "L1H1")
+    assert "The first" not in alone.html
+    difference = attention_of(view).astype(int) - attention_of(alone)
+    assert np.abs(difference).max() <= 1
+
+
+def test_very_long_prompts_are_thinned_to_the_largest_attention(any_model, monkeypatch):
+    monkeypatch.setattr("aplens.viz.heads_view._MOST_CELLS", 16)
+    tokens = torch.arange(30)
+    view = show_heads(any_model, tokens, "L1H1", max_tokens=64)
+    assert "Each cell shows the largest attention of 2 × 2." in view.html
+    assert data_of(view)["tokens"] == [f"{token}…" for token in range(0, 30, 2)]
+    values = collect_patterns(any_model, tokens[None], "L1H1").values[0, 0].numpy()
+    largest = values.reshape(15, 2, 15, 2).max((1, 3))[np.tril_indices(15)]
+    np.testing.assert_allclose(attention_of(view) / 255, largest, atol=1 / 500)
+
+
+def test_prompts_come_as_ids_or_scenarios_and_tokens_as_the_tokenizer_writes_them(spoken):
+    scenario = make_scenarios(1, n_tokens=12)[0]
+    view = show_heads(spoken, scenario, "L0H0")
+    assert data_of(view) == data_of(show_heads(spoken, list(scenario.prompt), "L0H0"))
+    written = [displayable_token(FakeTokenizer().decode([token])) for token in scenario.prompt]
+    assert data_of(view)["tokens"] == written
+
+
+def test_what_cannot_be_shown_is_refused_before_the_model_runs(any_model, monkeypatch):
+    def run(*args, **options):
+        raise AssertionError("the model ran")
+
+    show_heads(any_model, [1, 2], "L0H0")
+    monkeypatch.setattr("aplens.viz.heads_view.collect_patterns", run)
+    tokens = [1, 2, 3]
+    with pytest.raises(ValueError, match="no heads were chosen"):
+        show_heads(any_model, tokens)
+    with pytest.raises(ValueError, match="selection is empty"):
+        show_heads(any_model, tokens, [])
+    with pytest.raises(ValueError, match="layer 9 is out of range"):
+        show_heads(any_model, tokens, "L9H0")
+    with pytest.raises(ValueError, match="max_tokens must be 1 or more, got 0"):
+        show_heads(any_model, tokens, "L0H0", max_tokens=0)
+    with pytest.raises(ValueError, match="expected one prompt, got 2"):
+        show_heads(any_model, [tokens, tokens], "L0H0")
+    with pytest.raises(ValueError, match="tokenizer"):
+        show_heads(any_model, "text", "L0H0")
+    with pytest.raises(ValueError, match="65 tokens are too long"):
+        show_heads(any_model, [1] * 65, "L0H0")
+    monkeypatch.setattr("aplens.viz.wording._MOST_HEADS", 3)
+    with pytest.raises(ValueError, match="12 heads are too many"):
+        show_heads(any_model, tokens, [(layer, head) for layer in range(3) for head in range(4)])
+
+
+# show_reconstruction
+
+
+def make_patterns(n_prompts=2, n_tokens=16):
+    heads = (Head(0, 1), Head(2, 0), Head(5, 3))
+    return AttentionPatterns(softmax_patterns(n_prompts, 3, n_tokens=n_tokens), heads)
+
+
+def pixels_of(address):
+    from PIL import Image
+
+    data = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+    return np.asarray(Image.open(BytesIO(data)).convert("RGBA"))
+
+
+def test_pictures_have_a_pixel_a_cell_in_the_colours_of_the_figures():
+    from matplotlib import colormaps
+
+    pattern = np.tril(np.linspace(0, 1, 16).reshape(4, 4))
+    pattern[2, 1] = np.nan
+    pixels = pixels_of(draw_pattern(pattern))
+    assert pixels.shape == (4, 4, 4)
+    above = ~np.tri(4, dtype=bool)
+    assert (pixels[above, 3] == 0).all()
+    assert (pixels[~above, 3] == 255).all()
+    assert tuple(pixels[2, 1, :3]) == (0xC4, 0xC8, 0xCC)
+    seen = ~above & ~np.isnan(pattern)
+    expected = np.asarray(colormaps["magma"](pattern[seen]))[:, :3] * 255
+    assert np.abs(pixels[seen][:, :3] - expected).max() < 4
+
+
+def test_reconstructions_stand_beside_what_was_hidden_with_their_errors():
+    mae, patterns = tiny_mae(), make_patterns()
+    view = show_reconstruction(mae, patterns, heads="L5H3, L0H1", prompt=1, seed=3)
+    page = Page(view.html)
+    images = [attributes for attributes, _ in page.all("img")][1:]  # the first is the scale
+    assert [image["alt"] for image in images] == [
+        f"{head}: {step}"
+        for head in ("L5H3", "L0H1")
+        for step in ("original", "masked", "reconstructed")
+    ]
+    result = mae.reconstruct(patterns.prompt(1)[[2, 0]], seed=3)
+    assert images[1]["src"] == draw_pattern(result.masked[0].numpy())
+    for error in result.error.tolist():
+        assert f"squared error {error:.4f}" in view.html
+    grey = (pixels_of(images[1]["src"])[..., :3] == (0xC4, 0xC8, 0xCC)).all(-1)
+    assert (grey == result.masked[0].isnan().numpy() & np.tri(16, dtype=bool)).all()
+    assert grey.any()
+    assert not view.runs_scripts
+    assert "<script" not in view.html
+
+
+def test_a_prompt_or_head_that_is_not_there_is_refused():
+    mae, patterns = tiny_mae(), make_patterns()
+    for prompt in (2, -1):
+        with pytest.raises(ValueError, match=f"prompt must be 0 to 1, got {prompt}"):
+            show_reconstruction(mae, patterns, prompt=prompt)
+    with pytest.raises(KeyError, match="L1H1 not collected; these were: L0H1, L2H0, L5H3"):
+        show_reconstruction(mae, patterns, heads="L1H1")
+    with pytest.raises(ValueError, match="selection is empty"):
+        show_reconstruction(mae, patterns, heads=[])
+
+
+# show_clusters
+
+
+def ragged_scenarios(n=24):
+    short, long = make_scenarios(n, n_tokens=12), make_scenarios(n, n_tokens=20)
+    return Scenarios(long[i] if i % 3 else short[i] for i in range(n))
+
+
+def observations_of(scenarios):
+    """Observations in which every head has two clear kinds of patterns."""
+    made = make_observations(n=len(scenarios), n_layers=3, n_heads=4)
+    table = made.table.assign(
+        file=scenarios.files, line=[s.line for s in scenarios], target=scenarios.targets().numpy()
+    )
+    return Observations(
+        table, made.heads, made.embeddings, model_name="tiny", n_layers=3, n_heads=4
+    )
+
+
+def test_clusters_have_their_mean_and_their_most_typical_patterns(tiny_model):
+    scenarios = ragged_scenarios()
+    observations = observations_of(scenarios)
+    head = Head(1, 2)
+    place = observations.heads.index(head)
+    clusters = find_typical_patterns(
+        tiny_model,
+        scenarios,
+        head,
+        mae=make_mae(),
+        observations=observations,
+        n_typical=2,
+        reducer="pca",
+        seed=0,
+    )
+    labels = HeadClusters("pca").fit(observations.embeddings[:, [place]]).labels_[:, 0]
+    assert {cluster.label: cluster.members.tolist() for cluster in clusters} == {
+        label: np.flatnonzero(labels == label).tolist() for label in np.unique(labels)
+    }
+    sizes = [len(cluster.members) for cluster in clusters if cluster.label >= 0]
+    assert len(sizes) > 1
+    assert sizes == sorted(sizes, reverse=True)
+    for cluster in clusters:
+        patterns = [
+            log_normalize(collect_patterns(tiny_model, [scenarios[i].prompt], head).prompt(0)[0])
+            for i in cluster.members
+        ]
+        long = torch.stack([pattern for pattern in patterns if len(pattern) == 20])
+        corner = torch.stack([pattern[:12, :12] for pattern in patterns])
+        np.testing.assert_allclose(cluster.mean[12:], long.mean(0)[12:], atol=1e-5)
+        np.testing.assert_allclose(cluster.mean[:12, :12], corner.mean(0), atol=1e-5)
+        assert cluster.accuracy == observations.table["correct"][cluster.members].mean()
+        rows = observations.embeddings[cluster.members, place].astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        nearest = cluster.members[np.argsort(-(rows @ rows.mean(0)))[:2]]
+        assert [index for index, _ in cluster.typical] == nearest.tolist()
+        for index, pattern in cluster.typical:
+            at = cluster.members.tolist().index(index)
+            np.testing.assert_allclose(pattern, patterns[at], atol=1e-5)
+
+
+def test_clusters_need_no_observations(any_model, tmp_path):
+    from aplens import observe
+
+    scenarios, mae = ragged_scenarios(), make_mae()
+    view = show_clusters(any_model, scenarios, "L1H2", mae=mae, reducer="pca")
+    observed = observe(any_model, scenarios, mae, tmp_path)
+    clusters = find_typical_patterns(
+        any_model,
+        scenarios,
+        Head(1, 2),
+        mae=mae,
+        observations=None,
+        n_typical=3,
+        reducer="pca",
+        seed=0,
+    )
+    assert sum(len(cluster.members) for cluster in clusters) == 24
+    right = sum(len(cluster.members) * cluster.accuracy for cluster in clusters)
+    assert right == pytest.approx(observed.table["correct"].sum())
+    for cluster in clusters:
+        size = len(cluster.members)
+        assert f"{size} scenarios ({size / 24:.0%})" in html.unescape(view.html)
+    assert view == show_clusters(any_model, scenarios, "L1H2", mae=mae, reducer="pca")
+
+
+def test_hostile_prompts_stay_text_in_clusters(spoken):
+    scenarios = ragged_scenarios()
+    view = show_clusters(spoken, scenarios, "L0H0", mae=make_mae(), reducer="pca", n_typical=8)
+    page = Page(view.html)
+    assert not page.all("script")
+    assert not page.all("iframe")
+    assert set(page.tags) <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "i", "img", "section"),
+        *("div", "figure", "figcaption", "code", "span"),
+    }
+    assert len(page.all("code")) == len(page.all("img")) - 1 - len(page.all("section"))
+    assert any("script" in text for _, text in page.all("code"))
+
+
+def test_wrong_clusterings_are_refused_before_the_model_runs(any_model, monkeypatch):
+    scenarios, mae = ragged_scenarios(), make_mae()
+    observations = observations_of(scenarios)
+    monkeypatch.setattr("aplens.viz.typical.stream_patterns", None)
+    monkeypatch.setattr("aplens.viz.typical.collect_patterns", None)
+    with pytest.raises(ValueError, match="expected one head, got 2: L0H0, L1H1"):
+        show_clusters(any_model, scenarios, "L0H0, L1H1", mae=mae)
+    with pytest.raises(ValueError, match="n_typical must be 1 or more, got 0"):
+        show_clusters(any_model, scenarios, "L0H0", mae=mae, n_typical=0)
+    with pytest.raises(ValueError, match="reducer must be one of"):
+        show_clusters(any_model, scenarios, "L0H0", mae=mae, reducer="tsne")
+    with pytest.raises(ValueError, match="observations of these 23 scenarios"):
+        show_clusters(any_model, scenarios[1:], "L0H0", mae=mae, observations=observations)
+    with pytest.raises(ValueError, match="at least 10 scenarios"):
+        show_clusters(any_model, scenarios[:5], "L0H0", mae=mae)
+
+
+# In a real browser
+
+
+def open_page(chromium, path, **options):
+    """A page with what it logged and what it asked the network for."""
+    page = chromium.new_page(viewport={"width": 900, "height": 1000}, **options)
+    logged, requested = [], []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.on("request", lambda request: requested.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_load_state("networkidle")
+    return page, logged, [url for url in requested if not url.startswith("data:")]
+
+
+def colors_of(element):
+    """Every pixel of a screenshot as RGB."""
+    from PIL import Image
+
+    return np.asarray(Image.open(BytesIO(element.screenshot())).convert("RGB")).reshape(-1, 3)
+
+
+def wait_until_drawn(frame, head=0):
+    frame.wait_for_selector(f"#pattern[data-head='{head}']", timeout=60_000)
+
+
+def eventually(happens, seconds=20):
+    """Whether something happens soon: a busy machine paints late."""
+    until = time.monotonic() + seconds
+    while not happens():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def is_drawn(element, n_colors):
+    """Whether an element shows more than a white box."""
+    pixels = colors_of(element)
+    dark = (pixels.sum(axis=-1) < 500).mean()
+    return len(np.unique(pixels, axis=0)) > n_colors and dark > 0.01
+
+
+def assert_drawn(element, n_colors=20):
+    assert eventually(lambda: is_drawn(element, n_colors))
+
+
+@pytest.fixture
+def three_views(spoken):
+    scenarios = ragged_scenarios()
+    return {
+        "heads": show_heads(spoken, list(range(20)), "L0H0, L1H1, L2H2"),
+        "reconstruction": show_reconstruction(tiny_mae(), make_patterns()),
+        "clusters": show_clusters(spoken, scenarios, "L0H0", mae=make_mae(), reducer="pca"),
+    }
+
+
+@pytest.mark.browser
+def test_views_draw_alone_without_network_or_errors_and_hostile_tokens_do_not_run(
+    chromium, three_views, tmp_path
+):
+    for name, view in three_views.items():
+        path = view.save(tmp_path / f"{name}.html")
+        page, logged, requested = open_page(chromium, path)
+        if name == "heads":
+            wait_until_drawn(page)
+            for canvas in page.locator("#heads canvas").all():
+                assert_drawn(canvas, n_colors=8)
+            assert_drawn(page.locator("#pattern canvas:visible"))
+        else:
+            images = page.locator("figure img")
+            assert images.count() >= 4
+            for image in images.all():
+                assert image.evaluate("image => image.naturalWidth") >= 12
+                assert_drawn(image)
+        assert page.title() == view.title
+        assert page.evaluate("window.pwned") is None
+        assert logged == []
+        assert requested == [path.as_uri()]
+        page.close()
+
+
+@pytest.mark.browser
+def test_views_draw_in_frames_of_an_exported_notebook(chromium, three_views, tmp_path):
+    outputs = "".join(
+        f'<div class="jp-OutputArea-output jp-RenderedHTMLCommon">{view._repr_html_()}</div>'
+        for view in three_views.values()
+    )
+    path = tmp_path / "notebook.html"
+    path.write_text(
+        f'<!DOCTYPE html><meta charset="utf-8"><title>notebook</title>{outputs}<p id="end">end',
+        encoding="utf-8",
+    )
+    page, logged, requested = open_page(chromium, path)
+    frames = page.frames[1:]
+    assert len(frames) == 3
+    wait_until_drawn(frames[0])
+    for frame in page.locator("iframe").all():
+        assert frame.bounding_box()["width"] > 800
+        assert_drawn(frame)
+    needed = frames[0].evaluate("document.documentElement.scrollHeight")
+    assert needed <= three_views["heads"].height  # nothing of the pattern is out of sight
+    assert page.title() == "notebook"
+    assert all(frame.evaluate("window.pwned") is None for frame in page.frames)
+    assert page.locator("#end").is_visible()
+    assert logged == []
+    assert {url for url in requested if url != "about:srcdoc"} == {path.as_uri()}
+    page.close()
+
+
+@pytest.mark.browser
+def test_pointing_shows_a_head_large_and_clicking_keeps_it(chromium, three_views, tmp_path):
+    page, logged, _ = open_page(chromium, three_views["heads"].save(tmp_path / "heads.html"))
+    wait_until_drawn(page)
+    labels = data_of(three_views["heads"])["labels"]
+    large = page.locator("#pattern canvas:visible")
+    shown = [colors_of(large)]
+    assert large.bounding_box()["width"] > 500
+
+    page.locator("#heads button").nth(1).hover()
+    wait_until_drawn(page, 1)
+    assert page.locator("#shown").inner_text().startswith(labels[1])
+    shown.append(colors_of(large))
+    page.locator("h1").hover()
+    wait_until_drawn(page, 0)
+
+    page.locator("#heads button").nth(2).click()
+    page.locator("h1").hover()
+    wait_until_drawn(page, 2)
+    shown.append(colors_of(large))
+    assert large.count() == 1
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert shown[one].shape != shown[other].shape or (shown[one] != shown[other]).any()
+
+    box = large.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.6 * box["height"])
+    assert eventually(lambda: (colors_of(large) != shown[2]).any())  # the tooltip
+    assert page.locator("#heads button[aria-pressed=true] b").inner_text() == "L2H2"
+    assert logged == []
+    page.close()
+
+
+@pytest.mark.browser
+def test_even_a_script_that_got_in_could_not_run_or_fetch(chromium, three_views, tmp_path):
+    for name, view in three_views.items():
+        page, *_ = open_page(chromium, view.save(tmp_path / f"{name}.html"))
+        page.evaluate(
+            "const s = document.createElement('script'); s.textContent = 'window.pwned = 1';"
+            "document.head.append(s)"
+        )
+        assert page.evaluate("window.pwned") is None
+        assert page.evaluate("fetch('data:text/plain,x').then(() => 'got', () => 'refused')") == (
+            "refused"
+        )
+        page.close()
+
+
+@pytest.mark.browser
+def test_ten_heads_of_256_tokens_are_drawn_soon(chromium, tmp_path):
+    torch.manual_seed(0)
+    scores = 6 * torch.randn(10, 256, 256)  # about as peaked as real heads
+    above = torch.ones(256, 256, dtype=torch.bool).triu(1)
+    view = heads_view(scores.masked_fill(above, -torch.inf).softmax(-1))
+    page, logged, _ = open_page(chromium, view.save(tmp_path / "heads.html"))
+    wait_until_drawn(page)  # in a minute even on a busy machine
+    for canvas in page.locator("#heads canvas").all():
+        assert_drawn(canvas)
+    page.locator("#heads button").nth(9).click()
+    wait_until_drawn(page, 9)
+    assert_drawn(page.locator("#pattern canvas:visible"))
+    assert logged == []
+    page.close()
+
+
+@pytest.mark.browser
+def test_dark_readers_get_dark_views_and_readable_patterns(chromium, three_views, tmp_path):
+    def brightness(page, selector):
+        rgb = page.evaluate(
+            f"getComputedStyle(document.querySelector('{selector}')).backgroundColor"
+        )
+        return sum(int(number) for number in re.findall(r"\d+", rgb)[:3]) / 3
+
+    for name, view in three_views.items():
+        path = view.save(tmp_path / f"{name}.html")
+        dark, *_ = open_page(chromium, path, color_scheme="dark")
+        light, *_ = open_page(chromium, path, color_scheme="light")
+        assert brightness(dark, "body") < 60
+        assert brightness(light, "body") > 200
+        if name == "heads":  # circuitsvis writes in grey, for white paper
+            assert brightness(dark, "#pattern") > 200
+        dark.close()
+        light.close()
+
+
+@pytest.mark.real
+def test_a_real_model_shows_its_tokens_and_a_head_that_repeats(smollm2):
+    text = "The quick brown fox jumps over the lazy dog."
+    view = show_heads(smollm2, f"{text} {text} {text}", [(9, h) for h in range(9)])
+    tokens = data_of(view)["tokens"]
+    assert tokens.count("·fox") == 3
+    assert "·jumps" in tokens
+    assert len(view.html) < 600_000
