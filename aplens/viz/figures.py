@@ -11,13 +11,16 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
+from aplens.heads import HeadRanking
 from aplens.viz.findings import PREDICTOR_BASELINES, is_baseline
 from aplens.viz.style import (
     CORRECT,
     GREEN,
     GREY,
+    HIDDEN,
     INCORRECT,
     INK,
+    PATTERN_COLORS,
     WIDTH,
     new_figure,
     tidy,
@@ -26,14 +29,27 @@ from aplens.viz.style import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from aplens.heads import HeadRanking
+    from aplens.circuits import PatchingTable
     from aplens.mae import Reconstruction
 
+#: What a ranking's scores are, by the method that made it, and their unit.
+_QUANTITIES = {
+    "predictor": ("SHAP", "log-odds of incorrect"),
+    "ablation": ("effect of ablating", ""),
+    "attribution": ("estimated effect of ablating", ""),
+}
+_METRICS = {"log_prob": "nats", "logit_diff": "logits"}
+
+_RANKING_LABELS = {
+    "importance": "importance: mean |{name}| ({unit})",
+    "mean": "mean {name} ({unit}; positive: toward incorrect)",
+    "toward_incorrect": "toward incorrect: mean positive {name} ({unit})",
+    "toward_correct": "toward correct: mean negative {name} ({unit})",
+}
 _SCORE_LABELS = {
-    "importance": "importance: mean |SHAP| (log-odds)",
-    "mean": "mean SHAP (log-odds; positive: toward incorrect)",
-    "toward_incorrect": "toward incorrect: mean positive SHAP (log-odds)",
-    "toward_correct": "toward correct: mean negative SHAP (log-odds)",
+    "error": "error on hidden patches (squared, log-normalized units)",
+    "relative_error": "error on hidden patches, relative to the mean pattern's",
+    "variation": "variation with the prompt (mean cosine distance)",
 }
 
 #: A choice of heads to ablate: its colour, marker and line.
@@ -45,41 +61,71 @@ _CHOICE_STYLES = {
 }
 
 
-def plot_head_map(ranking: HeadRanking, column: str = "importance") -> Figure:
+def plot_head_map(scores: HeadRanking | pd.DataFrame, column: str = "importance") -> Figure:
     """The layer × head map of one score.
 
     Args:
-        ranking: The heads. Those it does not list are left grey.
-        column: `importance`, `toward_incorrect`, `toward_correct`, or `mean`, which has a sign and
-            gets a diverging scale centred on 0.
+        scores: A ranking, or a table of heads with the columns `layer` and `head`, such as
+            `aplens.scoring.score_heads` makes. Heads it does not list are left grey.
+        column: `importance`, `toward_incorrect`, `toward_correct` or `mean` of a ranking; any
+            column of numbers of a table. One with a sign, such as `mean`, gets a diverging scale
+            centred on 0.
 
     Raises:
-        ValueError: When the ranking has no such score.
+        ValueError: When there is no such score, or a table does not say whose scores these are.
     """
-    if column not in _SCORE_LABELS:
-        raise ValueError(f"column must be one of {list(_SCORE_LABELS)}, got {column!r}")
-    frame = ranking.to_frame()
-    scores = np.full((ranking.n_layers, ranking.n_heads), np.nan)
-    scores[frame["layer"], frame["head"]] = frame[column]
-    largest = float(frame[column].abs().max()) or 1.0
+    frame, n_layers, n_heads = _read_scores(scores)
+    columns = [
+        name for name in frame.select_dtypes("number").columns if name not in ("layer", "head")
+    ]
+    if column not in columns:
+        raise ValueError(f"column must be one of {columns}, got {column!r}")
+    values = np.full((n_layers, n_heads), np.nan)
+    values[frame["layer"], frame["head"]] = frame[column]
+    largest = np.nanmax(np.abs(values), initial=0.0) or 1.0
+    signed = column == "mean" or bool((frame[column] < 0).any())
     figure = new_figure(
-        width=min(WIDTH, 2.2 + 0.42 * ranking.n_heads),
-        height=min(9.0, 1.2 + 0.24 * ranking.n_layers),
+        width=min(WIDTH, 2.2 + 0.42 * n_heads), height=min(9.0, 1.2 + 0.24 * n_layers)
     )
     axes = figure.subplots()
     axes.set_facecolor("#e6e6e6")
     image = axes.imshow(
-        scores,
+        values,
         aspect="auto",
-        cmap="RdBu_r" if column == "mean" else "viridis",
-        vmin=-largest if column == "mean" else 0,
+        cmap="RdBu_r" if signed else "viridis",
+        vmin=-largest if signed else 0,
         vmax=largest,
     )
-    _index_ticks(axes, ranking.n_heads, ranking.n_layers)
+    _index_ticks(axes, n_heads, n_layers)
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
-    figure.colorbar(image, ax=axes, label=_SCORE_LABELS[column])
+    figure.colorbar(image, ax=axes, label=_label(scores, column))
     return figure
+
+
+def _label(scores: HeadRanking | pd.DataFrame, column: str) -> str:
+    """A score's name and unit."""
+    if not isinstance(scores, HeadRanking):
+        return _SCORE_LABELS.get(column, column.replace("_", " "))
+    if not scores.is_signed:
+        return "distance from usual patterns (1: as usual)"
+    name, unit = _quantity(scores)
+    return _RANKING_LABELS[column].format(name=name, unit=unit)
+
+
+def _quantity(ranking: HeadRanking) -> tuple[str, str]:
+    """What a ranking's scores are, and their unit."""
+    name, unit = _QUANTITIES[ranking.metadata.get("method", "predictor")]
+    return name, unit or _METRICS[ranking.metadata["metric"]]
+
+
+def _read_scores(scores: HeadRanking | pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
+    """The table, and how many layers and heads a layer the map has."""
+    if isinstance(scores, HeadRanking):
+        return scores.to_frame(), scores.n_layers, scores.n_heads
+    if not {"layer", "head"} <= set(scores.columns):
+        raise ValueError(f"expected columns 'layer' and 'head', got {list(scores.columns)}")
+    return scores, int(scores["layer"].max()) + 1, int(scores["head"].max()) + 1
 
 
 def plot_reconstruction(
@@ -126,7 +172,16 @@ def plot_reconstruction(
 
 
 def plot_shap_summary(ranking: HeadRanking, k: int = 15) -> Figure:
-    """How far each of the `k` most important heads pushes the prediction either way."""
+    """How far each of the `k` most important heads pushes either way.
+
+    SHAP values, or the effects of a ranking made by ablation or attribution.
+
+    Raises:
+        ValueError: When the ranking does not say which way heads push.
+    """
+    if not ranking.is_signed:
+        raise ValueError("this ranking does not say which way its heads push: use ranking.plot()")
+    name, unit = _quantity(ranking)
     frame = ranking.to_frame().head(k).iloc[::-1]
     figure = new_figure(WIDTH, 1.0 + 0.27 * len(frame))
     axes = figure.subplots()
@@ -135,7 +190,7 @@ def plot_shap_summary(ranking: HeadRanking, k: int = 15) -> Figure:
     axes.axvline(0, color=INK, linewidth=0.8)
     limit = 1.05 * max(frame[["toward_incorrect", "toward_correct"]].max().max(), 1e-12)
     axes.set_xlim(-limit, limit)
-    axes.set_xlabel("mean SHAP value, negative and positive part (log-odds of an incorrect answer)")
+    axes.set_xlabel(f"mean {name}, negative and positive part ({unit})")
     axes.set_ylabel("head")
     tidy(axes, grid="x")
     _legend_above(axes, 2)
@@ -195,6 +250,69 @@ def plot_ablation_curve(summary: pd.DataFrame, clean_accuracy: float) -> Figure:
     axes.set_ylabel("accuracy (95 % interval of the change)")
     tidy(axes, grid="y")
     _legend_above(axes, 4)
+    return figure
+
+
+def plot_patching(table: PatchingTable, k: int = 30) -> Figure:
+    """How much of the clean metric each patch recovers.
+
+    A map of senders × receivers for paths between heads, of heads × positions for patches by
+    position (grey: not patched); else a bar for each of the `k` heads that moved the metric
+    furthest.
+
+    Args:
+        table: What `activation_patch` or `path_patch` returned.
+        k: How many bars at most.
+
+    Raises:
+        ValueError: When `k` is not positive, or clean and corrupted gave the same metric.
+    """
+    if k < 1:
+        raise ValueError(f"k must be 1 or more, got {k}")
+    table.require_recovery()
+    frame = table.to_frame()
+    if "position" in frame:
+        return _plot_recovery_map(frame, "name", "position")
+    if "receiver_layer" in frame and frame["receiver_layer"].notna().any():
+        return _plot_recovery_map(frame, "sender", "receiver")
+    return _plot_recovery_bars(frame, "sender" if "sender" in frame else "name", k)
+
+
+def _plot_recovery_map(frame: pd.DataFrame, row: str, column: str) -> Figure:
+    rows = list(dict.fromkeys(frame[row]))
+    if column == "receiver":
+        frame = frame.sort_values(["receiver_layer", "receiver_head"], kind="stable")
+    columns = list(dict.fromkeys(frame[column]))
+    shares = frame.pivot(index=row, columns=column, values="recovered").loc[rows, columns]
+    largest = float(shares.abs().max().max()) or 1.0
+    figure = new_figure(
+        width=min(WIDTH, 2.6 + 0.24 * len(columns)), height=min(9.0, 1.6 + 0.24 * len(rows))
+    )
+    axes = figure.subplots()
+    axes.set_facecolor("#e6e6e6")
+    image = axes.imshow(shares, aspect="auto", cmap="RdBu", vmin=-largest, vmax=largest)
+    for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        places = range(0, len(names), max(1, -(-len(names) // 30)))
+        axis.set_ticks(places, [str(names[place]) for place in places])
+    axes.tick_params(axis="x", rotation=90)
+    axes.tick_params(labelsize=8)
+    axes.set_xlabel(column)
+    axes.set_ylabel("head" if row == "name" else row)
+    figure.colorbar(image, ax=axes, label="share of the clean metric recovered")
+    return figure
+
+
+def _plot_recovery_bars(frame: pd.DataFrame, name: str, k: int) -> Figure:
+    furthest = frame["recovered"].abs().sort_values(ascending=False, kind="stable").index[:k]
+    shown = frame.loc[furthest].sort_values("recovered", kind="stable")
+    figure = new_figure(WIDTH, 1.0 + 0.27 * len(shown))
+    axes = figure.subplots()
+    colors = [CORRECT if share > 0 else INCORRECT for share in shown["recovered"]]
+    axes.barh(shown[name], shown["recovered"], color=colors)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_xlabel("share of the clean metric recovered")
+    axes.set_ylabel("head" if name == "name" else "sender, directly to the logits")
+    tidy(axes, grid="x")
     return figure
 
 
@@ -334,14 +452,14 @@ def _draw_pattern(axes: Axes, pattern: Any) -> Any:
     hidden = below & np.isnan(pattern)
     image = axes.imshow(
         np.ma.masked_array(pattern, mask=~below | hidden),
-        cmap="magma",
+        cmap=PATTERN_COLORS,
         vmin=0,
         vmax=1,
         interpolation="nearest",
     )
     axes.imshow(
         np.ma.masked_array(np.ones(pattern.shape), mask=~hidden),
-        cmap=ListedColormap(["#c4c8cc"]),
+        cmap=ListedColormap([HIDDEN]),
         interpolation="nearest",
     )
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aplens._io import atomic_write
+from aplens.viz.embed import render_template
 from aplens.viz.findings import PREDICTOR_BASELINES
 from aplens.viz.sections import build_samples, build_sections, summarize, visible
 
@@ -103,16 +104,8 @@ def write_report(path: str | os.PathLike[str], report: ReportData) -> Path:
 
 def render_report(report: ReportData) -> str:
     """The report's HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("aplens.viz"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render_template(
+        "report.html.j2",
         title=visible(report.title),
         facts=[(visible(name), visible(value)) for name, value in report.facts.items()],
         notes=[visible(note) for note in report.notes],

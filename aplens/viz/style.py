@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 INCORRECT, CORRECT, GREEN = "#D55E00", "#0072B2", "#009E73"
 GREY, INK = "#767676", "#222222"
 
+#: A colormap for log-normalized patterns, and the colour of what AP-MAE does not see of them.
+PATTERN_COLORS, HIDDEN = "magma", "#c4c8cc"
+
 #: Width of a figure that fills a notebook cell, in inches.
 WIDTH = 7.5
 

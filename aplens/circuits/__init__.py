@@ -1,0 +1,12 @@
+"""From chosen heads to circuits: activation patching and direct path patching of a selection.
+
+Patching is TransformerLens's own (`transformer_lens.patching`); this package hands it the heads and
+brings back a table.
+"""
+
+from aplens.circuits.activations import activation_patch
+from aplens.circuits.metrics import logit_difference
+from aplens.circuits.paths import path_patch
+from aplens.circuits.table import PatchingTable
+
+__all__ = ["PatchingTable", "activation_patch", "logit_difference", "path_patch"]

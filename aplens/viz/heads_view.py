@@ -1,0 +1,222 @@
+"""Attention heads on one prompt: a strip of small patterns, the chosen one drawn by circuitsvis.
+
+circuitsvis' own strip, `AttentionHeads`, makes every cell of every head an element of a chart, and
+goes through all of them again whenever another head is pointed at. For 10 heads of 256 tokens
+Chromium computes 33 s to draw it and 6 s at each change. Here the strip is made of plain pictures,
+and only the head that is looked at becomes a chart, circuitsvis' `AttentionPattern`, which is what
+`AttentionHeads` shows large as well: 2 s and 0.3 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from aplens.heads import Head, HeadRanking, HeadsLike
+from aplens.models import describe_model
+from aplens.patterns import collect_patterns
+from aplens.patterns.collect import select_heads
+from aplens.patterns.templates import name_templates, template_scores
+from aplens.prompts import PromptsLike, read_prompts
+from aplens.scenarios import Scenario
+from aplens.viz.embed import View, build_view, displayable_token, pack, to_json
+from aplens.viz.wording import TOP_HEADS, at_most, count, join
+
+#: Cells a side that a browser draws without delay; of longer prompts a cell is several tokens.
+_MOST_CELLS = 256
+
+#: RGB of the most attended. Dark, so that faint attention is seen against white.
+_ATTENDED = (0, 48, 143)
+
+#: Full colour begins at this quantile of a head's attention, but not below this attention.
+_FULL_COLOR = 0.995
+_FAINTEST_FULL_COLOR = 0.05
+
+#: The large pattern at its largest and its side a token, the rows of small ones that show without
+#: scrolling, the height of each, and of everything else; in pixels.
+_PATTERN_SIDE = 640
+_TOKEN_SIDE = 112
+_STRIP_ROWS, _STRIP_COLUMNS = 2, 6
+_STRIP_ROW_HEIGHT = 156
+_TEXT_HEIGHT = 150
+
+
+def show_heads(
+    model: Any,
+    prompt: PromptsLike | Scenario,
+    heads: HeadsLike | None = None,
+    *,
+    ranking: HeadRanking | None = None,
+    max_tokens: int = _MOST_CELLS,
+) -> View:
+    """The attention of chosen heads on one prompt, to point at in a notebook.
+
+    Each head is labelled with its layer and head, its rank, and the template its pattern follows
+    here (`aplens.patterns.templates`). The chosen one is drawn large by circuitsvis, with the
+    attention of each query to each key under the pointer.
+
+    Attention is rounded to 1/255, so to within 1/510; what rounds to 0 is left white.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        prompt: A text, token ids or a `Scenario`.
+        heads: Which heads, at most 24. A `HeadRanking` stands for its 6 best. Default: those of
+            `ranking`.
+        ranking: Where the ranks in the labels come from (default: `heads`, if that is a ranking).
+        max_tokens: A longer prompt is cut to its first tokens, whose attention is the same without
+            the rest; the view says so. Above 256 tokens a cell stands for several, and shows the
+            largest attention among them.
+
+    Raises:
+        ValueError: When no heads or too many are chosen, one is out of range, or the prompt is
+            empty, too long for the model, several prompts, or text that no tokenizer can read.
+        TypeError: When `prompt` is no prompt.
+        UnsupportedModelError: When the model has no causal attention patterns.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be 1 or more, got {max_tokens}")
+    if isinstance(heads, HeadRanking):
+        ranking = ranking or heads
+        heads = heads.top(TOP_HEADS)
+    elif heads is None:
+        if ranking is None:
+            raise ValueError("no heads were chosen: pass heads or a ranking")
+        heads = ranking.top(TOP_HEADS)
+    chosen = at_most(select_heads(model, heads))
+    whole = _read_one_prompt(model, prompt)
+    tokens = whole[:max_tokens].cpu()
+
+    patterns = collect_patterns(model, tokens[None], chosen)
+    attention = patterns.prompt(0).float().cpu()
+    names = name_templates(template_scores(attention, tokens), tokens).names
+    labels = [
+        (str(head), join(_rank(head, ranking), str(name).replace("_", " ")))
+        for head, name in zip(chosen, names, strict=True)
+    ]
+    step = -(-len(tokens) // _MOST_CELLS)
+    return _build_heads_view(
+        labels,
+        _pool(attention, step),
+        _name_cells(_decode(model, tokens), step),
+        title=f"Attention of {count(len(chosen), 'head')} of {describe_model(model).name}",
+        note=_describe_prompt(len(whole), len(tokens), step),
+    )
+
+
+def _build_heads_view(
+    labels: Sequence[tuple[str, str]],
+    cells: Float[Tensor, "head query key"],
+    tokens: Sequence[str],
+    *,
+    title: str,
+    note: str,
+) -> View:
+    from markupsafe import Markup
+
+    values = quantize(cells)
+    script, circuitsvis = _read_script("heads.js"), read_circuitsvis()
+    data = {
+        "tokens": tokens,
+        "labels": [join(*label) for label in labels],
+        "full": _full_color(values),
+        "color": _ATTENDED,
+    }
+    side = min(_PATTERN_SIDE, 44 + _TOKEN_SIDE * len(tokens))
+    n_rows = min(_STRIP_ROWS, -(-len(labels) // _STRIP_COLUMNS))
+    return build_view(
+        "heads.html.j2",
+        title,
+        height=_TEXT_HEIGHT + _STRIP_ROW_HEIGHT * n_rows + side,
+        scripts=[script, circuitsvis],
+        note=note,
+        width=side,
+        heads=[{"name": name, "facts": facts} for name, facts in labels],
+        data=Markup(to_json(data)),
+        attention=pack(values.tobytes()),
+        circuitsvis=_packed_circuitsvis(),
+        script=Markup(script),
+    )
+
+
+def quantize(cells: Float[Tensor, "head query key"]) -> UInt8[np.ndarray, "head lower"]:
+    """Lower triangles, row after row, in steps of 1/255: nothing moves by more than 1/510."""
+    rows, columns = np.tril_indices(cells.shape[-1])
+    return (cells.numpy()[:, rows, columns] * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _full_color(values: UInt8[np.ndarray, "head lower"]) -> list[int]:
+    """From which value on each head is drawn in full colour.
+
+    The first token is left out: most heads attend to it so strongly that nothing else would show.
+    """
+    n_tokens = round((2 * values.shape[1] + 0.25) ** 0.5 - 0.5)
+    columns = np.tril_indices(n_tokens)[1]
+    others = values[:, columns > 0] if n_tokens > 1 else values
+    full = np.quantile(others, _FULL_COLOR, axis=1)
+    return [int(max(value, 255 * _FAINTEST_FULL_COLOR)) for value in full]
+
+
+def _pool(cells: Float[Tensor, "head query key"], step: int) -> Float[Tensor, "head query key"]:
+    """The largest of each `step` × `step` cells."""
+    return torch.nn.functional.max_pool2d(cells, step, ceil_mode=True)
+
+
+def _name_cells(tokens: Sequence[str], step: int) -> list[str]:
+    """What stands at the axes: each token, or the first of every `step`."""
+    return list(tokens) if step == 1 else [f"{token}…" for token in tokens[::step]]
+
+
+def _read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, " pos"]:
+    read = read_prompts(model, [prompt.prompt] if isinstance(prompt, Scenario) else prompt)
+    if len(read) != 1:
+        raise ValueError(f"expected one prompt, got {len(read)}: choose one of them")
+    return read.tokens[0, : int(read.lengths[0])]
+
+
+def _decode(model: Any, tokens: Int[Tensor, " pos"]) -> list[str]:
+    """Each token as its tokenizer writes it alone; its id where there is no tokenizer."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return [str(token) for token in tokens.tolist()]
+    return [displayable_token(tokenizer.decode([token])) for token in tokens.tolist()]
+
+
+def _describe_prompt(n_whole: int, n_tokens: int, step: int) -> str:
+    shown = count(n_whole, "token")
+    if n_tokens < n_whole:
+        shown = f"The first {n_tokens:,} of {shown}"
+    pooled = f" Each cell shows the largest attention of {step} × {step}." if step > 1 else ""
+    return (
+        f"{shown}.{pooled} Point at a head to look at "
+        "it, click to keep it; point at a cell for its tokens and attention."
+    )
+
+
+def _rank(head: Head, ranking: HeadRanking | None) -> str:
+    ranked = [] if ranking is None else list(ranking)
+    return f"#{ranked.index(head) + 1}" if head in ranked else ""
+
+
+@lru_cache
+def _read_script(name: str) -> str:
+    return (resources.files("aplens.viz") / "templates" / name).read_text(encoding="utf-8")
+
+
+@lru_cache
+def read_circuitsvis() -> str:
+    """The script of circuitsvis for browsers, as installed: nothing is fetched."""
+    bundle = resources.files("circuitsvis") / "dist" / "cdn" / "iife.js"
+    # Without the address of its source map, for which developer tools would go to the network.
+    return bundle.read_text(encoding="utf-8").partition("//# sourceMappingURL")[0]
+
+
+@lru_cache
+def _packed_circuitsvis() -> str:
+    return pack(read_circuitsvis().encode())
