@@ -11,22 +11,36 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from aplens.circuits import PatchingTable, activation_patch, logit_difference, path_patch
     from aplens.heads import Head, HeadRanking, parse_heads
-    from aplens.interventions import AblationSweep, ablate_heads, sweep_ablations
+    from aplens.interventions import (
+        AblationSweep,
+        ablate_heads,
+        estimate_effects,
+        measure_effects,
+        sweep_ablations,
+    )
     from aplens.mae import APMAE, APMAEConfig, train_apmae
     from aplens.models import UnsupportedModelError, load_model
     from aplens.patterns import AttentionPatterns, PatternCollector, collect_patterns, log_normalize
     from aplens.prompts import Prompts, read_prompts
     from aplens.ranking import rank_heads
     from aplens.scenarios import Scenario, Scenarios, make_scenarios, mine_scenarios
-    from aplens.scoring import HeadScorer, Observations, observe
+    from aplens.scoring import HeadScorer, Observations, observe, pattern_distances, score_heads
+    from aplens.viz import View, show_clusters, show_heads, show_reconstruction
 
 _HOME = {
+    "PatchingTable": "aplens.circuits",
+    "activation_patch": "aplens.circuits",
+    "logit_difference": "aplens.circuits",
+    "path_patch": "aplens.circuits",
     "Head": "aplens.heads",
     "HeadRanking": "aplens.heads",
     "parse_heads": "aplens.heads",
     "AblationSweep": "aplens.interventions",
     "ablate_heads": "aplens.interventions",
+    "estimate_effects": "aplens.interventions",
+    "measure_effects": "aplens.interventions",
     "sweep_ablations": "aplens.interventions",
     "APMAE": "aplens.mae",
     "APMAEConfig": "aplens.mae",
@@ -46,6 +60,12 @@ _HOME = {
     "HeadScorer": "aplens.scoring",
     "Observations": "aplens.scoring",
     "observe": "aplens.scoring",
+    "pattern_distances": "aplens.scoring",
+    "score_heads": "aplens.scoring",
+    "View": "aplens.viz",
+    "show_clusters": "aplens.viz",
+    "show_heads": "aplens.viz",
+    "show_reconstruction": "aplens.viz",
     "rank_heads": "aplens.ranking",
 }
 
@@ -69,12 +89,24 @@ __all__ = [  # noqa: RUF022 - in the order a user meets them
     "Observations",
     "HeadScorer",
     "rank_heads",
+    "score_heads",
+    "pattern_distances",
     "Head",
     "HeadRanking",
     "parse_heads",
     "ablate_heads",
+    "measure_effects",
+    "estimate_effects",
     "sweep_ablations",
     "AblationSweep",
+    "activation_patch",
+    "path_patch",
+    "logit_difference",
+    "PatchingTable",
+    "show_heads",
+    "show_reconstruction",
+    "show_clusters",
+    "View",
 ]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +182,15 @@ def test_layers_before_the_ablated_one_are_not_run_again(tiny_model):
     else:  # the bridge cannot begin in the middle
         expected = [n_prompts * (1 + n_heads * 3)] * 3
     assert list(rows.values()) == expected
+
+
+@requires_hooked
+def test_a_tokenizer_that_pads_on_the_left_changes_nothing():
+    """Going on from a layer takes no attention mask, and needs none."""
+    model = make_tiny_hooked()
+    expected = measure_effects(model, make_scenarios()).values
+    model.tokenizer = SimpleNamespace(padding_side="left", pad_token_id=0, bos_token_id=0)
+    np.testing.assert_allclose(measure_effects(model, make_scenarios()).values, expected, atol=1e-5)
 
 
 def test_progress_counts_heads_times_prompts(any_model):

@@ -2,6 +2,7 @@
 
 from aplens.scoring.attribution import HeadAttributions, attribute_heads
 from aplens.scoring.clusters import HeadClusters
+from aplens.scoring.distance import pattern_distances
 from aplens.scoring.evaluation import evaluate_holdout, evaluate_predictors, split_by_file
 from aplens.scoring.observations import Observations
 from aplens.scoring.observing import observe
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate_holdout",
     "evaluate_predictors",
     "observe",
+    "pattern_distances",
     "pattern_statistics",
     "score_heads",
     "split_by_file",

@@ -35,8 +35,6 @@ def gather_report(study: Study) -> ReportData:
 
     Runs the model on a few prompts, for the patterns shown and the reconstruction error.
     """
-    import pandas as pd
-
     from aplens.viz import ReportData
 
     observations = study.observations
@@ -50,7 +48,7 @@ def gather_report(study: Study) -> ReportData:
         reconstruction_labels=[str(head) for head in shown],
         reconstruction_error=_reconstruction_error(study),
         reconstruction_baselines=BASELINES,
-        predictors=pd.read_parquet(study.folder / "predictors.parquet"),
+        predictors=study.predictors,
         predictor_baselines=PREDICTOR_BASELINES,
         ranking=study.ranking,
         sweep=study.sweep,

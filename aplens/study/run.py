@@ -14,6 +14,8 @@ from aplens.study.config import ScenarioSettings, StudySettings
 from aplens.study.stages import Reporter, Stage, run_stages
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from aplens.heads import HeadRanking
     from aplens.interventions import AblationSweep
     from aplens.mae import APMAE, TrainingProgress
@@ -116,6 +118,13 @@ class Study:
         from aplens.heads import HeadRanking
 
         return HeadRanking.load(self.folder / "ranking.json")
+
+    @cached_property
+    def predictors(self) -> pd.DataFrame:
+        """How well each set of features predicts correctness; see `evaluate_predictors`."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / "predictors.parquet")
 
     @cached_property
     def sweep(self) -> AblationSweep:

@@ -57,7 +57,7 @@ class View:
 
     def _repr_html_(self) -> str:
         return (
-            f'<iframe title="{html.escape(self.title)}" srcdoc="{html.escape(self.html, quote=False)}" '
+            f'<iframe title="{html.escape(self.title)}" srcdoc="{html.escape(self.html)}" '
             f'sandbox="{"allow-scripts" if self.runs_scripts else ""}" '
             f'style="width:100%;height:{self.height}px;border:0"></iframe>'
         )
