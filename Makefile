@@ -1,15 +1,33 @@
-# One environment, .venv, for everything below. `make` alone lists the targets.
+# One environment, .venv, for everything below but test-tl4. `make` alone lists the targets.
 PYTHON ?= python3
 VENV   := .venv
+TL4    := .venv-tl4
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
-STAMP  := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+EXTRAS := --editable ".[gguf,umap,hub]" --group dev
+
+# $(call environment,FOLDER): made when it is not there, with a pip that knows dependency groups.
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "aplens needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+endef
+
+# $(call freeze,TRANSFORMER_LENS,FILE): the newest versions that go with it and with pyproject.toml.
+define freeze
+	rm -rf .venv-constraints
+	$(call environment,.venv-constraints)
+	.venv-constraints/bin/python -m pip install --quiet "$(1)" $(EXTRAS)
+	@{ echo "# Made by 'make constraints': the versions that aplens is tested with."; \
+	   .venv-constraints/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools; } > $(2)
+	rm -rf .venv-constraints
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format types check constraints install clean
+.PHONY: help demo test test-fast test-tl4 lint format types docs docs-serve docs-pictures check constraints install clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: install  ## the main job, under 10 minutes: SmolLM2's heads ranked and ablated on real Java
 	$(BIN)/aplens demo --folder runs/demo
@@ -19,6 +37,9 @@ test: install  ## the whole test suite, the real SmolLM2 included
 
 test-fast: install  ## the tests that need neither the real model nor a browser
 	$(BIN)/python -m pytest -m "not real and not browser"
+
+test-tl4: $(TL4)/.installed  ## the same on TransformerLens 4, but for the browser and the documents
+	$(TL4)/bin/python -m pytest -m "not browser" --ignore tests/test_readme.py --ignore tests/test_docs.py
 
 lint: install  ## ruff: style and formatting
 	$(BIN)/ruff check .
@@ -31,26 +52,31 @@ format: install  ## let ruff mend style and formatting
 types: install  ## mypy over the package
 	$(BIN)/mypy
 
-check: lint types test  ## everything CI runs
+docs: install  ## the documentation site, built strictly into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-install: $(STAMP)  ## the environment, with pinned versions from constraints.txt
+docs-serve: install  ## the documentation site at localhost:8000, rebuilt as you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "aplens needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade "pip>=25.1"
+docs-pictures: install  ## the pictures in docs/images, drawn again from the real model
+	$(BIN)/python docs/make_pictures.py
+
+check: lint types docs test test-tl4  ## everything CI runs
+
+install: $(VENV)/.installed  ## the environment, with pinned versions from constraints.txt
+
+$(VENV)/.installed: constraints.txt pyproject.toml
+$(TL4)/.installed: constraints-tl4.txt pyproject.toml
+
+%/.installed:
+	$(call environment,$(@D))
 	@echo "Installing aplens and its packages; torch makes this a few minutes and several GB."
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[gguf,umap,hub]" --group dev
+	$(@D)/bin/python -m pip install --quiet --constraint $< $(EXTRAS)
 	@touch $@
 
-constraints:  ## refresh constraints.txt: the newest versions that pyproject.toml allows
-	rm -rf $(VENV)-constraints
-	$(PYTHON) -m venv $(VENV)-constraints
-	$(VENV)-constraints/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)-constraints/bin/python -m pip install --quiet "transformer-lens<4" --editable ".[gguf,umap,hub]" --group dev
-	@{ echo "# Made by 'make constraints': the versions the two commands are tested with."; \
-	   $(VENV)-constraints/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools; } > constraints.txt
-	rm -rf $(VENV)-constraints
+constraints:  ## refresh constraints*.txt: the newest versions that pyproject.toml allows
+	$(call freeze,transformer-lens<4,constraints.txt)
+	$(call freeze,transformer-lens>=4,constraints-tl4.txt)
 
-clean:  ## remove the environment, runs and caches
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the environments, runs and caches
+	rm -rf $(VENV) $(TL4) runs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -123,7 +123,16 @@ class HasPrompts(Protocol):
         """The prompts."""
 
 
-PromptsLike: TypeAlias = "Prompts | HasPrompts | str | Sequence[str] | Sequence[Sequence[int]] | Tensor | Mapping[str, Any]"
+PromptsLike: TypeAlias = (
+    Prompts
+    | HasPrompts
+    | str
+    | Sequence[str]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | Tensor
+    | Mapping[str, Any]
+)
 
 
 def read_prompts(

@@ -96,8 +96,7 @@ def test_the_seed_spread_is_over_masks_and_absent_for_one(any_model, reference):
     maes = {"mine": make_mae()}
     several = measure(any_model, maes, reference, mask_seeds=(0, 1, 2))
     alone = [
-        figure(measure(any_model, maes, reference, mask_seeds=(seed,)), "mine")
-        for seed in range(3)
+        figure(measure(any_model, maes, reference, mask_seeds=(seed,)), "mine") for seed in range(3)
     ]
     assert figure(several, "mine") == pytest.approx(np.mean(alone))
     assert figure(several, "mine", "seed_spread") == pytest.approx(np.std(alone, ddof=1))

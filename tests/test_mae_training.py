@@ -200,9 +200,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
             checkpoint_seconds=checkpoint_seconds,
         )
     resumed_at = []
-    result = train(
-        any_model, tmp_path, progress=lambda report: resumed_at.append(report.patterns)
-    )
+    result = train(any_model, tmp_path, progress=lambda report: resumed_at.append(report.patterns))
     assert resumed_at[0] == (patterns if checkpoint_seconds == 0 else 0)
     assert same_weights(result.mae, uninterrupted.mae)
     assert [entry["validation_mse"] for entry in result.history] == [
@@ -294,9 +292,7 @@ def scenarios(files, seed):
 
 
 def test_scenarios_train_as_their_prompts_do(any_model, tmp_path, uninterrupted):
-    result = train(
-        any_model, tmp_path, tokens=scenarios("abcde", 1), held_out=scenarios("xyz", 2)
-    )
+    result = train(any_model, tmp_path, tokens=scenarios("abcde", 1), held_out=scenarios("xyz", 2))
     assert same_weights(result.mae, uninterrupted.mae)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,10 +265,11 @@ def test_text_answers_are_the_tokens_that_continue_the_text(smollm2_bridge):
 
 
 @pytest.mark.real
-def test_padding_leaks_into_no_pattern_of_the_real_model(smollm2_hooked, smollm2_bridge):
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_leaks_into_no_pattern_of_the_real_model(kind, request):
+    model = request.getfixturevalue(f"smollm2_{kind}")
     texts = ["One two three", "def f(x):\n    return x + 1\n" * 3, "Hi"]
-    for model in (smollm2_hooked, smollm2_bridge):
-        patterns = aplens.collect_patterns(model, texts, {0: [0], 29: [8]})
-        for index, text in enumerate(texts):
-            expected = aplens.collect_patterns(model, text, {0: [0], 29: [8]}).values[0]
-            torch.testing.assert_close(patterns.prompt(index), expected, atol=1e-4, rtol=0)
+    patterns = aplens.collect_patterns(model, texts, {0: [0], 29: [8]})
+    for index, text in enumerate(texts):
+        expected = aplens.collect_patterns(model, text, {0: [0], 29: [8]}).values[0]
+        torch.testing.assert_close(patterns.prompt(index), expected, atol=1e-4, rtol=0)

@@ -154,7 +154,7 @@ def test_a_method_asked_for_does_not_warn(tiny_model):
 
 
 def test_distance_needs_no_answers_but_a_reference(tiny_model):
-    reference = [[7, 3, 5, 1, 2, 8, 9, 4, 6, 1, 0, 3, 5][i:] + [9] * i for i in range(1, 6)]
+    reference = [[7, 3, 5, 1, 2, 8, 9, 4, 6, 1, 0, 3, 5][i:] + [9] * i for i in range(1, 8)]
     settings = {"mae": make_mae(), "method": "distance"}
     ranking = rank_heads(tiny_model, own(tiny_model), reference=reference, **settings)
     assert len(ranking) == 12

@@ -33,10 +33,11 @@ def reader(tmp_path, monkeypatch):
 @pytest.mark.real
 def test_the_readmes_python_runs_as_it_stands(reader):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
+    assert names["table"].to_frame()["recovered"].abs().max() > 0.1
     assert names["patterns"].values.shape[1] == 2
     assert names["embeddings"].shape[:2] == names["patterns"].values.shape[:2]
     assert len(names["ranking"]) == 270

@@ -83,6 +83,10 @@ class AttentionPatterns:
             raise KeyError(f"{wanted} was not collected; these were: {_listed(self.heads)}")
         return self.values[:, self.heads.index(wanted)]
 
+    def select(self, prompts: Any) -> AttentionPatterns:
+        """The patterns of some prompts: a slice, positions, or a boolean mask."""
+        return AttentionPatterns(self.values[prompts], self.heads, self.lengths[prompts])
+
     def by_length(self) -> Iterator[tuple[Int[Tensor, " some"], AttentionPatterns]]:
         """The prompts of each length by themselves: their places, and their patterns."""
         for length in self.lengths.unique().tolist():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, PackageNotFoundError, distributions
 
 from aplens.scenarios.corpus import SkipFile, TextCorpus
 
@@ -29,9 +29,17 @@ def english_prose() -> TextCorpus:
         f"{name}/README": partial(_read_readme, distribution)
         # Of a distribution installed twice, the one that is imported is found first, and stays.
         for distribution in reversed(list(distributions()))
-        if (name := distribution.metadata["Name"])
+        if (name := _name(distribution))
     }
     return TextCorpus(texts | readmes, "English texts")
+
+
+def _name(distribution: Distribution) -> str | None:
+    """Its name; none where an installation was interrupted and left no metadata."""
+    try:
+        return distribution.metadata["Name"]
+    except (PackageNotFoundError, KeyError, FileNotFoundError):
+        return None
 
 
 def _read_readme(distribution: Distribution) -> str:

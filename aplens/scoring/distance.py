@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aplens.heads import Head, HeadsLike
-from aplens.patterns import stream_patterns
+from aplens.patterns import AttentionPatterns, stream_patterns
 from aplens.patterns.collect import select_heads
 from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.scoring.observing import Progress
@@ -41,8 +42,8 @@ def pattern_distances(
 
     An embedding depends on the prompt's length. Patterns are therefore compared at the prompt's own
     length, with the first tokens of all reference prompts that are long enough: no token of a
-    causal model sees later ones. The reference is run and encoded again for every length among the
-    prompts, which is where the time goes; only one length's embeddings are in memory at once.
+    causal model sees later ones. Each prompt is run once; the reference is encoded again for every
+    length among the prompts. Memory holds embeddings, and the patterns of one batch.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -52,8 +53,7 @@ def pattern_distances(
         heads: Which heads (default: all).
         n_neighbors: How many of the nearest reference embeddings count.
         batch_size: Prompts a forward pass.
-        progress: Called with (prompts encoded, prompts in all), reference prompts counted once for
-            each length.
+        progress: Called with (prompts run, prompts in all), the reference's among them.
 
     Returns:
         The distance of each head, in the order of `heads`.
@@ -66,26 +66,30 @@ def pattern_distances(
     chosen = select_heads(model, heads)
     asked, usual = read_prompts(model, prompts), read_prompts(model, reference)
     _check(asked, usual, mae, n_neighbors)
-    lengths = asked.lengths.unique().tolist()
-    n_all = len(asked) + sum(int((usual.lengths >= length).sum()) for length in lengths)
     n_done = 0
 
-    def embed(some: Prompts) -> Float[Tensor, "head prompt d_embed"]:
+    def stream(some: Prompts) -> Iterator[AttentionPatterns]:
         nonlocal n_done
-        embeddings = []
         for rows, patterns, _ in stream_patterns(model, some, chosen, batch_size):
-            embeddings.append(_unit(mae.encode(patterns)).transpose(0, 1))
+            yield patterns
             n_done += rows.stop - rows.start
             if progress is not None:
-                progress(n_done, n_all)
-        return torch.cat(embeddings, dim=1)
+                progress(n_done, len(asked) + len(usual))
+
+    ours = torch.cat([_embed(mae, patterns) for patterns in stream(asked)])
+    theirs: dict[int, list[Tensor]] = {length: [] for length in asked.lengths.unique().tolist()}
+    for patterns in stream(_first_tokens(usual, asked.n_tokens)):
+        for length, embeddings in theirs.items():
+            long = patterns.lengths >= length
+            if long.any():
+                embeddings.append(_embed(mae, patterns.select(long).crop(length)))
 
     total = torch.zeros(len(chosen), dtype=torch.float64)
-    for length in lengths:
-        ours = embed(asked[asked.lengths == length])
-        theirs = embed(_first_tokens(usual, length))
-        far = _nearest_distances(ours, theirs, n_neighbors)
-        usually = _nearest_distances(theirs, theirs, n_neighbors, leave_out_self=True).mean(dim=1)
+    for length, embeddings in theirs.items():
+        here = ours[(asked.lengths == length).to(ours.device)].transpose(0, 1)
+        others = torch.cat(embeddings).transpose(0, 1)
+        far = _nearest_distances(here, others, n_neighbors)
+        usually = _nearest_distances(others, others, n_neighbors, leave_out_self=True).mean(dim=1)
         ratios = far.clamp(min=_ALIKE) / usually.clamp(min=_ALIKE)[:, None]
         total += ratios.sum(dim=1).double().cpu()
     return dict(zip(chosen, (total / len(asked)).tolist(), strict=True))
@@ -104,15 +108,14 @@ def _check(prompts: Prompts, reference: Prompts, mae: APMAE, n_neighbors: int) -
         )
 
 
-def _first_tokens(reference: Prompts, n_tokens: int) -> Prompts:
-    """The beginnings, of one length, of those prompts that are long enough."""
-    long = reference.lengths >= n_tokens
-    return Prompts(reference.tokens[long, :n_tokens], reference.lengths[long].clamp(max=n_tokens))
+def _first_tokens(prompts: Prompts, n_tokens: int) -> Prompts:
+    """The beginnings of those prompts that are longer."""
+    return Prompts(prompts.tokens[:, :n_tokens], prompts.lengths.clamp(max=n_tokens))
 
 
-def _unit(embeddings: Float[Tensor, "*pattern d_embed"]) -> Float[Tensor, "*pattern d_embed"]:
-    """Scaled to length 1, since embeddings are compared by direction; zeros stay."""
-    return torch.nn.functional.normalize(embeddings, dim=-1)
+def _embed(mae: APMAE, patterns: AttentionPatterns) -> Float[Tensor, "prompt head d_embed"]:
+    """Embeddings scaled to length 1, since they are compared by direction; zeros stay."""
+    return torch.nn.functional.normalize(mae.encode(patterns), dim=-1)
 
 
 def _nearest_distances(

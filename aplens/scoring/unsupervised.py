@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aplens.heads import HeadsLike
-from aplens.mae import APMAE, random_masks
-from aplens.mae.rounds import seeded
 from aplens.patterns import log_normalize, stream_patterns
 from aplens.patterns.collect import select_heads
 from aplens.patterns.templates import MIXED, TEMPLATES, name_templates, template_scores
@@ -22,6 +20,8 @@ from aplens.prompts import Prompts, PromptsLike, read_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from aplens.mae import APMAE
 
 
 def score_heads(
@@ -116,6 +116,9 @@ class _Errors:
     def see(self, prompt: int, attention: Float[Tensor, "head query key"]) -> None:
         mae, n_tokens = self._mae, attention.shape[-1]
         scaled = log_normalize(mae.grid.patchify(attention.to(mae.device)))
+        from aplens.mae.masking import random_masks
+        from aplens.mae.rounds import seeded
+
         n_patches = scaled.shape[1]
         if n_patches < 2:
             return  # nothing can be seen when something is hidden

@@ -1,0 +1,317 @@
+"""Is handing a ranking's heads to patching worth it? Recall of the heads that matter, against cost.
+
+    python benchmarks/handoff.py --task ioi --folder runs/handoff      # also induction, java
+    python benchmarks/handoff.py --tables --folder runs/handoff
+
+The truth: every head is switched off by itself on some prompts, and the heads with the largest mean
+effect on the metric are those that matter. Each method then ranks all heads from other prompts of
+the task, drawn anew for every seed, and is scored by how many of the heads that matter are among
+its first. Its cost is counted in prompts run forward; a backward pass counts as two.
+
+What is finished is kept in the folder, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from handoff_tasks import TASKS, Task, load_task
+
+import aplens
+from aplens._io import read_json, write_json
+from aplens.heads import Head
+from aplens.interventions.effects import HeadEffects, estimate_effects, measure_effects
+from aplens.models import describe_model
+from aplens.patterns import stream_patterns
+from aplens.patterns.templates import DETECTED, template_scores
+from aplens.ranking import rank_heads
+from aplens.scenarios import Scenarios
+from aplens.scoring.distance import pattern_distances
+from aplens.scoring.unsupervised import score_heads
+
+N_HEADS_THAT_MATTER = 20
+BUDGETS = (10, 20, 40, 80)
+
+#: Prompts of the cheap measurements, and heads that a shortlist hands to them.
+FEW_PROMPTS = 4
+SHORTLIST = 60
+
+
+class Choice(NamedTuple):
+    """All heads in the order in which a method would look at them, and what the order cost."""
+
+    order: tuple[Head, ...]
+    cost: int
+
+
+class Run(NamedTuple):
+    model: Any
+    mae: aplens.APMAE
+    task: Task
+    prompts: Scenarios  # that heads are chosen on
+    seed: int
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        return describe_model(self.model).heads
+
+
+# --- the methods ---------------------------------------------------------------------------------
+
+
+def by_score(heads: tuple[Head, ...], scores: np.ndarray) -> tuple[Head, ...]:
+    """Highest first; among equals the order of the layers. NaN last."""
+    order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")
+    return tuple(heads[index] for index in order)
+
+
+def choose_random(run: Run) -> Choice:
+    order = np.random.default_rng(run.seed).permutation(len(run.heads))
+    return Choice(tuple(run.heads[index] for index in order), 0)
+
+
+def detect(kind: str) -> Callable[[Run], Choice]:
+    """TransformerLens `detect_head`, which `template_scores` computes for all heads at once."""
+
+    def choose(run: Run) -> Choice:
+        total = np.zeros(len(run.heads))
+        for rows, patterns, _ in stream_patterns(run.model, run.prompts):
+            for index, prompt in enumerate(run.prompts[rows]):
+                tokens = torch.tensor(prompt.prompt)
+                scores = template_scores(patterns.prompt(index), tokens)
+                total += scores[:, DETECTED.index(kind)].cpu().numpy()
+        return Choice(by_score(run.heads, total), len(run.prompts))
+
+    return choose
+
+
+def unsupervised(column: str) -> Callable[[Run], Choice]:
+    def choose(run: Run) -> Choice:
+        frame = score_heads(run.model, run.prompts, mae=run.mae)
+        return Choice(by_score(run.heads, frame[column].to_numpy()), len(run.prompts))
+
+    return choose
+
+
+def choose_by_distance(run: Run) -> Choice:
+    scores = pattern_distances(run.model, run.prompts, run.task.reference, mae=run.mae)
+    order = by_score(run.heads, np.array([scores[head] for head in run.heads]))
+    return Choice(order, len(run.prompts) + len(run.task.reference))
+
+
+def choose_by_attribution(run: Run) -> Choice:
+    effects = estimate_effects(run.model, run.prompts, metric=run.task.metric)
+    return Choice(_by_effect(effects), 3 * len(run.prompts))
+
+
+def choose_by_few_ablations(run: Run) -> Choice:
+    few = run.prompts[:FEW_PROMPTS]
+    effects = measure_effects(run.model, few, metric=run.task.metric)
+    return Choice(_by_effect(effects), effects.n_forward_passes * len(few))
+
+
+def choose_by_ablation(run: Run) -> Choice:
+    effects = measure_effects(run.model, run.prompts, metric=run.task.metric)
+    return Choice(_by_effect(effects), effects.n_forward_passes * len(run.prompts))
+
+
+def shortlisted(first: Callable[[Run], Choice]) -> Callable[[Run], Choice]:
+    """The best heads of a cheap method, ordered by ablating them on a few prompts."""
+
+    def choose(run: Run) -> Choice:
+        cheap, few = first(run), run.prompts[:FEW_PROMPTS]
+        short = cheap.order[:SHORTLIST]
+        effects = measure_effects(run.model, few, short, metric=run.task.metric)
+        cost = cheap.cost + effects.n_forward_passes * len(few)
+        return Choice(_by_effect(effects) + cheap.order[SHORTLIST:], cost)
+
+    return choose
+
+
+def choose_by_predictor(features: str) -> Callable[[Run], Choice]:
+    """The paper's way; the scenarios are the same for every seed, their split is not."""
+
+    def choose(run: Run) -> Choice:
+        assert run.task.fit is not None
+        ranking = rank_heads(
+            run.model, run.task.fit, mae=run.mae, method="predictor", features=features,
+            seed=run.seed,
+        )  # fmt: skip
+        return Choice(tuple(ranking), len(run.task.fit))
+
+    return choose
+
+
+def _by_effect(effects: HeadEffects) -> tuple[Head, ...]:
+    return by_score(effects.heads, np.abs(effects.values.mean(axis=1)))
+
+
+METHODS: dict[str, Callable[[Run], Choice]] = {
+    "random": choose_random,
+    **{f"detect_head: {kind.replace('_', ' ')}": detect(kind) for kind in DETECTED},
+    "AP-MAE: reconstruction error": unsupervised("error"),
+    "AP-MAE: variation": unsupervised("variation"),
+    "AP-MAE: distance from prose": choose_by_distance,
+    "AP-MAE: predictor, clusters": choose_by_predictor("clusters"),
+    "AP-MAE: predictor, embeddings": choose_by_predictor("embeddings"),
+    "attribution": choose_by_attribution,
+    f"AP-MAE: distance, then {FEW_PROMPTS} ablated": shortlisted(choose_by_distance),
+    f"attribution, then {FEW_PROMPTS} ablated": shortlisted(choose_by_attribution),
+    f"ablation on {FEW_PROMPTS} prompts": choose_by_few_ablations,
+    "ablation": choose_by_ablation,
+}
+
+
+# --- running and scoring -------------------------------------------------------------------------
+
+
+def run_task(name: str, folder: Path, options: argparse.Namespace) -> None:
+    model = aplens.load_model(options.model, options.kind)
+    mae = aplens.APMAE.from_pretrained(options.mae)
+    task = load_task(
+        name, model, n_truth=options.n_truth, n_choice=options.n_choice, n_seeds=options.seeds
+    )
+    path = folder / f"{name}.json"
+    setup = {
+        key: getattr(options, key)
+        for key in ("model", "kind", "mae", "n_truth", "n_choice", "seeds")
+    }
+    results = read_json(path) if path.exists() else {"setup": setup, "choices": {}}
+    if results["setup"] != setup:
+        raise SystemExit(f"{path} was made with {results['setup']}, not {setup}")
+    if "truth" not in results:
+        started = time.perf_counter()
+        effects = measure_effects(
+            model, task.truth, metric=task.metric, progress=_say(f"{name}: truth")
+        )
+        results["truth"] = {
+            "heads": [list(head) for head in effects.heads],
+            "effects": effects.values.round(5).tolist(),
+            "clean": effects.clean.tolist(),
+            "metric": task.metric,
+            "seconds": time.perf_counter() - started,
+        }
+        write_json(path, results)
+    for method, choose in METHODS.items():
+        if "predictor" in method and task.fit is None:
+            continue
+        for seed, prompts in enumerate(task.choice):
+            key = f"{method}|{seed}"
+            if key in results["choices"]:
+                continue
+            started = time.perf_counter()
+            choice = choose(Run(model, mae, task, prompts, seed))
+            results["choices"][key] = {
+                "order": [list(head) for head in choice.order],
+                "cost": choice.cost,
+                "seconds": time.perf_counter() - started,
+            }
+            write_json(path, results)
+            print(f"{name}: {key} {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def _say(what: str) -> Callable[[int, int], None]:
+    def say(done: int, total: int) -> None:
+        print(f"{what} {done}/{total}", end="\r", flush=True)
+
+    return say
+
+
+def tabulate(results: dict[str, Any], n_resamples: int = 1000) -> pd.DataFrame:
+    """Recall of the heads that matter among the first 10, 20, 40, 80 of each method.
+
+    Means over seeds; the 95 % interval resamples seeds and the truth's prompts together.
+    """
+    heads = [Head(*head) for head in results["truth"]["heads"]]
+    effects = np.array(results["truth"]["effects"])
+    rng = np.random.default_rng(0)
+    n_prompts = effects.shape[1]
+    draws = [np.arange(n_prompts), *rng.integers(0, n_prompts, (n_resamples, n_prompts))]
+    truths = [_most_important(heads, effects[:, rows]) for rows in draws]
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for key, choice in results["choices"].items():
+        methods.setdefault(key.rpartition("|")[0], []).append(choice)
+    rows = []
+    for method, choices in methods.items():
+        orders = [[Head(*head) for head in choice["order"]] for choice in choices]
+        row: dict[str, Any] = {"method": method, "cost": np.mean([c["cost"] for c in choices])}
+        for budget in BUDGETS:
+            recall = np.array(
+                [[len(truth & set(order[:budget])) / len(truth) for order in orders]
+                 for truth in truths]
+            )  # fmt: skip
+            seeds = rng.integers(0, len(orders), (n_resamples, len(orders)))
+            resampled = np.take_along_axis(recall[1:], seeds, axis=1).mean(axis=1)
+            low, high = np.quantile(resampled, [0.025, 0.975])
+            row |= {f"at_{budget}": recall[0].mean(), f"low_{budget}": low, f"high_{budget}": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _most_important(heads: list[Head], effects: np.ndarray) -> set[Head]:
+    return set(by_score(tuple(heads), np.abs(effects.mean(axis=1)))[:N_HEADS_THAT_MATTER])
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    lines = [
+        "| method | prompts run | " + " | ".join(f"first {budget}" for budget in BUDGETS) + " |",
+        "|---|---|" + "---|" * len(BUDGETS),
+    ]
+    for _, row in frame.sort_values("cost", kind="stable").iterrows():
+        cells = [
+            f"{row[f'at_{budget}']:.2f} [{row[f'low_{budget}']:.2f}, {row[f'high_{budget}']:.2f}]"
+            for budget in BUDGETS
+        ]
+        lines.append(f"| {row['method']} | {row['cost']:,.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def print_tables(folder: Path) -> None:
+    for name in TASKS:
+        path = folder / f"{name}.json"
+        if not path.exists():
+            continue
+        results = read_json(path)
+        truth = results["truth"]
+        effects = np.array(truth["effects"]).mean(axis=1)
+        order = np.argsort(-np.abs(effects))[:8]
+        largest = ", ".join(
+            f"{Head(*truth['heads'][index])} {effects[index]:+.2f}" for index in order
+        )
+        print(f"\n## {name}\n\n{truth['metric']} of the unchanged model "
+              f"{np.mean(truth['clean']):.2f}; largest effects: {largest}\n")  # fmt: skip
+        print(to_markdown(tabulate(results)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, action="append")
+    parser.add_argument("--folder", type=Path, default=Path("runs/handoff"))
+    parser.add_argument("--tables", action="store_true", help="print what the folder holds")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--kind", default="hooked", choices=["hooked", "bridge"])
+    parser.add_argument("--mae", default="aplens-short")
+    parser.add_argument("--n-truth", type=int, default=64)
+    parser.add_argument("--n-choice", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    if options.tables:
+        print_tables(options.folder)
+        return
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*HookedTransformer is deprecated.*")
+        for name in options.task or TASKS:
+            run_task(name, options.folder, options)
+
+
+if __name__ == "__main__":
+    main()
