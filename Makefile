@@ -24,7 +24,7 @@ define freeze
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-tl4 lint format types docs docs-serve docs-pictures check constraints install clean
+.PHONY: help demo test test-fast test-tl4 lint format types docs docs-serve docs-pictures notebooks check constraints install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,8 @@ test-fast: install  ## the tests that need neither the real model nor a browser
 	$(BIN)/python -m pytest -m "not real and not browser"
 
 test-tl4: $(TL4)/.installed  ## the same on TransformerLens 4, but for the browser and the documents
-	$(TL4)/bin/python -m pytest -m "not browser" --ignore tests/test_readme.py --ignore tests/test_docs.py
+	$(TL4)/bin/python -m pytest -m "not browser" --ignore tests/test_readme.py --ignore tests/test_docs.py \
+		--ignore tests/test_notebooks.py
 
 lint: install  ## ruff: style and formatting
 	$(BIN)/ruff check .
@@ -57,6 +58,10 @@ docs: install  ## the documentation site, built strictly into site/
 
 docs-serve: install  ## the documentation site at localhost:8000, rebuilt as you write
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+notebooks: install  ## the notebooks in examples/, executed again and kept with their output
+	cd examples && HF_HUB_OFFLINE=1 TQDM_DISABLE=1 PYTHONWARNINGS="ignore:IProgress not found" \
+		../$(BIN)/jupyter nbconvert --to notebook --execute --inplace *.ipynb
 
 docs-pictures: install  ## the pictures in docs/images, drawn again from the real model
 	$(BIN)/python docs/make_pictures.py
