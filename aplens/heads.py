@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from jaxtyping import Float
 
 from aplens._io import read_json, write_json
 
@@ -207,6 +208,33 @@ class HeadRanking:
             n_layers=n_layers,
             n_heads=n_heads,
             metadata={**(metadata or {}), "signed": False},
+        )
+
+    @classmethod
+    def from_values(
+        cls,
+        heads: Sequence[Head],
+        values: Float[np.ndarray, "head prompt"],
+        *,
+        model_name: str,
+        n_layers: int,
+        n_heads: int,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> HeadRanking:
+        """Rank heads by what each does on each prompt, positive being toward incorrect.
+
+        Raises:
+            ValueError: When a value is not finite, or a head is out of range.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(heads, columns=["layer", "head"])
+        frame["importance"] = np.abs(values).mean(axis=1)
+        frame["mean"] = values.mean(axis=1)
+        frame["toward_incorrect"] = values.clip(min=0).mean(axis=1)
+        frame["toward_correct"] = (-values).clip(min=0).mean(axis=1)
+        return cls(
+            frame, model_name=model_name, n_layers=n_layers, n_heads=n_heads, metadata=metadata
         )
 
     @property

@@ -32,7 +32,7 @@ TEMPLATES = (
 
 #: Tokens of a random sequence before it is repeated.
 PERIOD = 24
-JAVA_TOKENS = 64
+JAVA_TOKENS = 48
 
 
 @dataclass(frozen=True)

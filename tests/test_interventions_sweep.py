@@ -305,3 +305,36 @@ def test_balancing_needs_both_outcomes(any_model):
     scenarios = make_scenarios(any_model, n_correct=N_SCENARIOS)
     with pytest.raises(ValueError, match="correct on 24 scenarios and incorrect on 0"):
         run_sweep(any_model, scenarios, make_ranking(), sizes=(1,))
+
+
+@torch.no_grad()
+def test_prompts_of_several_lengths_are_swept_as_each_is_alone(tiny_model):
+    from aplens.scenarios import make_scenarios as make_own
+
+    prompts = [[5, 9, 2, 7], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [42] * 7, [11, 12]]
+    ablated = parse_heads("L0H1, L2H3")
+
+    def predict(prompt):
+        return int(tiny_model(torch.tensor([prompt]))[0, -1].argmax())
+
+    unchanged = [predict(prompt) for prompt in prompts]
+    with ablate_heads(tiny_model, ablated):
+        targets = [predict(prompt) for prompt in prompts]
+    ranking = HeadRanking.from_scores(
+        {head: 2.0 - place for place, head in enumerate(ablated)},
+        model_name="tiny",
+        n_layers=3,
+        n_heads=4,
+    )
+    sweep = run_sweep(
+        tiny_model,
+        make_own(tiny_model, prompts, targets),
+        ranking,
+        sizes=(2,),
+        choices=("random",),
+        random_seeds=(0,),
+        balance=False,
+        batch_size=3,
+    )
+    assert sweep.clean.tolist() == [a == b for a, b in zip(unchanged, targets, strict=True)]
+    assert sweep.results[0].correct.all()

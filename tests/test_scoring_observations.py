@@ -21,6 +21,13 @@ def mae():
     return make_mae()
 
 
+def ragged_scenarios(model):
+    from aplens.scenarios import make_scenarios
+
+    prompts = [[5, 9, 2, 7], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [42] * 7, [11, 12]]
+    return make_scenarios(model, prompts, [1, 2, 3, 4], [5, 6, 7, 8])
+
+
 class Interrupted(Exception):
     pass
 
@@ -35,6 +42,21 @@ def stop_after(n_done):
 
 def files_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_prompts_of_several_lengths_are_observed_as_each_is_alone(tiny_model, mae, tmp_path):
+    scenarios = ragged_scenarios(tiny_model)
+    together = observe(tiny_model, scenarios, mae, tmp_path / "all", batch_size=3)
+    for index in range(len(scenarios)):
+        alone = observe(tiny_model, scenarios[index : index + 1], mae, tmp_path / str(index))
+        np.testing.assert_allclose(together.embeddings[index], alone.embeddings[0], atol=5e-3)
+        np.testing.assert_allclose(together.statistics[index], alone.statistics[0], atol=1e-4)
+        with torch.no_grad():
+            logits = tiny_model(torch.tensor([scenarios[index].prompt]))[0, -1]
+        row = together.table.iloc[index]
+        assert row["predicted"] == logits.argmax()
+        expected = logits[scenarios[index].target] - logits[scenarios[index].wrong]
+        assert row["logit_difference"] == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_observations_are_what_the_model_and_the_mae_say(tiny_model, mae, tmp_path):

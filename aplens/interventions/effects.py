@@ -95,13 +95,6 @@ class HeadEffects:
         `toward_incorrect` is the mean positive part of a head's effect: how much better the answer
         does without the head.
         """
-        import pandas as pd
-
-        frame = pd.DataFrame(self.heads, columns=["layer", "head"])
-        frame["importance"] = np.abs(self.values).mean(axis=1)
-        frame["mean"] = self.values.mean(axis=1)
-        frame["toward_incorrect"] = self.values.clip(min=0).mean(axis=1)
-        frame["toward_correct"] = (-self.values).clip(min=0).mean(axis=1)
         facts = {
             "method": "attribution" if self.estimated else "ablation",
             "ablation": self.method,
@@ -111,8 +104,9 @@ class HeadEffects:
             "n_forward_passes": self.n_forward_passes,
             "n_backward_passes": self.n_backward_passes,
         }
-        return HeadRanking(
-            frame,
+        return HeadRanking.from_values(
+            self.heads,
+            self.values,
             model_name=model_name,
             n_layers=n_layers,
             n_heads=n_heads,

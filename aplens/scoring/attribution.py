@@ -42,15 +42,13 @@ class HeadAttributions:
         metadata: Mapping[str, Any] | None = None,
     ) -> HeadRanking:
         """Summarize over scenarios, head by head."""
-        import pandas as pd
-
-        frame = pd.DataFrame(self.heads, columns=["layer", "head"])
-        frame["importance"] = np.abs(self.values).mean(axis=0)
-        frame["mean"] = self.values.mean(axis=0)
-        frame["toward_incorrect"] = self.values.clip(min=0).mean(axis=0)
-        frame["toward_correct"] = (-self.values).clip(min=0).mean(axis=0)
-        return HeadRanking(
-            frame, model_name=model_name, n_layers=n_layers, n_heads=n_heads, metadata=metadata
+        return HeadRanking.from_values(
+            self.heads,
+            self.values.T,
+            model_name=model_name,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            metadata=metadata,
         )
 
 

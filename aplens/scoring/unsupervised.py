@@ -114,11 +114,11 @@ class _Errors:
         self._by_prompt: list[Float[np.ndarray, "2 head"]] = []
 
     def see(self, prompt: int, attention: Float[Tensor, "head query key"]) -> None:
-        mae, n_tokens = self._mae, attention.shape[-1]
-        scaled = log_normalize(mae.grid.patchify(attention.to(mae.device)))
         from aplens.mae.masking import random_masks
         from aplens.mae.rounds import seeded
 
+        mae, n_tokens = self._mae, attention.shape[-1]
+        scaled = log_normalize(mae.grid.patchify(attention.to(mae.device)))
         n_patches = scaled.shape[1]
         if n_patches < 2:
             return  # nothing can be seen when something is hidden
