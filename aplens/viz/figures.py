@@ -286,7 +286,7 @@ def _plot_recovery_map(frame: pd.DataFrame, row: str, column: str) -> Figure:
     shares = frame.pivot(index=row, columns=column, values="recovered").loc[rows, columns]
     largest = float(shares.abs().max().max()) or 1.0
     figure = new_figure(
-        width=min(WIDTH, 2.6 + 0.24 * len(columns)), height=min(9.0, 1.6 + 0.24 * len(rows))
+        width=min(WIDTH, 2.6 + 0.24 * len(columns)), height=min(9.0, 2.0 + 0.24 * len(rows))
     )
     axes = figure.subplots()
     axes.set_facecolor("#e6e6e6")
@@ -298,7 +298,7 @@ def _plot_recovery_map(frame: pd.DataFrame, row: str, column: str) -> Figure:
     axes.tick_params(labelsize=8)
     axes.set_xlabel(column)
     axes.set_ylabel("head" if row == "name" else row)
-    figure.colorbar(image, ax=axes, label="share of the clean metric recovered")
+    figure.colorbar(image, ax=axes, label="share recovered")
     return figure
 
 
