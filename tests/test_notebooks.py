@@ -58,3 +58,29 @@ def test_it_runs_as_it_stands(path, monkeypatch):
     for cell, before in zip(code_cells(EXECUTED / path.name), stored, strict=True):
         kinds = [output.output_type for output in cell.outputs]
         assert kinds == [output.output_type for output in before.outputs], cell.source
+
+
+@pytest.mark.browser
+def test_views_draw_in_an_exported_notebook_with_no_network(chromium, tmp_path):
+    from nbconvert import HTMLExporter
+
+    (path,) = (path for path in NOTEBOOKS if path.stem == "2_look_at_patterns")
+    page_path = tmp_path / "exported.html"
+    page_path.write_text(HTMLExporter().from_filename(str(path))[0], encoding="utf-8")
+    context = chromium.new_context(viewport={"width": 1000, "height": 900})
+    # nbconvert's own page asks for its scripts elsewhere: it gets none.
+    context.route(re.compile("^https?:"), lambda route: route.abort())
+    page = context.new_page()
+    page.goto(page_path.as_uri())
+    frames = [frame.content_frame() for frame in page.query_selector_all("iframe")]
+    assert len(frames) == 3
+    heads, reconstruction, clusters = frames
+    heads.wait_for_selector("#pattern[data-head='0'] canvas", timeout=20_000)
+    heads.locator("#heads button").nth(1).click()
+    heads.wait_for_selector("#pattern[data-head='1']", timeout=20_000)
+    assert reconstruction.locator("img").count() == 3 * 3 + 1  # and the colour scale
+    assert clusters.locator("img").count() >= 4
+    for frame in (reconstruction, clusters):
+        widths = frame.evaluate("[...document.images].map(image => image.naturalWidth)")
+        assert min(widths) > 10
+    context.close()
