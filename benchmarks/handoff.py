@@ -36,8 +36,9 @@ from aplens.scenarios import Scenarios
 from aplens.scoring import HeadClusters, HeadScorer, split_by_file
 from aplens.scoring.distance import pattern_distances
 from aplens.scoring.unsupervised import score_heads
+from aplens.viz.style import CORRECT, GREY, INK, WIDTH, new_figure, tidy
 
-N_HEADS_THAT_MATTER = 20
+N_HEADS, N_HEADS_THAT_MATTER = 270, 20
 BUDGETS = (10, 20, 40, 80)
 
 #: Prompts of the cheap measurements, and heads that a shortlist hands to them.
@@ -306,11 +307,46 @@ def print_tables(folder: Path) -> None:
         print(to_markdown(tabulate(results)))
 
 
+def draw(folder: Path, path: Path, budget: int = 20) -> None:
+    """Recall among each method's first heads, a panel a task, cheapest method on top."""
+    tables = {
+        name: tabulate(read_json(folder / f"{name}.json")).set_index("method")
+        for name in TASKS
+        if (folder / f"{name}.json").exists()
+    }
+    methods = list(dict.fromkeys(name for table in tables.values() for name in table.index))
+    costs = pd.concat([table["cost"] for table in tables.values()]).groupby(level=0).mean()
+    methods.sort(key=lambda name: -costs[name])
+    figure = new_figure(WIDTH + 2.5, 0.9 + 0.3 * len(methods))
+    panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    for axes, (task, table) in zip(panels, tables.items(), strict=True):
+        for place, method in enumerate(methods):
+            if method not in table.index:
+                continue
+            row = table.loc[method]
+            value = row[f"at_{budget}"]
+            bars = [[max(value - row[f"low_{budget}"], 0)], [max(row[f"high_{budget}"] - value, 0)]]
+            color = CORRECT if "AP-MAE" in method else GREY
+            axes.errorbar(value, place, xerr=bars, fmt="o", color=color, capsize=3)
+        axes.axvline(budget / N_HEADS, color=INK, linewidth=1, linestyle=":")
+        axes.set_title(task, fontsize=10)
+        axes.set_xlim(-0.02, 1.02)
+        tidy(axes, grid="x")
+    panels[0].set_yticks(range(len(methods)), methods)
+    figure.supxlabel(
+        f"share of the {N_HEADS_THAT_MATTER} heads that matter among the first {budget} "
+        "(dotted: chance; blue: AP-MAE)",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--folder", type=Path, default=Path("runs/handoff"))
     parser.add_argument("--tables", action="store_true", help="print what the folder holds")
+    parser.add_argument("--figure", type=Path, help="draw what the folder holds into this file")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--kind", default="hooked", choices=["hooked", "bridge"])
     parser.add_argument("--mae", default="aplens-short")
@@ -320,6 +356,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.tables:
         print_tables(options.folder)
+    if options.figure is not None:
+        draw(options.folder, options.figure)
+    if options.tables or options.figure is not None:
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
