@@ -121,6 +121,19 @@ def test_ragged_prompts_give_each_prompts_own_patterns(tiny_model, batch_size):
         assert (around == 0).all()
 
 
+def test_prompts_from_four_tokens_to_the_models_limit(tiny_model):
+    from scoring_helpers import make_mae
+
+    mae = make_mae(n_ctx=64)
+    prompts = [[7, 3, 5, 1], [index % 101 for index in range(64)]]
+    patterns = aplens.collect_patterns(tiny_model, prompts)
+    for index, ids in enumerate(prompts):
+        torch.testing.assert_close(
+            patterns.prompt(index), alone(tiny_model, ids), atol=1e-6, rtol=0
+        )
+    assert mae.encode(patterns).isfinite().all()
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("filler", [0, 42])  # 42 is a token of the prompts, too
 def test_the_side_and_the_token_of_the_padding_change_nothing(tiny_model, side, filler):
