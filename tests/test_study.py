@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import signal
@@ -468,6 +469,8 @@ def test_after_ctrl_c_the_same_command_goes_on_to_the_same_ranking(small_study, 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell starts what runs in the background with Ctrl-C ignored, and children inherit it.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stdout:
         if line.startswith("train:"):
