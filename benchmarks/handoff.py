@@ -60,6 +60,7 @@ class Run(NamedTuple):
     prompts: Scenarios  # that heads are chosen on
     seed: int
     folder: Path  # for what can be kept between seeds
+    before: dict[str, Choice]  # of the methods run before, on the same prompts
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -120,11 +121,11 @@ def choose_by_few_ablations(run: Run) -> Choice:
     return Choice(_by_effect(effects), effects.n_forward_passes * len(few))
 
 
-def shortlisted(first: Callable[[Run], Choice]) -> Callable[[Run], Choice]:
+def shortlisted(first: str) -> Callable[[Run], Choice]:
     """The best heads of a cheap method, ordered by ablating them on a few prompts."""
 
     def choose(run: Run) -> Choice:
-        cheap, few = first(run), run.prompts[:FEW_PROMPTS]
+        cheap, few = run.before[first], run.prompts[:FEW_PROMPTS]
         short = cheap.order[:SHORTLIST]
         effects = measure_effects(run.model, few, short, metric=run.task.metric)
         cost = cheap.cost + effects.n_forward_passes * len(few)
@@ -160,8 +161,8 @@ METHODS: dict[str, Callable[[Run], Choice]] = {
     "AP-MAE: predictor, clusters": choose_by_predictor("clusters"),
     "AP-MAE: predictor, embeddings": choose_by_predictor("embeddings"),
     "attribution": choose_by_attribution,
-    f"AP-MAE: distance, then {FEW_PROMPTS} ablated": shortlisted(choose_by_distance),
-    f"attribution, then {FEW_PROMPTS} ablated": shortlisted(choose_by_attribution),
+    f"AP-MAE: distance, then {FEW_PROMPTS} ablated": shortlisted("AP-MAE: distance from prose"),
+    f"attribution, then {FEW_PROMPTS} ablated": shortlisted("attribution"),
     f"ablation on {FEW_PROMPTS} prompts": choose_by_few_ablations,
 }
 
@@ -204,7 +205,12 @@ def run_task(name: str, folder: Path, options: argparse.Namespace) -> None:
             if key in results["choices"]:
                 continue
             started = time.perf_counter()
-            choice = choose(Run(model, mae, task, prompts, seed, folder / name))
+            before = {
+                other: read_choice(results["choices"][f"{other}|{seed}"])
+                for other in METHODS
+                if f"{other}|{seed}" in results["choices"]
+            }
+            choice = choose(Run(model, mae, task, prompts, seed, folder / name, before))
             results["choices"][key] = {
                 "order": [list(head) for head in choice.order],
                 "cost": choice.cost,
@@ -212,6 +218,10 @@ def run_task(name: str, folder: Path, options: argparse.Namespace) -> None:
             }
             write_json(path, results)
             print(f"{name}: {key} {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def read_choice(saved: dict[str, Any]) -> Choice:
+    return Choice(tuple(Head(*head) for head in saved["order"]), saved["cost"])
 
 
 def _say(what: str) -> Callable[[int, int], None]:
@@ -237,7 +247,7 @@ def tabulate(results: dict[str, Any], n_resamples: int = 1000) -> pd.DataFrame:
         methods.setdefault(key.rpartition("|")[0], []).append(choice)
     rows = [_split_half(heads, effects, rng)]
     for method, choices in methods.items():
-        orders = [[Head(*head) for head in choice["order"]] for choice in choices]
+        orders = [read_choice(choice).order for choice in choices]
         row: dict[str, Any] = {"method": method, "cost": np.mean([c["cost"] for c in choices])}
         for budget in BUDGETS:
             recall = np.array(
