@@ -238,11 +238,15 @@ class Scenarios(Sequence[Scenario]):
 def _divide(
     sizes: Mapping[str, int], names: Sequence[str], shares: np.ndarray, seed: int
 ) -> dict[str, str]:
-    """The part of each file, in which the file's middle scenario falls."""
+    """The part of each file: where its middle scenario falls, but no part without a file."""
     files = np.random.default_rng(seed).permutation(np.array(sorted(sizes), dtype=object))
     counts = np.array([sizes[file] for file in files])
     middles = (np.cumsum(counts) - counts / 2) / counts.sum()
-    parts = np.searchsorted(np.cumsum(shares)[:-1], middles, side="right")
+    ends = np.searchsorted(middles, np.cumsum(shares)[:-1])  # of every part but the last
+    for part in range(len(ends)):
+        after = ends[part - 1] + 1 if part else 1
+        ends[part] = min(max(ends[part], after), len(files) - len(ends) + part)
+    parts = np.searchsorted(ends, np.arange(len(files)), side="right")
     return {file: names[part] for file, part in zip(files, parts, strict=True)}
 
 
