@@ -254,7 +254,10 @@ def tabulate(results: dict[str, Any], n_resamples: int = 1000) -> pd.DataFrame:
                 [[len(truth & set(order[:budget])) / len(truth) for order in orders]
                  for truth in truths]
             )  # fmt: skip
-            seeds = rng.integers(0, len(orders), (n_resamples, len(orders)))
+            # The same draws for every method, whatever the order they were run in.
+            seeds = np.random.default_rng(budget).integers(
+                0, len(orders), (n_resamples, len(orders))
+            )
             resampled = np.take_along_axis(recall[1:], seeds, axis=1).mean(axis=1)
             low, high = np.quantile(resampled, [0.025, 0.975])
             row |= {f"at_{budget}": recall[0].mean(), f"low_{budget}": low, f"high_{budget}": high}
