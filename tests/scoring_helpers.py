@@ -69,19 +69,6 @@ def make_observations(
     )
 
 
-def with_labels(observations, correct):
-    """The same observations with other outcomes."""
-    return Observations(
-        observations.table.assign(correct=correct),
-        observations.heads,
-        observations.embeddings,
-        observations.statistics,
-        model_name=observations.model_name,
-        n_layers=observations.n_layers,
-        n_heads=observations.n_heads,
-    )
-
-
 def make_scenarios(n=10, *, n_tokens=20, seed=0, per_file=2):
     rng = np.random.default_rng(seed)
     return Scenarios(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scoring_helpers import make_observations, with_labels
+from scoring_helpers import make_observations
 
 from aplens.heads import Head
 from aplens.scoring import (
@@ -47,7 +47,7 @@ def test_shuffled_outcomes_are_at_chance():
     covered = 0
     for seed in range(8):
         correct = np.random.default_rng(seed).permutation(observations.table["correct"])
-        shuffled = with_labels(observations, correct)
+        shuffled = observations.with_outcomes(correct)
         (row,) = evaluate_predictors(shuffled, features=["embeddings"]).itertuples()
         covered += row.auc_low <= 0.5 <= row.auc_high
     assert covered >= 6  # of eight 95 % intervals
@@ -61,7 +61,7 @@ def test_files_that_agree_with_themselves_do_not_help():
     rng = np.random.default_rng(0)
     signature = rng.normal(size=(40, 6, 12)).repeat(6, axis=0)
     observations.embeddings[:] = signature + 0.01 * rng.normal(size=signature.shape)
-    observations = with_labels(observations, (rng.random(40) < 0.5).repeat(6))
+    observations = observations.with_outcomes((rng.random(40) < 0.5).repeat(6))
     table = by_features(evaluate_predictors(observations, features=["embeddings"]))
     assert table.loc["embeddings", "auc"] < 0.75
     # The same with scenarios as their own files leaks, which shows that the test can fail.
@@ -75,7 +75,7 @@ def test_files_that_agree_with_themselves_do_not_help():
 def test_no_file_is_on_both_sides(n_files, per_file, seed):
     n = n_files * per_file
     observations = make_observations(n=n, per_file=per_file, n_layers=1, n_heads=1, seed=seed)
-    observations = with_labels(observations, np.arange(n) % 2 == 0)
+    observations = observations.with_outcomes(np.arange(n) % 2 == 0)
     files = np.array(observations.files)
     if n // 2 >= 5:
         folds = assign_folds(observations, 5, seed)
@@ -98,7 +98,7 @@ def test_by_task_judges_the_same_predictions_task_by_task():
 def test_a_task_with_one_outcome_has_accuracy_but_no_auc():
     observations = make_observations(n=120, planted=Head(0, 0))
     always = (observations.table["task"] == "eol") | observations.table["correct"]
-    table = evaluate_predictors(with_labels(observations, always), features=["task"], by_task=True)
+    table = evaluate_predictors(observations.with_outcomes(always), features=["task"], by_task=True)
     row = table.set_index("task").loc["eol"]
     assert row[["auc", "auc_low", "auc_high"]].isna().all()
     assert row["accuracy"] > 0.9
@@ -138,9 +138,9 @@ def test_what_cannot_be_evaluated_is_refused():
     with pytest.raises(ValueError, match="between 2 and the number of source files, 3; got 5"):
         evaluate_predictors(observations)
     with pytest.raises(ValueError, match="got 60 correct and 0 incorrect"):
-        evaluate_predictors(with_labels(observations, True), n_folds=3)
+        evaluate_predictors(observations.with_outcomes(True), n_folds=3)
     with pytest.raises(ValueError, match="got 1 incorrect and 59 correct"):
-        evaluate_predictors(with_labels(observations, np.arange(60) > 0), n_folds=3)
+        evaluate_predictors(observations.with_outcomes(np.arange(60) > 0), n_folds=3)
     with pytest.raises(ValueError, match=r"in both training and test, such as 'File0\.java'"):
         evaluate_holdout(observations, observations)
     with pytest.raises(ValueError, match="test_fraction must be between 0 and 1"):

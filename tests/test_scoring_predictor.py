@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scoring_helpers import make_observations, with_labels
+from scoring_helpers import make_observations
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -58,7 +58,7 @@ def test_the_task_alone_gives_each_task_its_rate():
     observations = make_observations(n=400)
     easy = observations.table["task"] == "eol"
     rng = np.random.default_rng(0)
-    observations = with_labels(observations, rng.random(400) < np.where(easy, 0.9, 0.3))
+    observations = observations.with_outcomes(rng.random(400) < np.where(easy, 0.9, 0.3))
     probability = CorrectnessPredictor("task").fit(observations).predict_proba(observations)[:, 1]
     for task in ("eol", "identifiers"):
         chosen = observations.table["task"] == task
@@ -105,7 +105,7 @@ def test_wrong_settings_and_input_are_refused():
         CorrectnessPredictor(classifier="forest")
     observations = make_observations(n=40)
     with pytest.raises(ValueError, match="got 40 correct and 0 incorrect"):
-        CorrectnessPredictor("task").fit(with_labels(observations, True))
+        CorrectnessPredictor("task").fit(observations.with_outcomes(True))
     observations.table.loc[3, "entropy"] = np.nan
     with pytest.raises(ValueError, match="'confidence' contain NaN"):
         CorrectnessPredictor("confidence").fit(observations)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scoring_helpers import make_mae, make_observations, make_scenarios, with_labels
+from scoring_helpers import make_mae, make_observations, make_scenarios
 
 from aplens.heads import Head
 from aplens.scoring import HeadClusters, HeadScorer, split_by_file
@@ -59,7 +59,7 @@ def test_a_test_side_with_one_outcome_is_a_clear_error():
     test.table["file"] += "2"
     scorer = HeadScorer(make_mae(), features="embeddings").fit(train)
     with pytest.raises(ValueError, match="got 20 correct and 0 incorrect"):
-        scorer.rank(with_labels(test, True))
+        scorer.rank(test.with_outcomes(True))
 
 
 def test_importing_scoring_is_cheap():

@@ -224,15 +224,16 @@ def estimate_effects(
     task = _Task.read(model, scenarios, heads, metric, batch_size)
     substitute = _make_substitute(model, task.heads, method, reference)
     clean, values = task.empty_results()
+    by_layer = task.by_layer
     for numbers in task.batches(batch_size):
         prompts = task.take(numbers)
-        with _keep_outputs(model, task.by_layer) as outputs:
+        with _keep_outputs(model, by_layer) as outputs:
             logits = last_token_logits(model, prompts.tokens, prompts.lengths)
         metrics = task.evaluate(logits, numbers)
         gradients = torch.autograd.grad(metrics.sum(), list(outputs.values()))
         clean[numbers] = metrics.detach()
         for (layer, z), gradient in zip(outputs.items(), gradients, strict=True):
-            places = task.by_layer[layer]
+            places = by_layer[layer]
             members = [task.heads[place] for place in places]
             columns = [head.head for head in members]
             change = substitute(members, z, numbers) - z.detach()[:, :, columns]

@@ -114,26 +114,14 @@ class Observations:
     def select(self, indices: Sequence[int] | np.ndarray) -> Observations:
         """The scenarios at these positions, or where a boolean mask is true; nothing is loaded."""
         rows = np.arange(len(self))[np.asarray(indices)]
-        return Observations(
-            self.table.iloc[rows],
-            self.heads,
-            lambda: self.embeddings[rows],
-            None if self._statistics is None else lambda: self.statistics[rows],
-            model_name=self.model_name,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
+        return self._derive(
+            self.table.iloc[rows], lambda: self.embeddings[rows], lambda: self.statistics[rows]
         )
 
     def with_outcomes(self, correct: Bool[np.ndarray, " scenario"]) -> Observations:
         """The same observations with another meaning of correct; nothing is loaded."""
-        return Observations(
-            self.table.assign(correct=correct),
-            self.heads,
-            lambda: self.embeddings,
-            None if self._statistics is None else lambda: self.statistics,
-            model_name=self.model_name,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
+        return self._derive(
+            self.table.assign(correct=correct), lambda: self.embeddings, lambda: self.statistics
         )
 
     def load(self) -> Observations:
@@ -162,6 +150,23 @@ class Observations:
             model_name=run["model_name"],
             n_layers=run["n_layers"],
             n_heads=run["n_heads"],
+        )
+
+    def _derive(
+        self,
+        table: pd.DataFrame,
+        embeddings: Callable[[], np.ndarray],
+        statistics: Callable[[], np.ndarray],
+    ) -> Observations:
+        """Observations of the same heads; no statistics where these have none."""
+        return Observations(
+            table,
+            self.heads,
+            embeddings,
+            None if self._statistics is None else statistics,
+            model_name=self.model_name,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
         )
 
     def _load(self, name: str, source: _ArraySource) -> np.ndarray:
