@@ -18,6 +18,44 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "APLENS_CACHE"
 
+#: What the name of a file that is being written begins with.
+_PARTIAL = ".partial-"
+_LOCK = ".lock"
+
+
+class FolderInUseError(RuntimeError):
+    """Another run is writing into the folder."""
+
+
+@contextmanager
+def own_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Keep every other run out of a folder, and clear away what a killed one left half-written.
+
+    The folder is made when missing. The operating system lets go of the lock when the process ends,
+    however it ends.
+
+    Raises:
+        FolderInUseError: When another run has the folder.
+        OSError: When the folder cannot be made or written.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FolderInUseError(
+            f"another run is working in {path}: wait until it ends, or choose another folder"
+        ) from None
+    try:
+        for abandoned in path.glob(f"{_PARTIAL}*"):
+            abandoned.unlink(missing_ok=True)
+        yield path
+    finally:
+        lock.release()
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -32,7 +70,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
-        prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent
+        prefix=f"{_PARTIAL}{target.name}.", suffix=target.suffix, dir=target.parent
     )
     os.close(handle)
     temporary = Path(name)

@@ -1,0 +1,79 @@
+"""Several processes that share one run, as `accelerate launch` or `torchrun` start them.
+
+Without a launcher there is one process, and nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+#: How long a process waits for the others: stages that only the first one runs may take days.
+_PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among all that share the run.
+
+    Attributes:
+        index: Of this process, from 0.
+        count: Of all processes, on all machines.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that does what is done once."""
+        return self.index == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part; the parts of all processes are all items, each once."""
+        return items[self.index :: self.count]
+
+    def wait(self) -> None:
+        """Go on only when all processes are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, the same in each of them; `values` stays as it is."""
+        if self.count == 1:
+            return values
+        total = values.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    def from_main(self, value: Item) -> Item:
+        """What the first process has, in every process."""
+        if self.count == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@cache
+def join_processes() -> Processes:
+    """Meet the processes that the launcher started; the only one where there was no launcher.
+
+    Each takes a device of its own: on a machine with GPUs, the one of its local number becomes
+    torch's current device.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(timeout=_PATIENCE)
+    return Processes(state.process_index, state.num_processes)
