@@ -6,14 +6,18 @@ Without a launcher there is one process, and nothing here costs anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from aplens._io import own_folder
 
 Item = TypeVar("Item")
 
@@ -41,6 +45,19 @@ class Processes:
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's part; the parts of all processes are all items, each once."""
         return items[self.index :: self.count]
+
+    @contextmanager
+    def own(self, folder: str | os.PathLike[str]) -> Iterator[Path]:
+        """`own_folder` for all of them together: the first one holds the lock.
+
+        Raises:
+            FolderInUseError: In the first process, when another run has the folder; it is for the
+                launcher to end the others, which wait.
+        """
+        with own_folder(folder) if self.is_main else nullcontext():
+            self.wait()  # nobody writes before the folder is ours,
+            yield Path(folder)
+            self.wait()  # and nobody else may before all of us are done
 
     def wait(self) -> None:
         """Go on only when all processes are here."""

@@ -150,3 +150,43 @@ def test_what_cannot_be_evaluated_is_refused():
     observations.embeddings[7, 2] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         evaluate_predictors(observations, features=["embeddings"], n_folds=3)
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_table(tmp_path, monkeypatch):
+    observations, file = make_observations(n=90), tmp_path / "predictions.json"
+    options = {"features": ["confidence", "embeddings"], "n_folds": 3}
+    expected = evaluate_predictors(observations, **options)
+
+    def stop_at(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_predictors(observations, **options, keep=file, progress=stop_at)
+    fitted = []
+    real = CorrectnessPredictor.fit
+
+    def counting(self, observations):
+        fitted.append(self.features)
+        return real(self, observations)
+
+    monkeypatch.setattr(CorrectnessPredictor, "fit", counting)
+    assert evaluate_predictors(observations, **options, keep=file).equals(expected)
+    assert len(fitted) == 3
+    assert evaluate_predictors(observations, **options, keep=file).equals(expected)
+    assert len(fitted) == 3
+
+
+def test_predictions_of_something_else_are_refused(tmp_path):
+    observations, file = make_observations(n=90), tmp_path / "predictions.json"
+    evaluate_predictors(observations, features=["confidence"], n_folds=3, keep=file)
+    for others, changes, difference in [
+        (make_observations(n=90, seed=1), {}, "data was"),
+        (observations, {"seed": 1}, "seed was 0, is 1"),
+        (observations, {"clusters": HeadClusters("pca", seed=3)}, "settings was"),
+    ]:
+        with pytest.raises(ValueError, match=difference):
+            evaluate_predictors(others, features=["confidence"], n_folds=3, keep=file, **changes)
+    file.write_text('{"format": "aplens.predictions", "predictions": {"a": ["x"]}}')
+    with pytest.raises(ValueError, match=r"predictions\.json"):
+        evaluate_predictors(observations, features=["confidence"], n_folds=3, keep=file)

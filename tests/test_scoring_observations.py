@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -11,8 +13,9 @@ import pytest
 import torch
 from scoring_helpers import make_mae, make_observations, make_scenarios
 
-from aplens.patterns import collect_patterns
-from aplens.scoring import Observations, observe, pattern_statistics
+from aplens._io import FolderInUseError, own_folder
+from aplens.patterns import collect_patterns, log_normalize
+from aplens.scoring import Observations, observe, pattern_statistics, shards
 from aplens.scoring.observations import COLUMNS
 
 
@@ -147,7 +150,7 @@ def test_resuming_equals_an_uninterrupted_run(any_model, mae, tmp_path):
     assert files_of(resumed) == files_of(whole)
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "parquet"])
+@pytest.mark.parametrize("suffix", ["safetensors", "parquet", "json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_shard_is_named_and_done_again(any_model, mae, tmp_path, suffix, damage):
     scenarios = make_scenarios(6)
@@ -160,12 +163,19 @@ def test_a_damaged_shard_is_named_and_done_again(any_model, mae, tmp_path, suffi
     elif damage == "cut":
         path.write_bytes(content[:-5])
     else:
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        place = len(content) // 2
+        flipped = bytes([content[place] ^ 1])
+        path.write_bytes(content[:place] + flipped + content[place + 1 :])
 
-    with pytest.raises(ValueError, match=path.name):
-        Observations.open(tmp_path)
-    with pytest.warns(UserWarning, match=f"{path.name} is .*shard-00001 is done again"):
+    if suffix == "json" and damage == "delete":  # nothing says that the shard was ever finished
+        with pytest.raises(ValueError, match="1 of 2 shards are missing, first shard-00001"):
+            Observations.open(tmp_path)
         observe(any_model, scenarios, mae, tmp_path, shard_size=3)
+    else:
+        with pytest.raises(ValueError, match=path.name):
+            Observations.open(tmp_path)
+        with pytest.warns(UserWarning, match=f"{path.name} is .*shard-00001 is done again"):
+            observe(any_model, scenarios, mae, tmp_path, shard_size=3)
     assert files_of(tmp_path) == before
 
 
@@ -174,13 +184,16 @@ def test_a_folder_never_mixes_two_runs(any_model, other_model, mae, tmp_path):
     observe(any_model, scenarios, mae, tmp_path)
     before = files_of(tmp_path)
     for model, prompts, encoder, settings, difference in [
-        (other_model, scenarios, mae, {}, "model_name was .* and is now 'tiny-other'"),
+        (other_model, scenarios, mae, {}, "model_name was .*, is 'tiny-other'"),
         (any_model, make_scenarios(4, seed=1), mae, {}, "scenarios was"),
-        (any_model, make_scenarios(5), mae, {}, "n_scenarios was 4 and is now 5"),
+        (any_model, make_scenarios(5), mae, {}, "n_scenarios was 4, is 5"),
         (any_model, scenarios, make_mae(seed=1), {}, "mae was"),
         (any_model, scenarios, make_mae(mask_ratio=0.4), {}, "mae was"),
-        (any_model, scenarios, mae, {"shard_size": 2}, "shard_size was 64 and is now 2"),
-        (any_model, scenarios, mae, {"statistics": False}, "statistics was True and is now"),
+        (any_model, scenarios, mae, {"shard_size": 2}, "shard_size was 64, is 2"),
+        (any_model, scenarios, mae, {"statistics": False}, "statistics was True, is False"),
+        (any_model, scenarios, mae, {"storage": "packed"}, "storage was 'float16', is 'packed'"),
+        (any_model, scenarios, mae, {"patterns": True}, "patterns was False, is True"),
+        (any_model, scenarios, mae, {"precision": torch.bfloat16}, "precision was None, is 'torch"),
     ]:
         with pytest.raises(ValueError, match=difference):
             observe(model, prompts, encoder, tmp_path, **settings)
@@ -214,12 +227,101 @@ def test_sizes_must_be_positive(any_model, mae, tmp_path, name):
         observe(any_model, make_scenarios(3), mae, tmp_path, **{name: 0})
 
 
+def test_packed_embeddings_come_back_but_for_rounding(any_model, mae, tmp_path):
+    scenarios = make_scenarios(9)
+    exact = observe(any_model, scenarios, mae, tmp_path / "exact", shard_size=5)
+    packed = observe(any_model, scenarios, mae, tmp_path / "packed", shard_size=5, storage="packed")
+    exact, packed = np.asarray(exact.embeddings, float), np.asarray(packed.embeddings, float)
+    for rows in (slice(0, 5), slice(5, 9)):
+        step = np.ptp(exact[rows], axis=0) / 63
+        assert (np.abs(packed[rows] - exact[rows]) <= 0.5 * step + 2e-3).all()
+    assert not np.array_equal(packed, exact)
+
+
+def test_kept_patterns_come_back_but_for_rounding(tiny_model, mae, tmp_path):
+    scenarios = ragged_scenarios(tiny_model)
+    observations = observe(
+        tiny_model, scenarios, mae, tmp_path, batch_size=3, shard_size=2, patterns=True
+    )
+    original = collect_patterns(tiny_model, scenarios)
+    restored = observations.patterns([3, 0, 1])
+    assert restored.heads == original.heads
+    assert restored.lengths.tolist() == [2, 4, 11]
+    for place, index in enumerate([3, 0, 1]):
+        before, after = original.prompt(index), restored.prompt(place)
+        assert torch.equal(before > 0, after > 0)
+        error = (log_normalize(before) - log_normalize(after)).abs().max()
+        assert error <= 1 / 508 + 1e-4
+    assert observations.select([2, 3]).patterns([1]).lengths.tolist() == [2]
+
+
+def test_patterns_that_were_not_kept_are_an_error(any_model, mae, tmp_path):
+    observations = observe(any_model, make_scenarios(3), mae, tmp_path)
+    with pytest.raises(ValueError, match="observe with patterns=True"):
+        observations.patterns([0])
+
+
+def test_bfloat16_comes_close(any_model, mae, tmp_path):
+    scenarios = make_scenarios(5)
+    exact = observe(any_model, scenarios, mae, tmp_path / "a")
+    rounded = observe(any_model, scenarios, mae, tmp_path / "b", precision=torch.bfloat16)
+    difference = np.asarray(rounded.embeddings, float) - np.asarray(exact.embeddings, float)
+    assert 0 < np.abs(difference).max() < 0.2
+    with pytest.raises(ValueError, match=r"None or torch\.bfloat16, got torch\.float16"):
+        observe(any_model, scenarios, mae, tmp_path / "c", precision=torch.float16)
+
+
+def test_an_unknown_storage_is_refused(any_model, mae, tmp_path):
+    with pytest.raises(ValueError, match=r"one of \['float16', 'packed'\], got 'float8'"):
+        observe(any_model, make_scenarios(3), mae, tmp_path, storage="float8")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(any_model, mae, tmp_path):
+    with own_folder(tmp_path), pytest.raises(FolderInUseError, match="another run is working in"):
+        observe(any_model, make_scenarios(3), mae, tmp_path)
+    observe(any_model, make_scenarios(3), mae, tmp_path)
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(any_model, mae, tmp_path):
+    abandoned = tmp_path / ".partial-shard-00000.safetensors.abc"
+    abandoned.write_bytes(b"half")
+    observe(any_model, make_scenarios(3), mae, tmp_path)
+    assert not abandoned.exists()
+
+
+def test_a_full_disk_keeps_the_shards_that_were_finished(any_model, mae, tmp_path, monkeypatch):
+    scenarios = make_scenarios(9)
+    whole = observe(any_model, scenarios, mae, tmp_path / "whole", shard_size=3)
+    real, written = shards.atomic_write, []
+
+    @contextmanager
+    def full_disk(path):
+        if len(written) >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        with real(path) as temporary:
+            yield temporary
+
+    monkeypatch.setattr(shards, "atomic_write", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        observe(any_model, scenarios, mae, tmp_path / "full", shard_size=3)
+    monkeypatch.undo()
+    resumed = observe(any_model, scenarios, mae, tmp_path / "full", shard_size=3)
+    np.testing.assert_array_equal(resumed.embeddings, whole.embeddings)
+    assert files_of(tmp_path / "full") == files_of(tmp_path / "whole")
+
+
 def test_opening_what_is_no_observations(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"manifest\.json is missing"):
         Observations.open(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "something else"}))
     with pytest.raises(ValueError, match="no manifest of aplens observations"):
         Observations.open(tmp_path)
+    for run in (None, {}, {"n_scenarios": "x", "shard_size": 3}):
+        damaged = {"format": "aplens.observations", "version": 2, "run": run}
+        (tmp_path / "manifest.json").write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match="does not say what was observed"):
+            Observations.open(tmp_path)
 
 
 def test_arrays_are_read_only_when_asked_for(any_model, mae, tmp_path):
@@ -229,7 +331,7 @@ def test_arrays_are_read_only_when_asked_for(any_model, mae, tmp_path):
         path.rename(path.with_suffix(".moved"))
     assert len(chosen) == 2
     with pytest.raises(FileNotFoundError):
-        _ = chosen.embeddings
+        np.asarray(chosen.embeddings)
 
 
 def test_select_takes_positions_and_masks():

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aplens.patterns import log_normalize
-from aplens.scoring.statistics import STATISTICS, pattern_statistics
+from aplens.patterns import PatchGrid, log_normalize
+from aplens.scoring.statistics import STATISTICS, patch_statistics, pattern_statistics
 
 
 def named(values):
@@ -57,10 +57,11 @@ def test_a_prompt_of_one_token_is_finite():
     assert all(math.isfinite(value) for value in found.values())
 
 
-def test_scaled_patterns_given_or_not_is_the_same():
-    attention = _random_attention(7, seed=3)
-    given = pattern_statistics(attention, log_normalize(attention))
-    assert torch.equal(given, pattern_statistics(attention))
+@pytest.mark.parametrize("n", [1, 4, 7, 12])
+def test_statistics_of_patches_are_those_of_the_patterns(n):
+    attention, grid = _random_attention(n, seed=3)[None], PatchGrid(12, 4)
+    of_patches = patch_statistics(log_normalize(grid.patchify(attention)), attention, grid)
+    torch.testing.assert_close(of_patches, pattern_statistics(attention))
 
 
 def test_half_precision_comes_close():

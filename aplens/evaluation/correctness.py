@@ -58,7 +58,7 @@ class CorrectnessSamples:
         for label, mae in self._maes.items():
             embeddings = encode_all_pools(mae, seen.scaled)
             self._embeddings[label].append(to_float16(embeddings, self._info.heads))
-        self._statistics.append(pattern_statistics(seen.attention, seen.scaled).cpu())
+        self._statistics.append(pattern_statistics(seen.attention).cpu())
         self._scenarios.append(scenario)
         targets = Scenarios([scenario]).targets()
         self._outcomes.append(describe_outcomes(seen.logits[None], targets))

@@ -3,6 +3,7 @@
 from aplens.models.classes import own_tokenizer
 from aplens.models.hooks import (
     attach_hooks,
+    compute_in,
     last_token_logits,
     pattern_hook_name,
     run_model,
@@ -17,6 +18,7 @@ __all__ = [
     "ModelInfo",
     "UnsupportedModelError",
     "attach_hooks",
+    "compute_in",
     "describe_model",
     "keep_residuals",
     "last_token_logits",

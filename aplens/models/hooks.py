@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aplens.models.classes import kind_of
+from aplens.models.info import describe_model
 
 HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
 
@@ -59,6 +60,19 @@ def attach_hooks(model: Any, hooks: Iterable[tuple[str, HookFunction]]) -> Itera
             handle.hook.remove()
             # The model's own reset_hooks() may have taken it already.
             point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+
+
+def compute_in(model: Any, precision: torch.dtype | None) -> AbstractContextManager[object]:
+    """Let a model's matrix products run in this precision inside the block; None changes nothing.
+
+    Raises:
+        ValueError: When the precision is neither None nor torch.bfloat16.
+    """
+    if precision is None:
+        return nullcontext()
+    if precision != torch.bfloat16:
+        raise ValueError(f"precision must be None or torch.bfloat16, got {precision!r}")
+    return torch.autocast(describe_model(model).device.type, dtype=precision)
 
 
 def run_model(model: Any, tokens: Int[Tensor, "batch pos"], **options: Any) -> Any:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,8 @@ from aplens.models import (
     run_until,
 )
 from aplens.prompts import Prompts, PromptsLike, read_prompts
+
+Result = TypeVar("Result")
 
 #: More attention than this on padding means that the model was run without an attention mask.
 _LEAK = 1e-3
@@ -89,7 +91,11 @@ class AttentionPatterns:
 
     def by_length(self) -> Iterator[tuple[Int[Tensor, " some"], AttentionPatterns]]:
         """The prompts of each length by themselves: their places, and their patterns."""
-        for length in self.lengths.unique().tolist():
+        lengths = self.lengths.unique().tolist()
+        if len(lengths) == 1:  # without a copy
+            yield torch.arange(len(self)), self.crop(lengths[0])
+            return
+        for length in lengths:
             rows = (self.lengths == length).nonzero().flatten()
             yield rows, AttentionPatterns(self.values[rows, :, :length, :length], self.heads)
 
@@ -288,6 +294,53 @@ def stream_patterns(
             logits,
         )
         start += len(batch)
+
+
+@torch.no_grad()
+def read_layers(
+    model: Any,
+    prompts: Prompts,
+    read: Callable[[AttentionPatterns], Result],
+) -> tuple[list[Result], Float[Tensor, "batch d_vocab"]]:
+    """Run prompts once, and look at the patterns of each layer while the model has them.
+
+    No pattern is copied or kept, so that this costs the forward pass and what `read` does. The
+    patterns are the model's own memory: `read` must not change them.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        prompts: On the model's device.
+        read: Called with all heads of one layer, layer by layer. Prompts of several lengths are
+            padded on the right, as for `AttentionPatterns`, but queries beyond a prompt's end are
+            not zeroed: `AttentionPatterns.prompt` and `by_length` leave them out.
+
+    Returns:
+        What `read` returned for each layer that has attention, and the logits after each prompt's
+        last token.
+
+    Raises:
+        UnsupportedModelError: When the model has no causal attention patterns.
+    """
+    info, lengths = describe_model(model), prompts.lengths.cpu()
+    results: list[Result] = []
+
+    def look(patterns: Tensor, hook: Any, *, layer: int) -> None:
+        heads = tuple(Head(layer, head) for head in range(info.n_heads))
+        with torch.autocast(patterns.device.type, enabled=False):  # that is for the model alone
+            results.append(read(AttentionPatterns(patterns.detach(), heads, lengths)))
+
+    hooks = [
+        (pattern_hook_name(layer), partial(look, layer=layer)) for layer in info.attention_layers
+    ]
+    with attach_hooks(model, hooks):
+        logits = last_token_logits(model, prompts.tokens, prompts.lengths)
+    return results, logits
+
+
+def _look_at(
+    patterns: Tensor, hook: Any, *, look: Callable[[int, Tensor], None], layer: int
+) -> None:
+    look(layer, patterns)
 
 
 def select_heads(model: Any, heads: HeadsLike | None) -> tuple[Head, ...]:

@@ -44,10 +44,18 @@ def log_normalize(
             f"attention must be probabilities in [0, 1], got values from {low:.4g} to {high:.4g}; "
             "pass hook_pattern (after the softmax), not attention scores"
         )
-    log = values.clamp(max=1).log_()
-    attended = values > 0
-    log.masked_fill_(~attended, 0)  # ln 0 = -inf must not be the smallest
-    smallest = log.amin(dim, keepdim=True)
-    # With m = 0 every finite x is 0 too, and (0 - -1) / 1 gives the limit for them, which is 1.
-    smallest = torch.where(smallest < 0, smallest, -1.0)
-    return log.sub_(smallest).div_(-smallest).mul_(attended)
+    floor = smallest_log(values, dim)
+    # (x - m) / -m = 1 - x / m; raising -inf to m makes it 0, and half precision may overshoot 1.
+    log = torch.maximum(values.log(), floor).clamp_(max=0)
+    return log.div_(-floor).add_(1)
+
+
+def smallest_log(
+    attention: Float[Tensor, "*pattern query key"], dim: tuple[int, ...] = (-2, -1)
+) -> Float[Tensor, "*pattern 1 1"]:
+    """The natural logarithm of each pattern's smallest attention, the zeros left out.
+
+    -1 where there is none below 1: `log_normalize` then leaves ones and zeros as they are.
+    """
+    smallest = attention.masked_fill(attention <= 0, 1).amin(dim, keepdim=True).log()
+    return torch.where(smallest < 0, smallest, -1.0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from aplens.scoring.head_array import HeadValues
 
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA
@@ -76,14 +79,22 @@ class HeadClusters:
         self.n_jobs = n_jobs
         self.seed = seed
 
-    def fit(self, embeddings: Float[np.ndarray, "scenario head d_embed"]) -> HeadClusters:
+    def describe(self) -> dict[str, Any]:
+        """What decides the clusters, beside the data."""
+        return {"reducer": self.reducer, "n_neighbors": self.n_neighbors, "seed": self.seed}
+
+    def fit(self, embeddings: HeadValues) -> HeadClusters:
         """Cluster every head.
+
+        Args:
+            embeddings: `Float["scenario head d_embed"]`, in memory or not; heads are read one by
+                one, and those of the fitted scenarios again when new ones are placed.
 
         Raises:
             ValueError: When the shape is wrong, there are fewer than 10 scenarios, or a value is
                 not finite.
         """
-        check_embeddings(embeddings)
+        check_shape(embeddings)
         if len(embeddings) < FEWEST_SCENARIOS:
             raise ValueError(
                 f"clustering needs at least {FEWEST_SCENARIOS} scenarios, got {len(embeddings)}"
@@ -92,23 +103,21 @@ class HeadClusters:
 
         n_jobs = self.n_jobs if self.reducer == "umap" else 1
         labels = Parallel(n_jobs=n_jobs)(
-            delayed(_cluster_one_head)(embeddings[:, head], self.reducer, self.seed)
-            for head in range(embeddings.shape[1])
+            delayed(_cluster_one_head)(rows, self.reducer, self.seed)
+            for rows in unit_heads(embeddings)
         )
         self.labels_: Int[np.ndarray, "scenario head"] = np.stack(labels, axis=1)
         self._fitted = embeddings
         return self
 
-    def predict(
-        self, embeddings: Float[np.ndarray, "scenario head d_embed"]
-    ) -> Int[np.ndarray, "scenario head"]:
+    def predict(self, embeddings: HeadValues) -> Int[np.ndarray, "scenario head"]:
         """The categories of scenarios that may be new.
 
         Raises:
             ValueError: When the heads or the width differ from those fitted, or a value is not
                 finite.
         """
-        check_embeddings(embeddings)
+        check_shape(embeddings)
         if embeddings.shape[1:] != self._fitted.shape[1:]:
             raise ValueError(
                 f"expected (head, d_embed) = {self._fitted.shape[1:]} as fitted, "
@@ -116,13 +125,10 @@ class HeadClusters:
             )
         return np.stack(
             [
-                _vote(
-                    unit_rows(embeddings[:, head]),
-                    unit_rows(self._fitted[:, head]),
-                    self.labels_[:, head],
-                    self.n_neighbors,
+                _vote(rows, fitted, labels, self.n_neighbors)
+                for rows, fitted, labels in zip(
+                    unit_heads(embeddings), unit_heads(self._fitted), self.labels_.T, strict=True
                 )
-                for head in range(embeddings.shape[1])
             ],
             axis=1,
         )
@@ -139,18 +145,25 @@ def _resolve(reducer: Reducer) -> Literal["umap", "pca"]:
     return reducer
 
 
-def check_embeddings(embeddings: np.ndarray) -> None:
-    """Refuse what is not (scenario, head, d_embed) or not finite."""
+def check_shape(embeddings: HeadValues) -> None:
+    """Refuse what is not (scenario, head, d_embed)."""
     if embeddings.ndim != 3 or 0 in embeddings.shape:
         raise ValueError(
             f"expected embeddings (scenario, head, d_embed), not empty, got {embeddings.shape}"
         )
-    broken = ~np.isfinite(embeddings).all(axis=(0, 2))
-    if broken.any():
-        raise ValueError(
-            f"embeddings of {broken.sum()} heads have NaN or infinity (the first is head number "
-            f"{int(broken.argmax())})"
-        )
+
+
+def unit_heads(embeddings: HeadValues) -> Iterator[Float[np.ndarray, "scenario d_embed"]]:
+    """Head by head, each embedding scaled to length 1.
+
+    Raises:
+        ValueError: When a head has NaN or infinity.
+    """
+    for head in range(embeddings.shape[1]):
+        rows = embeddings[:, head]
+        if not np.isfinite(rows).all():
+            raise ValueError(f"the embeddings of head number {head} have NaN or infinity")
+        yield unit_rows(rows)
 
 
 def unit_rows(
@@ -175,11 +188,10 @@ def fit_pca(rows: Float[np.ndarray, "scenario d_embed"], n_components: int, seed
 
 
 def _cluster_one_head(
-    embeddings: Float[np.ndarray, "scenario d_embed"], reducer: str, seed: int
+    rows: Float[np.ndarray, "scenario d_embed"], reducer: str, seed: int
 ) -> Int[np.ndarray, " scenario"]:
     from sklearn.cluster import HDBSCAN
 
-    rows = unit_rows(embeddings)
     one_cluster = np.zeros(len(rows), dtype=np.int64)
     if np.ptp(rows, axis=0).max() < _ALIKE:
         return one_cluster

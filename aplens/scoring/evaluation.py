@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from aplens._io import fingerprint
+from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.intervals import FileBootstrap
 from aplens.scoring.observations import Observations
 from aplens.scoring.observing import Progress
+from aplens.scoring.predictions import FoldPredictions, describe_data
 from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor, incorrect_labels
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ def evaluate_predictors(
     by_task: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    keep: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """Cross-validate predictors of correctness, grouped by source file.
@@ -41,6 +46,8 @@ def evaluate_predictors(
             (the paper has one a task) pass that task's observations.
         seed: Decides the folds, the resamples and the predictors.
         progress: Called with (predictors fitted, predictors in all).
+        keep: A file in which predictions are kept as they are made; run again, only those that are
+            missing are made.
         settings: Handed to every `CorrectnessPredictor`.
 
     Returns:
@@ -49,19 +56,41 @@ def evaluate_predictors(
         NaN where a task has only one outcome.
 
     Raises:
-        ValueError: When there is only one outcome, fewer files than folds, or NaN.
+        ValueError: When there is only one outcome, fewer files than folds, or NaN; or `keep` is
+            damaged, or holds predictions of something else.
     """
     folds = assign_folds(observations, n_folds, seed)
+    made = FoldPredictions(keep, _describe_setup(observations, n_folds, seed, settings))
     scores = {name: np.empty(len(observations)) for name in features}
     for fold in range(n_folds):
         held_out = folds == fold
         train, test = observations.select(~held_out), observations.select(held_out)
         for number, name in enumerate(features):
-            predictor = CorrectnessPredictor(name, seed=seed, **settings).fit(train)
-            scores[name][held_out] = predictor.predict_proba(test)[:, 1]
+            predicted = made.get(name, fold, len(test))
+            if predicted is None:
+                predictor = CorrectnessPredictor(name, seed=seed, **settings).fit(train)
+                predicted = predictor.predict_proba(test)[:, 1]
+                made.put(name, fold, predicted)
+            scores[name][held_out] = predicted
             if progress is not None:
                 progress(fold * len(features) + number + 1, n_folds * len(features))
     return score_table(observations, scores, folds=folds, by_task=by_task, seed=seed)
+
+
+def _describe_setup(
+    observations: Observations, n_folds: int, seed: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the predictions of a fold depend on, beside the features."""
+    shown = {
+        name: value.describe() if isinstance(value, HeadClusters) else value
+        for name, value in settings.items()
+    }
+    return {
+        "data": describe_data(observations),
+        "n_folds": n_folds,
+        "seed": seed,
+        "settings": fingerprint(shown),
+    }
 
 
 def evaluate_holdout(

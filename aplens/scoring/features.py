@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from aplens.scoring.clusters import HeadClusters, check_embeddings, fit_pca, unit_rows
+from aplens.scoring.clusters import HeadClusters, check_shape, fit_pca, unit_heads
 from aplens.scoring.observations import Observations
 
 #: Directions kept of each head's embeddings; measured, 2 to 16 predict alike.
@@ -94,11 +94,9 @@ class EmbeddingFeatures:
 
     def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
-        embeddings = observations.embeddings
-        check_embeddings(embeddings)
+        check_shape(observations.embeddings)
         self._reducers = [
-            fit_pca(unit_rows(embeddings[:, head]), N_COMPONENTS)
-            for head in range(embeddings.shape[1])
+            fit_pca(rows, N_COMPONENTS) for rows in unit_heads(observations.embeddings)
         ]
         widths = [reducer.n_components_ for reducer in self._reducers]
         self.column_heads = np.repeat(np.arange(len(widths)), widths)
@@ -106,15 +104,9 @@ class EmbeddingFeatures:
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
-        embeddings = observations.embeddings
-        check_embeddings(embeddings)
-        return np.concatenate(
-            [
-                reducer.transform(unit_rows(embeddings[:, head]))
-                for head, reducer in enumerate(self._reducers)
-            ],
-            axis=1,
-        )
+        check_shape(observations.embeddings)
+        heads = zip(self._reducers, unit_heads(observations.embeddings), strict=True)
+        return np.concatenate([reducer.transform(rows) for reducer, rows in heads], axis=1)
 
 
 class ClusterFeatures:

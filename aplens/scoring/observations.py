@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 
 from aplens.heads import Head
+from aplens.patterns import AttentionPatterns, CompactPatterns, PatchGrid, restore_patterns
+from aplens.scoring.head_array import HeadArray, HeadValues
 from aplens.scoring.shards import ShardFolder
+from aplens.scoring.storage import stored_embeddings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ArraySource: TypeAlias = "np.ndarray | Callable[[], np.ndarray]"
+_ArraySource: TypeAlias = "HeadValues | Callable[[], HeadValues]"
 
 #: The columns of an observations table.
 COLUMNS = (
@@ -44,12 +48,14 @@ class Observations:
             (`correct`); the `top_probability`, the `entropy` of the prediction in nats, the
             target's log probability, and its logit less that of the wrong answer (NaN without).
         heads: The heads observed.
-        embeddings: `Float16[ndarray, "scenario head d_embed"]`, or a function that loads it.
+        embeddings: `Float16[ndarray, "scenario head d_embed"]`, a `HeadArray`, or a function that
+            gives either.
         statistics: `Float32[ndarray, "scenario head 8"]` (`STATISTICS` names them), or a function
             that loads it; None when they were not computed.
         model_name: The model observed.
         n_layers: Its layers.
         n_heads: Its heads a layer.
+        patterns: Reads the patterns of some scenarios; None when they were not kept.
 
     Raises:
         ValueError: When a column is missing, or an array's shape does not fit.
@@ -65,6 +71,7 @@ class Observations:
         model_name: str,
         n_layers: int,
         n_heads: int,
+        patterns: Callable[[Int[np.ndarray, " some"]], AttentionPatterns] | None = None,
     ) -> None:
         missing = [column for column in COLUMNS if column not in table.columns]
         if missing:
@@ -76,8 +83,11 @@ class Observations:
         self.n_heads = n_heads
         self._embeddings = embeddings
         self._statistics = statistics
+        self._patterns = patterns
         for name, source in (("embeddings", embeddings), ("statistics", statistics)):
-            if isinstance(source, np.ndarray):  # what is not loaded yet is checked when it is
+            if isinstance(
+                source, np.ndarray | HeadArray
+            ):  # what is not loaded yet is checked when it is
                 self._check_shape(name, source)
 
     def __len__(self) -> int:
@@ -91,8 +101,12 @@ class Observations:
         )
 
     @cached_property
-    def embeddings(self) -> Float[np.ndarray, "scenario head d_embed"]:
-        """The AP-MAE's embeddings, loaded when first asked for."""
+    def embeddings(self) -> HeadValues:
+        """The AP-MAE's embeddings, `Float16["scenario head d_embed"]`.
+
+        Where they are on disk, a `HeadArray`: each head is read when it is asked for, so that they
+        may be larger than memory. `load` and `numpy.asarray` read them all.
+        """
         return self._load("embeddings", self._embeddings)
 
     @cached_property
@@ -104,7 +118,26 @@ class Observations:
         """
         if self._statistics is None:
             raise ValueError("these observations have no statistics: observe with statistics=True")
-        return self._load("statistics", self._statistics)
+        return np.asarray(self._load("statistics", self._statistics))
+
+    def patterns(self, scenarios: Sequence[int] | np.ndarray) -> AttentionPatterns:
+        """The patterns of all heads on some scenarios, as they were kept.
+
+        Each value of the log-normalized pattern is off by at most 1/508
+        (`aplens.patterns.CompactPatterns`).
+
+        Args:
+            scenarios: Positions, or a boolean mask.
+
+        Raises:
+            ValueError: When patterns were not kept, or no scenario is chosen.
+        """
+        if self._patterns is None:
+            raise ValueError("these observations hold no patterns: observe with patterns=True")
+        rows = np.arange(len(self))[np.asarray(scenarios)]
+        if rows.size == 0:
+            raise ValueError("expected at least one scenario, got none")
+        return self._patterns(np.atleast_1d(rows))
 
     @property
     def files(self) -> list[str]:
@@ -115,18 +148,24 @@ class Observations:
         """The scenarios at these positions, or where a boolean mask is true; nothing is loaded."""
         rows = np.arange(len(self))[np.asarray(indices)]
         return self._derive(
-            self.table.iloc[rows], lambda: self.embeddings[rows], lambda: self.statistics[rows]
+            self.table.iloc[rows],
+            lambda: self.embeddings[rows],
+            lambda: self.statistics[rows],
+            lambda some: self.patterns(rows[some]),
         )
 
     def with_outcomes(self, correct: Bool[np.ndarray, " scenario"]) -> Observations:
         """The same observations with another meaning of correct; nothing is loaded."""
         return self._derive(
-            self.table.assign(correct=correct), lambda: self.embeddings, lambda: self.statistics
+            self.table.assign(correct=correct),
+            lambda: self.embeddings,
+            lambda: self.statistics,
+            self.patterns,
         )
 
     def load(self) -> Observations:
-        """Read everything into memory, so that the folder is no longer needed."""
-        _ = self.embeddings
+        """Read everything but patterns into memory, so that the folder is no longer needed."""
+        self.embeddings = np.asarray(self.embeddings)
         if self._statistics is not None:
             _ = self.statistics
         return self
@@ -141,24 +180,31 @@ class Observations:
         """
         shards = ShardFolder.open(Path(folder))
         shards.require_complete()
+        return cls.of_shards(shards)
+
+    @classmethod
+    def of_shards(cls, shards: ShardFolder) -> Observations:
+        """What is in a folder whose shards are known to be complete and sound."""
         run = shards.run
         return cls(
             shards.read_table(),
             [Head(*head) for head in run["heads"]],
-            lambda: shards.read_array("embeddings"),
-            (lambda: shards.read_array("statistics")) if run["statistics"] else None,
+            lambda: stored_embeddings(shards),
+            (lambda: _read_statistics(shards)) if run["statistics"] else None,
             model_name=run["model_name"],
             n_layers=run["n_layers"],
             n_heads=run["n_heads"],
+            patterns=(lambda rows: _read_patterns(shards, rows)) if run["patterns"] else None,
         )
 
     def _derive(
         self,
         table: pd.DataFrame,
-        embeddings: Callable[[], np.ndarray],
+        embeddings: Callable[[], HeadValues],
         statistics: Callable[[], np.ndarray],
+        patterns: Callable[[Int[np.ndarray, " some"]], AttentionPatterns],
     ) -> Observations:
-        """Observations of the same heads; no statistics where these have none."""
+        """Observations of the same heads; no statistics or patterns where these have none."""
         return Observations(
             table,
             self.heads,
@@ -167,16 +213,42 @@ class Observations:
             model_name=self.model_name,
             n_layers=self.n_layers,
             n_heads=self.n_heads,
+            patterns=None if self._patterns is None else patterns,
         )
 
-    def _load(self, name: str, source: _ArraySource) -> np.ndarray:
-        values = source if isinstance(source, np.ndarray) else source()
+    def _load(self, name: str, source: _ArraySource) -> HeadValues:
+        values = source() if callable(source) else source
         self._check_shape(name, values)
         return values
 
-    def _check_shape(self, name: str, values: np.ndarray) -> None:
+    def _check_shape(self, name: str, values: HeadValues) -> None:
         expected = (len(self), len(self.heads))
         if values.ndim != 3 or values.shape[:2] != expected:
             raise ValueError(
                 f"expected {name} (scenario, head, …) = {expected} + (…,), got {values.shape}"
             )
+
+
+def _read_statistics(shards: ShardFolder) -> Float[np.ndarray, "scenario head statistic"]:
+    n_heads = len(shards.run["heads"])
+    by_head = [np.concatenate(list(shards.read_head("statistics", i))) for i in range(n_heads)]
+    return np.stack(by_head, axis=1)
+
+
+def _read_patterns(shards: ShardFolder, rows: Int[np.ndarray, " some"]) -> AttentionPatterns:
+    run = shards.run
+    grid = PatchGrid(run["n_ctx"], run["patch_size"])
+    n_tokens = run["n_tokens"]
+    n_heads = len(run["heads"])
+    values = torch.empty(len(rows), n_heads, n_tokens, n_tokens)
+    stored = zip(
+        shards.read_scenarios("patterns.codes", rows),
+        shards.read_scenarios("patterns.floors", rows),
+        strict=True,
+    )
+    for (places, codes), (_, floors) in stored:
+        compact = CompactPatterns(torch.from_numpy(codes), torch.from_numpy(floors))
+        values[places] = restore_patterns(compact, grid, n_tokens).transpose(0, 1)
+    # A prompt's queries all attend to something, and what stands beyond its end to nothing.
+    lengths = (values > 0).any(dim=-1).any(dim=1).sum(dim=-1)
+    return AttentionPatterns(values, tuple(Head(*head) for head in run["heads"]), lengths)

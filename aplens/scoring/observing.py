@@ -7,21 +7,24 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int
+from jaxtyping import Float, Float16, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from aplens._io import fingerprint
+from aplens._processes import Processes, join_processes
 from aplens.heads import Head
-from aplens.models import describe_model
-from aplens.patterns import log_normalize, stream_patterns
+from aplens.models import compute_in, describe_model
+from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
+from aplens.prompts import read_prompts
 from aplens.scoring.observations import COLUMNS, Observations
 from aplens.scoring.shards import ShardFolder
-from aplens.scoring.statistics import pattern_statistics
+from aplens.scoring.statistics import patch_statistics
+from aplens.scoring.storage import Storage, store_embeddings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
 
 Progress: TypeAlias = Callable[[int, int], object]
+Arrays: TypeAlias = "dict[str, Shaped[Tensor, 'head scenario *values']]"
 
 #: Patterns the AP-MAE encodes at once.
-_PATTERNS_AT_ONCE = 64
+_PATTERNS_AT_ONCE = 128
 
 
 def observe(
@@ -44,55 +48,107 @@ def observe(
     batch_size: int = 8,
     shard_size: int = 64,
     statistics: bool = True,
+    storage: Storage = "float16",
+    patterns: bool = False,
+    precision: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Observations:
     """Run the model on every scenario and keep each head's embedding and the outcome.
 
-    One forward pass a batch; patterns are encoded and let go, so memory does not grow with the
-    number of scenarios. Run again after an interrupt, it does only the shards that are missing or
-    damaged, and the result is the same as without the interrupt.
+    One forward pass a batch; each layer's patterns are encoded while the model has them and never
+    kept, so memory grows neither with the number of scenarios nor with that of layers. Run again
+    after an interrupt, it does only the shards that are missing or damaged, and the result is the
+    same as without the interrupt. Started by `accelerate launch`, each process does its share of
+    the shards; the result does not depend on how many there are.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         scenarios: Prompts of any lengths with their targets.
         mae: The AP-MAE that encodes the patterns.
         folder: Where shards are written; made when missing.
-        batch_size: Prompts a forward pass. 8 prompts of 256 tokens on 270 heads hold 0.6 GB of
-            patterns.
+        batch_size: Prompts a forward pass.
         shard_size: Scenarios a shard.
         statistics: Whether to compute the hand-made statistics as well, the predictors' baseline.
-        progress: Called with (scenarios done, scenarios in all).
+        storage: How embeddings are kept. "float16": as they are, but for float16's rounding.
+            "packed": in six bits a number (`aplens.scoring.packing`), 2.3 times smaller.
+        patterns: Whether to keep the patterns themselves as well, for `Observations.patterns`: one
+            byte a value of the lower-triangular patches, a seventh of float32
+            (`aplens.patterns.CompactPatterns`), 10 MB a prompt for 270 heads on 256 tokens. A
+            shard is held in memory until it is written: choose a smaller `shard_size`.
+        precision: torch.bfloat16 lets the model compute its matrix products in bfloat16 (default:
+            as it is). Faster where the hardware is; a few predictions may change.
+        progress: Called with (scenarios done, scenarios in all), of this process.
 
     Warns:
         UserWarning: A shard on disk is damaged and is done again.
 
     Raises:
         ValueError: When the folder holds observations of something else (the difference is named),
-            an embedding overflows float16, or the prompts are longer than the AP-MAE takes.
+            an embedding overflows float16, the prompts are longer than the AP-MAE takes, or an
+            argument is out of range.
+        FolderInUseError: When another run is writing into the folder.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
-    for name, size in (("batch_size", batch_size), ("shard_size", shard_size)):
-        if size < 1:
-            raise ValueError(f"{name} must be 1 or more, got {size}")
-    mae.grid.n_rows_for(scenarios.prompts().n_tokens)  # refuses prompts that are too long for it
-    run = _describe_run(model, scenarios, mae, shard_size, statistics)
-    shards = ShardFolder.resume(Path(folder), run)
-    tell = progress or (lambda done, total: None)
-    for name, rows in shards.shards():
-        if _is_sound(shards, name):
-            tell(rows.stop, len(scenarios))
-            continue
-        done, batches = rows.start, []
-        for batch in _observe_batches(model, scenarios[rows], mae, batch_size, statistics):
-            batches.append(batch)
-            done += len(batch.outcomes)
-            tell(done, len(scenarios))
-        shards.write(name, _join_arrays(batches), _join_tables(batches, scenarios, rows))
-    return Observations.open(folder)
+    options = ObserveOptions(batch_size, shard_size, statistics, storage, patterns, precision)
+    return observe_with(join_processes(), model, scenarios, mae, folder, options, progress)
+
+
+class ObserveOptions(NamedTuple):
+    """What `observe` is told beside its inputs."""
+
+    batch_size: int = 8
+    shard_size: int = 64
+    statistics: bool = True
+    storage: Storage = "float16"
+    patterns: bool = False
+    precision: torch.dtype | None = None
+
+
+def observe_with(
+    processes: Processes,
+    model: Any,
+    scenarios: Scenarios,
+    mae: APMAE,
+    folder: str | os.PathLike[str],
+    options: ObserveOptions,
+    progress: Progress | None = None,
+) -> Observations:
+    """`observe`, shared with these processes."""
+    for name in ("batch_size", "shard_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be 1 or more, got {getattr(options, name)}")
+    if options.storage not in get_args(Storage):
+        raise ValueError(
+            f"storage must be one of {list(get_args(Storage))}, got {options.storage!r}"
+        )
+    longest = scenarios.prompts().n_tokens
+    mae.grid.n_rows_for(longest)  # refuses prompts that are too long for it
+    run = _describe_run(model, scenarios, mae, options)
+    read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))
+    with processes.own(folder) as path:
+        shards = ShardFolder.resume(path, run) if processes.is_main else None
+        processes.wait()
+        shards = shards or ShardFolder.resume(path, run)
+        mine = processes.share(shards.shards())
+        done, total = 0, sum(rows.stop - rows.start for _, rows in mine)
+        tell = progress or (lambda done, total: None)
+        for name, rows in mine:
+            if _is_sound(shards, name):
+                done += rows.stop - rows.start
+                tell(done, total)
+                continue
+            batches = []
+            for batch in _observe_batches(model, scenarios[rows], read, options):
+                batches.append(batch)
+                done += len(batch.outcomes)
+                tell(done, total)
+            table = _join_tables(batches, scenarios, rows)
+            shards.write(name, _join_arrays(batches, options.storage), table)
+    return Observations.of_shards(shards)
 
 
 class _Batch(NamedTuple):
-    arrays: dict[str, Float[Tensor, "scenario head width"]]
+    arrays: Arrays
     outcomes: pd.DataFrame
 
 
@@ -102,30 +158,71 @@ def _is_sound(shards: ShardFolder, name: str) -> bool:
         return False
     problem = shards.find_damage(name)
     if problem is not None:
-        warnings.warn(f"{problem}: {name} is done again", stacklevel=3)
+        warnings.warn(f"{problem}: {name} is done again", stacklevel=4)
     return problem is None
 
 
 def _observe_batches(
-    model: Any, scenarios: Scenarios, mae: APMAE, batch_size: int, statistics: bool
+    model: Any, scenarios: Scenarios, read: _LayerReader, options: ObserveOptions
 ) -> Iterator[_Batch]:
     targets, wrong = scenarios.targets(), [scenario.wrong for scenario in scenarios]
-    for rows, patterns, logits in stream_patterns(model, scenarios, batch_size=batch_size):
-        embeddings, features = [], []
-        for index in range(len(patterns)):  # one prompt at a time: a batch is large already
-            attention = patterns.prompt(index)
-            scaled = log_normalize(attention)
-            embeddings.append(to_float16(_encode(mae, scaled), patterns.heads))
-            if statistics:
-                features.append(pattern_statistics(attention, scaled).cpu())
-        arrays = {"embeddings": torch.stack(embeddings)}
-        if statistics:
-            arrays["statistics"] = torch.stack(features)
+    start = 0
+    for batch in read_prompts(model, scenarios).split(options.batch_size):
+        rows = slice(start, start := start + len(batch))
+        with compute_in(model, options.precision):
+            layers, logits = read_layers(model, batch, read)
+        arrays = {key: torch.cat([layer[key] for layer in layers]) for key in layers[0]}
         yield _Batch(arrays, describe_outcomes(logits, targets[rows], wrong[rows]))
 
 
-def _join_arrays(batches: Sequence[_Batch]) -> dict[str, Tensor]:
-    return {key: torch.cat([batch.arrays[key] for batch in batches]) for key in batches[0].arrays}
+class _LayerReader:
+    """What is kept of one layer's patterns: head by head, scenario by scenario.
+
+    Args:
+        mae: The AP-MAE that encodes.
+        options: What to keep.
+        n_patches: Patches of the longest prompt; shorter ones' kept patterns are filled up.
+    """
+
+    def __init__(self, mae: APMAE, options: ObserveOptions, n_patches: int) -> None:
+        self._mae = mae
+        self._options = options
+        self._n_patches = n_patches
+
+    def __call__(self, patterns: AttentionPatterns) -> Arrays:
+        arrays: Arrays = {}
+        for rows, alike in patterns.by_length():
+            for key, values in self._read(alike).items():
+                shape = (len(patterns), *values.shape[1:])
+                arrays.setdefault(key, values.new_zeros(shape))[rows] = values
+        return {key: values.transpose(0, 1).contiguous() for key, values in arrays.items()}
+
+    def _read(self, patterns: AttentionPatterns) -> dict[str, Shaped[Tensor, "batch head *values"]]:
+        mae, attention = self._mae, patterns.values.to(self._mae.device)
+        patches = mae.grid.patchify(attention)
+        scaled = log_normalize(patches)
+        embeddings = [
+            mae.encode_patches(part, n_tokens=patterns.n_tokens)
+            for part in scaled.flatten(0, 1).split(_PATTERNS_AT_ONCE)
+        ]
+        by_prompt = torch.cat(embeddings).unflatten(0, scaled.shape[:2])
+        half = to_float16(by_prompt.transpose(0, 1), patterns.heads).transpose(0, 1)
+        kept = {"embeddings": half}
+        if self._options.statistics:
+            kept["statistics"] = patch_statistics(scaled, attention, mae.grid).cpu()
+        if self._options.patterns:
+            codes, floors = compact_patterns(patches)
+            filling = self._n_patches - codes.shape[-2]
+            kept["patterns.codes"] = F.pad(codes, (0, 0, 0, filling)).cpu()
+            kept["patterns.floors"] = floors.cpu()
+        return kept
+
+
+def _join_arrays(batches: Sequence[_Batch], storage: Storage) -> dict[str, Tensor]:
+    joined = {
+        key: torch.cat([batch.arrays[key] for batch in batches], dim=1) for key in batches[0].arrays
+    }
+    return store_embeddings(joined.pop("embeddings"), storage) | joined
 
 
 def _join_tables(batches: Sequence[_Batch], scenarios: Scenarios, rows: slice) -> pd.DataFrame:
@@ -138,22 +235,16 @@ def _join_tables(batches: Sequence[_Batch], scenarios: Scenarios, rows: slice) -
     return table.join(outcomes)[list(COLUMNS)]
 
 
-def _encode(mae: APMAE, scaled: Float[Tensor, "head query key"]) -> Float[Tensor, "head d_embed"]:
-    patches = mae.grid.patchify(scaled.to(mae.device))
-    parts = patches.split(_PATTERNS_AT_ONCE)
-    return torch.cat([mae.encode_patches(part, n_tokens=scaled.shape[-1]) for part in parts])
-
-
 def to_float16(
-    embeddings: Float[Tensor, "head d_embed"], heads: Sequence[Head]
-) -> Float16[Tensor, "head d_embed"]:
+    embeddings: Float[Tensor, "head *some d_embed"], heads: Sequence[Head]
+) -> Float16[Tensor, "head *some d_embed"]:
     """Embeddings as they are kept.
 
     Raises:
         ValueError: When one overflows; its head is named.
     """
     half = embeddings.cpu().half()
-    broken = ~half.isfinite().all(dim=-1)
+    broken = ~half.isfinite().flatten(1).all(dim=-1)
     if broken.any():
         head = int(broken.nonzero()[0])
         raise ValueError(
@@ -204,7 +295,7 @@ def describe_outcomes(
 
 
 def _describe_run(
-    model: Any, scenarios: Scenarios, mae: APMAE, shard_size: int, statistics: bool
+    model: Any, scenarios: Scenarios, mae: APMAE, options: ObserveOptions
 ) -> dict[str, Any]:
     """Everything that observations depend on; two runs that differ here never share a folder."""
     from aplens.mae.model import DEFAULT_POOL
@@ -221,8 +312,15 @@ def _describe_run(
         "pool": list(DEFAULT_POOL),
         "n_scenarios": len(scenarios),
         "scenarios": fingerprint(scenarios.to_frame().to_dict(orient="list")),
-        "shard_size": shard_size,
-        "statistics": statistics,
+        "d_embed": mae.embedding_size(),
+        "n_ctx": mae.config.n_ctx,
+        "patch_size": mae.config.patch_size,
+        "n_tokens": scenarios.prompts().n_tokens,
+        "shard_size": options.shard_size,
+        "statistics": options.statistics,
+        "storage": options.storage,
+        "patterns": options.patterns,
+        "precision": None if options.precision is None else str(options.precision),
     }
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from aplens._processes import Processes
 from aplens.heads import HeadRanking
 from aplens.scoring.attribution import HeadAttributions, attribute_heads
 from aplens.scoring.clusters import HeadClusters
@@ -16,7 +17,7 @@ from aplens.scoring.evaluation import (
 )
 from aplens.scoring.intervals import FileBootstrap
 from aplens.scoring.observations import Observations
-from aplens.scoring.observing import Progress, observe
+from aplens.scoring.observing import ObserveOptions, Progress, observe, observe_with
 from aplens.scoring.predictor import (
     FEATURE_SETS,
     Classifier,
@@ -90,8 +91,10 @@ class HeadScorer:
                 model, scenarios, self.mae, folder, batch_size=batch_size, progress=progress
             )
         with tempfile.TemporaryDirectory(prefix="aplens-") as temporary:
-            return observe(
-                model, scenarios, self.mae, temporary, batch_size=batch_size, progress=progress
+            # A folder of its own for every process: each has to do all of it.
+            options = ObserveOptions(batch_size=batch_size)
+            return observe_with(
+                Processes(), model, scenarios, self.mae, temporary, options, progress
             ).load()
 
     def fit(self, observations: Observations) -> HeadScorer:
@@ -155,6 +158,7 @@ class HeadScorer:
         n_folds: int = 5,
         by_task: bool = False,
         progress: Progress | None = None,
+        keep: str | os.PathLike[str] | None = None,
     ) -> pd.DataFrame:
         """Cross-validate feature sets; see `evaluate_predictors`."""
         return evaluate_predictors(
@@ -164,6 +168,7 @@ class HeadScorer:
             by_task=by_task,
             seed=self.seed,
             progress=progress,
+            keep=keep,
             clusters=self._settings["clusters"],
         )
 

@@ -1,8 +1,11 @@
 """A folder of shards: arrays and a table for every few scenarios, each written whole or not at all.
 
-manifest.json              what was observed by what, and the shards with their checksums
-shard-00000.safetensors    embeddings float16 [scenario, head, d_embed], statistics float32
+manifest.json              what was observed by what
+shard-00000.safetensors    arrays [head, scenario, …]: a head lies in one piece
 shard-00000.parquet        one row a scenario: where it is from, what the model predicted
+shard-00000.json           the checksums of these two, written last: the shard is finished
+
+Shards have nothing in common but the manifest, so that several processes can write them.
 """
 
 from __future__ import annotations
@@ -12,16 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int
 from torch import Tensor
 
-from aplens._io import atomic_write, read_json, sha256_of_file, write_json
+from aplens._io import atomic_write, describe_differences, read_json, sha256_of_file, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _FORMAT = "aplens.observations"
-_VERSION = 1
+_VERSION = 2
 _MANIFEST = "manifest.json"
+_SUFFIXES = ("safetensors", "parquet")
 
 
 class ShardFolder:
@@ -30,15 +35,12 @@ class ShardFolder:
     Args:
         path: The folder.
         run: Facts that tell this run from others; `n_scenarios` and `shard_size` among them.
-        checksums: SHA-256 of each finished shard's files, by shard and suffix.
     """
 
-    def __init__(
-        self, path: Path, run: Mapping[str, Any], checksums: dict[str, dict[str, str]]
-    ) -> None:
+    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
         self.path = path
         self.run = run
-        self._checksums = checksums
+        self._opened: dict[str, Any] = {}
 
     @classmethod
     def open(cls, path: Path) -> ShardFolder:
@@ -58,7 +60,9 @@ class ShardFolder:
             raise ValueError(
                 f"{file} has format version {manifest.get('version')}, this aplens reads {_VERSION}"
             )
-        return cls(path, manifest["run"], manifest["shards"])
+        if not _describes_a_run(manifest.get("run")):
+            raise ValueError(f"{file} is a damaged manifest: it does not say what was observed")
+        return cls(path, manifest["run"])
 
     @classmethod
     def resume(cls, path: Path, run: Mapping[str, Any]) -> ShardFolder:
@@ -68,40 +72,43 @@ class ShardFolder:
             ValueError: When the folder holds another run; what differs is named.
         """
         if not (path / _MANIFEST).is_file():
-            folder = cls(path, run, {})
-            folder._write_manifest()
-            return folder
+            write_json(path / _MANIFEST, {"format": _FORMAT, "version": _VERSION, "run": dict(run)})
+            return cls(path, run)
         folder = cls.open(path)
-        differences = [
-            f"{key} was {folder.run.get(key)!r} and is now {value!r}"
-            for key, value in run.items()
-            if folder.run.get(key) != value
-        ]
-        if differences:
+        if differences := list(describe_differences(dict(folder.run), dict(run))):
             raise ValueError(
                 f"{path} holds observations of another run, which cannot be mixed with this one: "
                 f"{'; '.join(differences)}. Use another folder."
             )
         return folder
 
-    def shards(self) -> Iterator[tuple[str, slice]]:
+    def shards(self) -> list[tuple[str, slice]]:
         """Every shard's name and its scenarios, written or not."""
         n, size = self.run["n_scenarios"], self.run["shard_size"]
-        for number, start in enumerate(range(0, n, size)):
-            yield f"shard-{number:05d}", slice(start, min(start + size, n))
+        return [
+            (f"shard-{number:05d}", slice(start, min(start + size, n)))
+            for number, start in enumerate(range(0, n, size))
+        ]
 
     def is_written(self, name: str) -> bool:
         """Whether a shard was finished, sound or not."""
-        return name in self._checksums
+        return self._file(name, "json").is_file()
 
     def find_damage(self, name: str) -> str | None:
         """What is wrong with a finished shard's files, or None."""
-        for suffix, expected in self._checksums[name].items():
+        note = self._file(name, "json")
+        try:
+            checksums = read_json(note)
+        except ValueError as error:
+            return str(error)
+        if not isinstance(checksums, dict) or set(checksums) != set(_SUFFIXES):
+            return f"{note} is damaged: it does not hold the checksums of {name}"
+        for suffix, expected in checksums.items():
             file = self._file(name, suffix)
             if not file.is_file():
                 return f"{file} is missing"
             if sha256_of_file(file) != expected:
-                return f"{file} is damaged: its checksum is not the one in {_MANIFEST}"
+                return f"{file} is damaged: its checksum is not the one in {note.name}"
         return None
 
     def require_complete(self) -> None:
@@ -130,11 +137,10 @@ class ShardFolder:
             save_file(arrays, temporary)
         with atomic_write(self._file(name, "parquet")) as temporary:
             table.to_parquet(temporary, index=False)
-        self._checksums[name] = {
-            suffix: sha256_of_file(self._file(name, suffix))
-            for suffix in ("safetensors", "parquet")
-        }
-        self._write_manifest()
+        write_json(
+            self._file(name, "json"),
+            {suffix: sha256_of_file(self._file(name, suffix)) for suffix in _SUFFIXES},
+        )
 
     def read_table(self) -> pd.DataFrame:
         """All shards' rows."""
@@ -143,27 +149,36 @@ class ShardFolder:
         parts = [pd.read_parquet(self._file(name, "parquet")) for name, _ in self.shards()]
         return pd.concat(parts, ignore_index=True)
 
-    def read_array(self, key: str) -> np.ndarray:
-        """One array over all shards, along the scenarios."""
+    def read_head(self, key: str, head: int) -> Iterator[np.ndarray]:
+        """One head's part of an array, `[scenario, …]`, shard by shard.
+
+        The files are mapped into memory: nothing but this head is read.
+        """
+        for name, _ in self.shards():
+            yield self._open(name).get_slice(key)[head]
+
+    def read_scenarios(
+        self, key: str, scenarios: Int[np.ndarray, " scenario"]
+    ) -> Iterator[tuple[Int[np.ndarray, " some"], np.ndarray]]:
+        """Some scenarios' part of an array: where they stand in `scenarios`, `[head, some, …]`."""
+        for name, rows in self.shards():
+            places = np.flatnonzero((scenarios >= rows.start) & (scenarios < rows.stop))
+            if len(places):
+                within = scenarios[places] - rows.start
+                yield places, self._open(name).get_tensor(key)[:, within]
+
+    def _open(self, name: str) -> Any:
         from safetensors import safe_open
 
-        joined = np.empty(0)
-        for name, rows in self.shards():
-            with safe_open(self._file(name, "safetensors"), framework="np") as shard:
-                values = shard.get_tensor(key)  # the file is mapped: no other array is read
-            if rows.start == 0:  # filled in place: parts and whole would need the memory twice
-                joined = np.empty((self.run["n_scenarios"], *values.shape[1:]), values.dtype)
-            joined[rows] = values
-        return joined
+        if name not in self._opened:
+            self._opened[name] = safe_open(self._file(name, "safetensors"), framework="np")
+        return self._opened[name]
 
     def _file(self, name: str, suffix: str) -> Path:
         return self.path / f"{name}.{suffix}"
 
-    def _write_manifest(self) -> None:
-        manifest = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "run": dict(self.run),
-            "shards": self._checksums,
-        }
-        write_json(self.path / _MANIFEST, manifest)
+
+def _describes_a_run(run: Any) -> bool:
+    return isinstance(run, dict) and all(
+        isinstance(run.get(key), int) and run[key] > 0 for key in ("n_scenarios", "shard_size")
+    )

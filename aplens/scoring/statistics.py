@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens.patterns import log_normalize
+from aplens.patterns import PatchGrid, log_normalize
 
 #: What `pattern_statistics` computes, in its order.
 STATISTICS = (
@@ -27,13 +27,11 @@ STATISTICS = (
 
 def pattern_statistics(
     attention: Float[Tensor, "*pattern query key"],
-    scaled: Float[Tensor, "*pattern query key"] | None = None,
 ) -> Float[Tensor, "*pattern 8"]:
     """Describe causal attention patterns by the numbers that `STATISTICS` names.
 
     Args:
         attention: Attention probabilities, in any precision.
-        scaled: `log_normalize(attention)`, where it is at hand already.
 
     Returns:
         The statistics in float32, finite for any patterns.
@@ -44,18 +42,44 @@ def pattern_statistics(
     n = attention.shape[-1] if attention.ndim >= 2 else 0
     if n == 0 or attention.shape[-2] != n:
         raise ValueError(f"expected patterns (..., query, key), got shape {tuple(attention.shape)}")
-    scaled = log_normalize(attention) if scaled is None else scaled
+    scaled = log_normalize(attention)
+    return _describe(scaled, scaled[..., -1, :], attention[..., -1, :].float())
+
+
+def patch_statistics(
+    scaled: Float[Tensor, "*pattern patch pixel"],
+    attention: Float[Tensor, "*pattern query key"],
+    grid: PatchGrid,
+) -> Float[Tensor, "*pattern 8"]:
+    """`pattern_statistics` of patterns that are cut and log-normalized already.
+
+    Args:
+        scaled: The log-normalized patches.
+        attention: What they were made from.
+        grid: How they were cut.
+    """
+    n, p = attention.shape[-1], grid.patch_size
+    last_patches = scaled[..., grid.last_row(n), :].unflatten(-1, (p, p))
+    last_scaled = last_patches[..., (n - 1) % p, :].flatten(-2)[..., :n]
+    return _describe(scaled, last_scaled, attention[..., -1, :].float())
+
+
+def _describe(
+    scaled: Float[Tensor, "*pattern some values"],
+    last_scaled: Float[Tensor, "*pattern key"],
+    last: Float[Tensor, "*pattern key"],
+) -> Float[Tensor, "*pattern 8"]:
+    n = last.shape[-1]
     # Above the diagonal all is 0, so a sum over everything is one over the lower triangle.
     n_values = n * (n + 1) / 2
     mean = scaled.sum((-2, -1)) / n_values
     variance = scaled.square().sum((-2, -1)) / n_values - mean.square()
-    last = attention[..., -1, :].float()
     distance = torch.arange(n - 1, -1, -1, device=last.device) / max(n - 1, 1)
     return torch.stack(
         [
             mean,
             variance.clamp_min(0).sqrt(),  # rounding may leave it just below 0
-            scaled[..., -1, :].mean(-1),
+            last_scaled.mean(-1),
             torch.special.entr(last).sum(-1),
             last.amax(-1),
             last[..., 0],

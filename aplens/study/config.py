@@ -87,10 +87,21 @@ class MAESettings:
 
 @dataclass(frozen=True)
 class ObserveSettings:
-    """`[observe]`: prompts a forward pass, and scenarios a shard on disk."""
+    """`[observe]`: how the model is run and what is kept; see `aplens.observe`.
+
+    Attributes:
+        batch_size: Prompts a forward pass.
+        shard_size: Scenarios a shard on disk.
+        storage: "float16" or "packed".
+        patterns: Whether to keep the patterns themselves.
+        precision: "bfloat16", or the model's own when empty.
+    """
 
     batch_size: int = 8
     shard_size: int = 64
+    storage: str = "float16"
+    patterns: bool = False
+    precision: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from aplens.study.stages import Reporter, Stage, run_stages
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from aplens.heads import HeadRanking
     from aplens.interventions import AblationSweep
@@ -143,7 +144,7 @@ class Study:
             return Stage(name, _MESSAGES[name], {"seed": settings.seed, **keys}, outputs, run)
 
         mined = ["scenarios.parquet", "corpus.json"]
-        ranked = ["ranking.json", "predictors.parquet"]
+        ranked = ["ranking.json", "predictors.parquet", "predictions.json"]
         return [
             stage("mine", mined, self._mine, settings.model, settings.scenarios),
             stage("train", ["mae"], self._train, settings.mae, settings.split),
@@ -238,6 +239,9 @@ class Study:
             self.folder / "observations",
             batch_size=wanted.batch_size,
             shard_size=wanted.shard_size,
+            storage=wanted.storage,  # type: ignore[arg-type]
+            patterns=wanted.patterns,
+            precision=_read_precision(wanted.precision),
             progress=self.reporter.update,
         )
 
@@ -246,13 +250,18 @@ class Study:
 
         wanted, seed = self.settings.rank, self.settings.seed
         n_fit = len(self.parts["fit"])
-        observations = self.observations.load()
+        observations = self.observations
         fit = observations.select(range(n_fit))
         held_out = observations.select(range(n_fit, len(observations)))
         self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
         clusters = HeadClusters(wanted.reducer, seed=seed)  # type: ignore[arg-type]
         scorer = HeadScorer(self.mae, features=wanted.features, clusters=clusters, seed=seed)
-        table = scorer.evaluate(observations, n_folds=wanted.folds, progress=self.reporter.update)
+        table = scorer.evaluate(
+            observations,
+            n_folds=wanted.folds,
+            progress=self.reporter.update,
+            keep=self.folder / "predictions.json",
+        )
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
         scorer.fit(fit).rank(held_out).save(self.folder / "ranking.json")
         with atomic_write(self.folder / "predictors.parquet") as temporary:
@@ -289,6 +298,14 @@ class Study:
         from aplens.study.report import summarize
 
         return summarize(self)
+
+
+def _read_precision(name: str) -> torch.dtype | None:
+    import torch
+
+    if name not in ("", "bfloat16"):
+        raise ValueError(f"observe.precision must be 'bfloat16' or empty, got {name!r}")
+    return torch.bfloat16 if name else None
 
 
 def _of_languages(scenarios: Scenarios, languages: Sequence[str]) -> Scenarios:

@@ -1,0 +1,106 @@
+"""Packing, and arrays that are read head by head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scoring_helpers import make_observations
+
+from aplens.scoring import HeadClusters, HeadScorer, Observations
+from aplens.scoring.head_array import HeadArray
+from aplens.scoring.packing import pack, unpack
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=3, max_dims=3, max_side=9),
+        elements=st.floats(-60000, 60000, width=32),
+    )
+)
+def test_packing_is_off_by_half_a_step_at_most(values):
+    codes, scale = pack(values)
+    assert codes.dtype == np.uint8
+    assert codes.shape[-1] == 3 * -(-values.shape[-1] // 4)
+    step = np.ptp(values.astype(float), axis=1, keepdims=True) / 63
+    rounding = 1e-6 * np.abs(values).max() + 1e-30
+    assert (np.abs(unpack(codes, scale) - values) <= 0.5 * step + rounding).all()
+
+
+def test_what_never_varies_is_packed_exactly():
+    values = np.full((2, 5, 3), 0.3, np.float32)
+    assert np.array_equal(unpack(*pack(values)), values)
+
+
+def test_packing_takes_a_fifth_of_float32():
+    values = np.random.default_rng(0).normal(size=(4, 64, 384)).astype(np.float32)
+    size = sum(array.nbytes for array in pack(values))
+    assert size / values.nbytes < 0.22
+
+
+def lazy(values):
+    """A HeadArray of these values, and the heads it was asked for."""
+    asked = []
+
+    def read_head(head):
+        asked.append(head)
+        return values[:, head]
+
+    return HeadArray(values.shape, values.dtype, read_head), asked
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_head_array_indexes_as_a_numpy_array_does(data):
+    values = np.arange(7 * 3 * 2).reshape(7, 3, 2)
+    array, _ = lazy(values)
+    for _ in range(data.draw(st.integers(0, 2))):
+        rows = data.draw(
+            st.one_of(
+                st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=9).map(np.array),
+                hnp.arrays(bool, len(values)).filter(np.any),
+                st.slices(len(values)).filter(lambda s: len(values[s]) > 0),  # noqa: B023
+            )
+        )
+        values, array = values[rows], array[rows]
+    assert array.shape == values.shape
+    assert len(array) == len(values)
+    np.testing.assert_array_equal(array, values)
+    row, head = data.draw(st.integers(0, len(values) - 1)), data.draw(st.integers(0, 2))
+    np.testing.assert_array_equal(array[row], values[row])
+    np.testing.assert_array_equal(array[:, head], values[:, head])
+    np.testing.assert_array_equal(array[row, head], values[row, head])
+
+
+def test_only_the_head_asked_for_is_read():
+    array, asked = lazy(np.zeros((4, 3, 2)))
+    _ = array[[1, 2]][:, 1]
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("key", [(slice(None), 3), (slice(None), slice(0, 2)), (0, 1, 2), 9])
+def test_what_a_head_array_does_not_know_is_refused(key):
+    array, _ = lazy(np.zeros((4, 3, 2)))
+    with pytest.raises(IndexError):
+        array[key]
+
+
+def test_ranking_out_of_shards_is_ranking_in_memory_and_holds_one_head_at_a_time():
+    in_memory = make_observations(n=120, planted=(1, 2))
+    array, asked = lazy(in_memory.embeddings)
+    facts = {name: getattr(in_memory, name) for name in ("model_name", "n_layers", "n_heads")}
+    on_disk = Observations(in_memory.table, in_memory.heads, array, in_memory.statistics, **facts)
+
+    def rank(observations):
+        train, test = observations.select(range(78)), observations.select(range(78, 120))
+        return HeadScorer(None, clusters=HeadClusters("pca")).fit(train).rank(test).to_frame()
+
+    expected = rank(in_memory)
+    asked.clear()
+    assert rank(on_disk).equals(expected)
+    assert asked[: len(in_memory.heads)] == list(range(len(in_memory.heads)))
+    assert isinstance(on_disk.embeddings, HeadArray)
