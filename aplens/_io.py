@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +120,19 @@ def hash_tokens(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.cpu().long().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """A short stable hash of named tensors, on whatever device, to the bit."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        # Bytes, because NumPy knows no bfloat16.
+        raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -6,20 +6,21 @@ Without a launcher there is one process, and nothing here costs anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from aplens._io import own_folder
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Item = TypeVar("Item")
+Items = TypeVar("Items", "Tensor", "list")  # a tensor's first dimension is shared
 
 #: How long a process waits for the others: stages that only the first one runs may take days.
 _PATIENCE = timedelta(days=30)
@@ -42,8 +43,8 @@ class Processes:
         """Whether this is the process that does what is done once."""
         return self.index == 0
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part; the parts of all processes are all items, each once."""
+    def share(self, items: Items) -> Items:
+        """This process's part of a list or tensor; all parts together are all items, each once."""
         return items[self.index :: self.count]
 
     @contextmanager
@@ -62,35 +63,47 @@ class Processes:
     def wait(self) -> None:
         """Go on only when all processes are here."""
         if self.count > 1:
-            torch.distributed.barrier()
+            from torch import distributed
+
+            distributed.barrier()
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, the same in each of them; `values` stays as it is."""
         if self.count == 1:
             return values
-        total = values.detach().clone()
-        torch.distributed.all_reduce(total)
-        return total
+        from torch import distributed
+
+        on_gpu = distributed.get_backend() == "nccl"  # which knows no tensors elsewhere
+        total = values.detach().to("cuda" if on_gpu else "cpu", copy=True)
+        distributed.all_reduce(total)
+        return total.to(values.device)
 
     def from_main(self, value: Item) -> Item:
         """What the first process has, in every process."""
         if self.count == 1:
             return value
+        from torch import distributed
+
         box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
+        distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+
+#: One process that shares its run with no other.
+ALONE = Processes()
 
 
 @cache
 def join_processes() -> Processes:
     """Meet the processes that the launcher started; the only one where there was no launcher.
 
-    Each takes a device of its own: on a machine with GPUs, the one of its local number becomes
-    torch's current device.
+    On a machine with GPUs each takes one of its own: that of its local number becomes torch's
+    current device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes()
+        return ALONE
+    import torch
     from accelerate import PartialState
 
-    state = PartialState(timeout=_PATIENCE)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     return Processes(state.process_index, state.num_processes)

@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from aplens._processes import join_processes
 from aplens.study.stages import Reporter
 
 app = typer.Typer(
@@ -154,6 +155,8 @@ def evaluate(
     from aplens.study.evaluate import evaluate_study
 
     with _reporting() as (console, reporter):
+        if not join_processes().is_main:
+            return  # it is not shared
         settings = StudySettings.from_toml(study_file, changes or ())
         wanted = EvaluationSettings(
             prompts=prompts,
@@ -200,21 +203,27 @@ def _run(
         settings = StudySettings.from_toml(study_file, changes or ())
         study = Study(settings, _target(study_file, folder), reporter, _command())
         study.run(until, redo=redo)
-        if until == "report":
+        if until == "report" and join_processes().is_main:
             console.print(study.summary(), markup=False, soft_wrap=True)
 
 
 @contextmanager
 def _reporting() -> Iterator[tuple[Console, TerminalReporter]]:
-    """Show progress; errors become one line and exit code 1."""
+    """Show progress; errors become one line and exit code 1.
+
+    Of several processes only the first one speaks, and whichever meets an error.
+    """
     console = Console(stderr=False, highlight=False)
     try:
+        if not join_processes().is_main:
+            console.quiet = True
         with TerminalReporter(console).running() as reporter:
             yield console, reporter
     except KeyboardInterrupt:
         console.print("\nInterrupted. What was finished is kept: the same command goes on.")
         raise typer.Exit(130) from None
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        console.quiet = False
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
 

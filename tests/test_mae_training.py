@@ -215,7 +215,7 @@ def test_two_runs_agree_and_another_seed_does_not(any_model, tmp_path, uninterru
 
 def test_a_finished_run_is_loaded_without_running_the_model(any_model, tmp_path, monkeypatch):
     finished = train(any_model, tmp_path)
-    monkeypatch.setattr("aplens.mae.rounds.stream_patterns", None)
+    monkeypatch.setattr("aplens.mae.rounds.read_layers", None)
     again = train(any_model, tmp_path)
     assert same_weights(again.mae, finished.mae)
     assert again.history == finished.history

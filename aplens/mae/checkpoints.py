@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, optim
 
-from aplens._io import atomic_write, describe_differences
+from aplens._io import atomic_write, describe_differences, hash_tensors
 from aplens.mae.model import APMAE
 from aplens.mae.pretrained import CheckpointError, load_weights, read_tensors
 
@@ -77,7 +77,11 @@ def save_checkpoint(
     for name, parameter in mae.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
-    header = {"state": json.dumps(asdict(state)), "identity": json.dumps(identity)}
+    header = {
+        "state": json.dumps(asdict(state)),
+        "identity": json.dumps(identity),
+        "tensors": hash_tensors(tensors),
+    }
     with atomic_write(folder / STATE_FILE) as temporary:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, header)
 
@@ -100,10 +104,15 @@ def load_checkpoint(
     try:
         state = TrainingState(**json.loads(header["state"]))
         saved = json.loads(header["identity"])
+        expected = header["tensors"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is no training checkpoint of this aplens: {error}"
         ) from error
+    if hash_tensors(tensors) != expected:
+        raise CheckpointError(
+            f"{path} is damaged: its tensors are not those that were saved; delete it to start over"
+        )
     differences = list(describe_differences(saved, json.loads(json.dumps(identity))))
     if differences:
         raise CheckpointError(

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float16, Int
 from torch import Tensor
 
+from aplens._processes import ALONE, Processes
 from aplens.heads import Head
 from aplens.models import describe_model
-from aplens.patterns import PatchGrid, log_normalize, stream_patterns
+from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize, read_layers
+from aplens.prompts import read_prompts
 
 
 def seeded(*keys: int) -> torch.Generator:
@@ -33,6 +35,7 @@ class PatternRounds:
             round (docs/method.md, step 6: the paper takes a quarter).
         batch_size: Prompts a forward pass.
         seed: Of prompts and heads.
+        processes: Those that share the rounds: each holds the patterns of its own prompts.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class PatternRounds:
         heads_fraction: float,
         batch_size: int,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
         self.tokens = tokens
@@ -53,16 +57,40 @@ class PatternRounds:
         self.heads_fraction = heads_fraction
         self.batch_size = batch_size
         self.seed = seed
-        self._held: tuple[int, Float[Tensor, "pattern patch pixel"]] | None = None
+        self.processes = processes
+        self._held: tuple[int, Float16[Tensor, "mine patch pixel"]] | None = None
 
-    def patches(self, number: int) -> Float[Tensor, "pattern patch pixel"]:
-        """Log-normalized patches of round `number`, in float16; one round is held at a time."""
+    def patches(self, number: int) -> Float16[Tensor, "mine patch pixel"]:
+        """This process's patterns of round `number`, log-normalized, in float16.
+
+        Prompt by prompt, head by head. One round is held at a time.
+        """
         if self._held is None or self._held[0] != number:
             self._held = None
-            tokens, heads = self.tokens[self._prompts(number)], self._heads(number)
+            mine = self.processes.share(self._prompts(number))
+            tokens, heads = self.tokens[mine], self._heads(number)
             chunks = stream_patches(self.model, tokens, self.grid, heads, self.batch_size)
-            self._held = number, torch.cat([chunk.half() for chunk in chunks])
+            none = torch.empty(0, self.n_patches, self.grid.n_pixels, dtype=torch.float16)
+            self._held = number, torch.cat([none.to(describe_model(self.model).device), *chunks])
         return self._held[1]
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of a pattern."""
+        return self.grid.n_patches_for(self.tokens.shape[1])
+
+    def size(self, number: int) -> int:
+        """Patterns of round `number`, those of all processes."""
+        return self.prompts_per_round * len(self._heads(number))
+
+    def places(
+        self, number: int, patterns: Int[Tensor, " pattern"]
+    ) -> tuple[Bool[Tensor, " pattern"], Int[Tensor, " mine"]]:
+        """Which of a round's patterns are this process's, and where they lie in `patches`."""
+        n_heads, count = len(self._heads(number)), self.processes.count
+        prompt, head = patterns // n_heads, patterns % n_heads
+        mine = prompt % count == self.processes.index
+        return mine, (prompt[mine] // count) * n_heads + head[mine]
 
     def _prompts(self, number: int) -> Int[Tensor, " prompt"]:
         first = number * self.prompts_per_round
@@ -95,15 +123,23 @@ def sample_patches(
     *,
     batch_size: int,
     generator: torch.Generator,
-) -> Float[Tensor, "pattern patch pixel"]:
-    """Patches of about `n_patterns` patterns, spread evenly over the prompts and over all heads."""
-    each = -(-n_patterns // len(tokens))
-    return torch.cat(
-        [
-            chunk[torch.randperm(len(chunk), generator=generator)[:each]].half()
-            for chunk in stream_patches(model, tokens, grid, None, batch_size)
-        ]
-    )
+    processes: Processes = ALONE,
+) -> tuple[Float16[Tensor, "mine patch pixel"], Int[Tensor, " mine"], int]:
+    """Patches of about `n_patterns` patterns, spread evenly over the prompts and over all heads.
+
+    Returns:
+        This process's patterns, which of all they are, and how many there are in all.
+    """
+    n_heads = len(describe_model(model).heads)
+    each = min(-(-n_patterns // len(tokens)), n_heads)
+    drawn = [torch.randperm(n_heads, generator=generator)[:each] for _ in tokens]
+    mine = processes.share(torch.arange(len(tokens)))
+    patches = [torch.empty(0, grid.n_patches_for(tokens.shape[1]), grid.n_pixels).half()]
+    prompts = stream_patches(model, tokens[mine], grid, None, batch_size)
+    for prompt, chunk in zip(mine.tolist(), prompts, strict=True):
+        patches.append(chunk[drawn[prompt]])
+    places = (mine[:, None] * each + torch.arange(each)).flatten()
+    return torch.cat([part.to(patches[-1].device) for part in patches]), places, each * len(tokens)
 
 
 def stream_patches(
@@ -112,8 +148,14 @@ def stream_patches(
     grid: PatchGrid,
     heads: tuple[Head, ...] | None,
     batch_size: int,
-) -> Iterator[Float[Tensor, "head patch pixel"]]:
-    """Log-normalized patches, prompt by prompt."""
-    for _, patterns, _ in stream_patterns(model, tokens, heads, batch_size):
-        for attention in patterns.values:
-            yield log_normalize(grid.patchify(attention))
+) -> Iterator[Float16[Tensor, "head patch pixel"]]:
+    """Log-normalized patches in float16, prompt by prompt."""
+
+    def read(patterns: AttentionPatterns) -> Float16[Tensor, "batch head patch pixel"]:
+        return log_normalize(grid.patchify(patterns.values)).half()
+
+    if len(tokens) == 0:
+        return
+    for batch in read_prompts(model, tokens).split(batch_size):
+        layers, _ = read_layers(model, batch, read, heads)
+        yield from torch.cat(layers, dim=1)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn, optim
 
 from aplens._io import hash_tokens, write_json
+from aplens._processes import Processes, join_processes
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
@@ -116,6 +117,10 @@ def train_apmae(
     on a CPU it then ends with the same weights, bit for bit, as a run that was never interrupted
     (but for `max_seconds`). A finished run is loaded.
 
+    Started by `accelerate launch`, each process runs its own prompts and learns from their
+    patterns; gradients are added up, so that the result is that of one process but for rounding.
+    The first process writes. Another number of processes may go on from its checkpoint.
+
     Args:
         model: A HookedTransformer or TransformerBridge; the AP-MAE trains on its device.
         prompts: Token ids, or scenarios, of one length up to `config.n_ctx`.
@@ -128,14 +133,17 @@ def train_apmae(
     Raises:
         ValueError: When prompts are empty or too long, or appear in training and validation.
         CheckpointError: When `folder` holds another run, or a damaged checkpoint.
+        FolderInUseError: When another run is writing into the folder.
         TrainingError: When the loss or a gradient is not finite; the last checkpoint is kept.
     """
     settings = settings or TrainingSettings()
     tokens = _read_prompts(prompts, "prompts", config)
     held_out = _read_prompts(validation, "validation", config)
     _refuse_overlap(prompts, tokens, validation, held_out)
-    run = _Run(model, tokens, held_out, config, Path(folder), settings)
-    return run.train(progress or (lambda _: None))
+    processes = join_processes()
+    with processes.own(folder) as path:
+        run = _Run(model, tokens, held_out, config, path, settings, processes)
+        return run.train(progress or (lambda _: None))
 
 
 class _Run:
@@ -149,8 +157,10 @@ class _Run:
         config: APMAEConfig,
         folder: Path,
         settings: TrainingSettings,
+        processes: Processes,
     ) -> None:
         info = describe_model(model)
+        self.processes = processes
         self.folder = folder
         self.settings = settings
         self.n_tokens = tokens.shape[1]
@@ -165,28 +175,35 @@ class _Run:
             heads_fraction=settings.heads_fraction,
             batch_size=settings.model_batch_size,
             seed=settings.seed,
+            processes=processes,
         )
-        self.validation = _Validation(model, held_out, self.mae.grid, config.mask_ratio, settings)
+        self.validation = _Validation(
+            model, held_out, self.mae.grid, config.mask_ratio, settings, processes
+        )
         loaded = load_checkpoint(folder, self.mae, self.optimizer, self.identity)
         self.state = loaded or self._start()
         self.clock = _Clock(self.state.seconds)
 
     def _start(self) -> TrainingState:
         """Measure what does not change: the mean patch of every position, and the baselines."""
-        patches = self.rounds.patches(0)
-        k = patches.shape[1]
+        patches, total = self.rounds.patches(0), self.processes.sum
+        parts, k, n = patches.split(_BATCH), patches.shape[1], self.rounds.size(0)
         mean = torch.zeros(self.mae.grid.n_patches, self.mae.grid.n_pixels, device=patches.device)
-        mean[:k] = patches.mean(dim=0, dtype=torch.float32)
+        mean[:k] = total(patches.sum(dim=0, dtype=torch.float64)) / n
         if self.mae.mean_patches is not None and self.mae.depth_scales is not None:
             self.mae.mean_patches.copy_(mean)
-            scales = torch.stack(
-                [depth_scales(part, self.mae.grid) for part in patches.split(_BATCH)]
-            )
-            self.mae.depth_scales[: self.n_tokens] = scales.mean(0)[: self.n_tokens]
-        squared = sum(float((part - mean[:k]).square().sum()) for part in patches.split(_BATCH))
+            scales = torch.zeros(self.mae.config.n_ctx, dtype=torch.float64, device=patches.device)
+            for part in parts:
+                of_part = depth_scales(part, self.mae.grid)
+                scales[: len(of_part)] += of_part.double() * len(part)
+            self.mae.depth_scales[: self.n_tokens] = total(scales)[: self.n_tokens] / n
+        squared = torch.zeros((), dtype=torch.float64, device=patches.device)
+        for part in parts:
+            squared += (part - mean[:k]).square().sum(dtype=torch.float64)
+        variance = float(total(squared)) / (n * k * self.mae.grid.n_pixels)
         return TrainingState(
             # No patterns vary so little that dividing by this could overflow.
-            variance=max(squared / patches.numel(), 1e-9),
+            variance=max(variance, 1e-9),
             mean_patch_mse=self.validation.error_of(lambda part, mask: mean[:k].expand_as(part)),
             additive_mse=self.validation.error_of(
                 lambda part, mask: additive_fit(part, mask, mean, self.mae.grid)
@@ -201,12 +218,11 @@ class _Run:
             self._save()
         progress(self._progress())
         while self.fraction < 1:
-            batches = self._batches(len(self.rounds.patches(state.round)))
+            batches = self._batches(self.rounds.size(state.round))
             while state.batch < len(batches) and self.fraction < 1:
-                chosen = self.rounds.patches(state.round)[batches[state.batch]]
-                self._step(*self._crop(chosen.float()))
+                self._step(batches[state.batch])
                 state.batch += 1
-                state.seconds = self.clock.seconds
+                state.seconds = self.processes.from_main(self.clock.seconds)
                 if self.fraction * settings.validations >= len(state.history):
                     self._validate()
                 if self.clock.since_saving >= settings.checkpoint_seconds:
@@ -246,15 +262,13 @@ class _Run:
         n_tokens = int(torch.randint(shortest, self.n_tokens + 1, (), generator=generator))
         return crop_patches(patches, self.mae.grid, n_tokens), n_tokens
 
-    def _step(self, patches: Float[Tensor, "pattern patch pixel"], n_tokens: int) -> None:
+    def _step(self, batch: Int[Tensor, " pattern"]) -> None:
+        """Learn from one batch, of which every process has its part."""
         state, settings = self.state, self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.fraction)
-        masks = seeded(settings.seed, _MASKS, state.step)
-        output = self.mae(patches, generator=masks, n_tokens=n_tokens, precision=settings.dtype)
-        loss, weight = output.loss, self.mae.config.summary_weight
         self.optimizer.zero_grad()
-        ((loss + weight * output.summary_loss) / state.variance).backward()
+        loss = self._add_up(self._backward(batch))
         norm = nn.utils.clip_grad_norm_(self.mae.parameters(), settings.max_gradient_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TrainingError(
@@ -264,9 +278,46 @@ class _Run:
             )
         self.optimizer.step()
         state.step += 1
-        state.patterns += len(patches)
+        state.patterns += len(batch)
         state.loss_sum += loss.item()
         state.loss_count += 1
+
+    def _backward(self, batch: Int[Tensor, " pattern"]) -> Float[Tensor, ""]:
+        """This process's share of the batch's loss, its gradients left in the parameters."""
+        state, settings = self.state, self.settings
+        mine, places = self.rounds.places(state.round, batch)
+        held = self.rounds.patches(state.round)
+        patches, n_tokens = self._crop(held[places.to(held.device)].float())
+        masks = random_masks(
+            len(batch),
+            patches.shape[1],
+            self.mae.config.mask_ratio,
+            seeded(settings.seed, _MASKS, state.step),
+        )
+        if not mine.any():  # nothing to learn here, but the parameters' gradients have to exist
+            patches, own_masks = patches.new_zeros(1, *patches.shape[1:]), masks[:1]
+        else:
+            own_masks = masks[mine]
+        output = self.mae(patches, mask=own_masks, n_tokens=n_tokens, precision=settings.dtype)
+        # Errors are means over hidden pixels and over patterns: weighted so, parts add up to them.
+        pixels = self.mae.grid.patchify(torch.ones(n_tokens, n_tokens)).sum(-1)
+        hidden = (masks * pixels).sum(1)
+        loss = output.loss * float(hidden[mine].sum() / hidden.sum())
+        summary = output.summary_loss * float(mine.sum() / len(batch))
+        weight = self.mae.config.summary_weight
+        ((loss + weight * summary) / state.variance).backward()
+        return loss.detach()
+
+    def _add_up(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Add up gradients over the processes, and the loss."""
+        if self.processes.count == 1:
+            return loss
+        gradients = [p.grad for p in self.mae.parameters() if p.grad is not None]
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), loss[None]])
+        *added, total = self.processes.sum(flat).split([*(g.numel() for g in gradients), 1])
+        for gradient, values in zip(gradients, added, strict=True):
+            gradient.copy_(values.view_as(gradient))
+        return total[0]
 
     def _validate(self) -> None:
         state, settings = self.state, self.settings
@@ -288,6 +339,8 @@ class _Run:
         state.loss_sum, state.loss_count = 0.0, 0
 
     def _save(self) -> None:
+        if not self.processes.is_main:
+            return
         self.clock.last_saved = time.monotonic()
         save_checkpoint(self.folder, self.mae, self.optimizer, self.state, self.identity)
         self.mae.save_pretrained(self.folder)
@@ -335,8 +388,10 @@ class _Validation:
         grid: PatchGrid,
         mask_ratio: float,
         settings: TrainingSettings,
+        processes: Processes,
     ) -> None:
         self.model, self.tokens, self.grid = model, tokens, grid
+        self.processes = processes
         self.mask_ratio, self.settings = mask_ratio, settings
 
     @cached_property
@@ -347,26 +402,27 @@ class _Validation:
         settings = self.settings
         generator = seeded(settings.seed, _VALIDATION)
         chosen = torch.randperm(len(self.tokens), generator=generator)
-        patches = sample_patches(
+        patches, mine, n = sample_patches(
             self.model,
             self.tokens[chosen[: settings.validation_prompts]],
             self.grid,
             settings.validation_patterns,
             batch_size=settings.model_batch_size,
             generator=generator,
+            processes=self.processes,
         )
-        mask = random_masks(len(patches), patches.shape[1], self.mask_ratio, generator)
+        mask = random_masks(n, patches.shape[1], self.mask_ratio, generator)[mine]
         return patches, mask.to(patches.device)
 
     @torch.no_grad()
     def error_of(self, predict: Callable[[Tensor, Tensor], Tensor]) -> float:
         """Mean squared error over masked patches of `predict(patches, mask) -> patches`."""
         patches, mask = self._sample
-        squared, count = 0.0, 0
+        added = torch.zeros(2, dtype=torch.float64)  # squared errors, and values
         for part, part_mask in zip(patches.split(_BATCH), mask.split(_BATCH), strict=True):
             wrong = (predict(part.float(), part_mask) - part.float())[part_mask]
-            squared += wrong.square().sum().item()
-            count += wrong.numel()
+            added += torch.tensor([wrong.square().sum().item(), wrong.numel()])
+        squared, count = self.processes.sum(added).tolist()
         return squared / count
 
 

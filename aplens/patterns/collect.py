@@ -301,6 +301,7 @@ def read_layers(
     model: Any,
     prompts: Prompts,
     read: Callable[[AttentionPatterns], Result],
+    heads: tuple[Head, ...] | None = None,
 ) -> tuple[list[Result], Float[Tensor, "batch d_vocab"]]:
     """Run prompts once, and look at the patterns of each layer while the model has them.
 
@@ -310,12 +311,13 @@ def read_layers(
     Args:
         model: A HookedTransformer or TransformerBridge.
         prompts: On the model's device.
-        read: Called with all heads of one layer, layer by layer. Prompts of several lengths are
+        read: Called with the heads of one layer, layer by layer. Prompts of several lengths are
             padded on the right, as for `AttentionPatterns`, but queries beyond a prompt's end are
             not zeroed: `AttentionPatterns.prompt` and `by_length` leave them out.
+        heads: Which heads, layer by layer (default: all).
 
     Returns:
-        What `read` returned for each layer that has attention, and the logits after each prompt's
+        What `read` returned for each layer that has such heads, and the logits after each prompt's
         last token.
 
     Raises:
@@ -324,13 +326,16 @@ def read_layers(
     info, lengths = describe_model(model), prompts.lengths.cpu()
     results: list[Result] = []
 
-    def look(patterns: Tensor, hook: Any, *, layer: int) -> None:
-        heads = tuple(Head(layer, head) for head in range(info.n_heads))
+    def look(patterns: Tensor, hook: Any, *, layer: int, indices: list[int]) -> None:
+        if len(indices) < info.n_heads:
+            patterns = patterns[:, indices]
+        heads = tuple(Head(layer, head) for head in indices)
         with torch.autocast(patterns.device.type, enabled=False):  # that is for the model alone
             results.append(read(AttentionPatterns(patterns.detach(), heads, lengths)))
 
     hooks = [
-        (pattern_hook_name(layer), partial(look, layer=layer)) for layer in info.attention_layers
+        (pattern_hook_name(layer), partial(look, layer=layer, indices=indices))
+        for layer, indices in _indices_by_layer(heads or info.heads).items()
     ]
     with attach_hooks(model, hooks):
         logits = last_token_logits(model, prompts.tokens, prompts.lengths)

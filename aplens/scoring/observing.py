@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import warnings
@@ -15,7 +14,7 @@ from jaxtyping import Float, Float16, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens._io import fingerprint
+from aplens._io import fingerprint, hash_tensors
 from aplens._processes import Processes, join_processes
 from aplens.heads import Head
 from aplens.models import compute_in, describe_model
@@ -308,7 +307,7 @@ def _describe_run(
         "d_head": info.d_head,
         "model_dtype": str(info.dtype),
         "heads": [list(head) for head in info.heads],
-        "mae": _hash_mae(mae),
+        "mae": fingerprint([mae.config.to_dict(), hash_tensors(mae.state_dict())]),
         "pool": list(DEFAULT_POOL),
         "n_scenarios": len(scenarios),
         "scenarios": fingerprint(scenarios.to_frame().to_dict(orient="list")),
@@ -322,12 +321,3 @@ def _describe_run(
         "patterns": options.patterns,
         "precision": None if options.precision is None else str(options.precision),
     }
-
-
-def _hash_mae(mae: APMAE) -> str:
-    digest = hashlib.sha256(fingerprint(mae.config.to_dict()).encode())
-    for name, weight in sorted(mae.state_dict().items()):
-        digest.update(name.encode())
-        # Bytes, because NumPy knows no bfloat16.
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

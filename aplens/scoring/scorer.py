@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aplens._processes import Processes
+from aplens._processes import ALONE
 from aplens.heads import HeadRanking
 from aplens.scoring.attribution import HeadAttributions, attribute_heads
 from aplens.scoring.clusters import HeadClusters
@@ -94,7 +94,7 @@ class HeadScorer:
             # A folder of its own for every process: each has to do all of it.
             options = ObserveOptions(batch_size=batch_size)
             return observe_with(
-                Processes(), model, scenarios, self.mae, temporary, options, progress
+                ALONE, model, scenarios, self.mae, temporary, options, progress
             ).load()
 
     def fit(self, observations: Observations) -> HeadScorer:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aplens._io import atomic_write, write_json
+from aplens._processes import join_processes
 from aplens.study.config import ScenarioSettings, StudySettings
 from aplens.study.stages import Reporter, Stage, run_stages
 
@@ -33,6 +34,9 @@ _MESSAGES = {
     "report": "one HTML file",
 }
 STAGES = tuple(_MESSAGES)
+
+#: Stages that several processes do together.
+_SHARED = ("train", "observe")
 
 #: Prompts whose head outputs replace ablated ones (mean, resample); all are held at once.
 _REFERENCE_PROMPTS = 32
@@ -141,7 +145,8 @@ class Study:
 
         def stage(name: str, outputs: list[str], run: Callable[[], None], *parts: Any) -> Stage:
             keys = {key: v for part in parts for key, v in _flatten(part).items()}
-            return Stage(name, _MESSAGES[name], {"seed": settings.seed, **keys}, outputs, run)
+            keys = {"seed": settings.seed, **keys}
+            return Stage(name, _MESSAGES[name], keys, outputs, run, name in _SHARED)
 
         mined = ["scenarios.parquet", "corpus.json"]
         ranked = ["ranking.json", "predictors.parquet", "predictions.json"]
@@ -201,7 +206,8 @@ class Study:
         wanted, folder = self.settings.mae, self.folder / "mae"
         if wanted.pretrained:
             self.reporter.say(f"nothing to train: {wanted.pretrained} is pretrained")
-            APMAE.from_pretrained(wanted.pretrained).save_pretrained(folder)
+            if join_processes().is_main:
+                APMAE.from_pretrained(wanted.pretrained).save_pretrained(folder)
             return
         config = dataclasses.replace(getattr(APMAEConfig, wanted.preset)(), **wanted.config)
         recipe = TrainingSettings.small if wanted.preset == "small" else TrainingSettings

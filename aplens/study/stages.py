@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aplens._io import fingerprint, read_json, write_json
+from aplens._processes import join_processes
 
 
 class Reporter:
@@ -41,6 +43,7 @@ class Stage:
         settings: Everything its result depends on, beside the stages before it.
         outputs: The files and folders it writes, relative to the study's folder.
         run: Does the work.
+        shared: Whether, of several processes, all take part; else only the first one runs it.
     """
 
     name: str
@@ -48,6 +51,15 @@ class Stage:
     settings: Mapping[str, Any]
     outputs: Sequence[str]
     run: Callable[[], None]
+    shared: bool = False
+
+
+@dataclass
+class StageClock:
+    """When a stage started, and, once it has ended, how many seconds it took."""
+
+    started: float
+    seconds: float = 0.0
 
 
 class StageRecord:
@@ -98,8 +110,23 @@ class StageRecord:
                 f"{self.folder} holds stage {stage.name!r} made from other inputs: {way_out}"
             )
 
-    def begin(self, stage: Stage, upstream: str) -> None:
-        """Note the settings before work starts, so that a half-done stage is never mixed."""
+    @contextmanager
+    def noting(self, stage: Stage, upstream: str) -> Iterator[StageClock]:
+        """Note a stage's settings before it starts, and its time when it ends, however it does.
+
+        So a half-done stage is never mixed with one of other settings.
+        """
+        self._begin(stage, upstream)
+        clock = StageClock(time.monotonic())
+        finished = False
+        try:
+            yield clock
+            finished = True
+        finally:
+            clock.seconds = time.monotonic() - clock.started
+            self._end(stage, clock.seconds, finished=finished)
+
+    def _begin(self, stage: Stage, upstream: str) -> None:
         self._entries[stage.name] = {
             "finished": False,
             "settings": _jsonable(stage.settings),
@@ -108,8 +135,7 @@ class StageRecord:
         }
         write_json(self.path, self._entries)
 
-    def end(self, stage: Stage, seconds: float, *, finished: bool) -> None:
-        """Note the time spent, and whether the stage is done."""
+    def _end(self, stage: Stage, seconds: float, *, finished: bool) -> None:
         entry = self._entries[stage.name]
         entry["seconds"] += seconds
         entry["finished"] = finished
@@ -133,6 +159,9 @@ def run_stages(
 ) -> None:
     """Run the stages in order, skipping those that ended before with the same settings.
 
+    Of several processes (`accelerate launch`) the first one decides and keeps the record; the
+    others take part in the stages that are shared, and wait through the rest.
+
     Args:
         stages: The stages, each of which may use what those before it wrote.
         folder: Where they write.
@@ -140,33 +169,34 @@ def run_stages(
         redo: The stage to run again from its beginning, and with it all that follow.
 
     Raises:
+        FolderInUseError: When another run is working in the folder.
         ValueError: When the folder holds a stage with other settings, before that stage starts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    record = StageRecord(folder)
-    if redo is not None:
-        names = [stage.name for stage in stages]
-        if redo not in names:
-            raise ValueError(f"cannot redo {redo!r}: the stages of this run are {names}")
-        record.forget(stages[names.index(redo) :])
-    upstream = ""
-    for stage in stages:
-        wrote = [folder / name for name in stage.outputs]
-        if record.is_done(stage, upstream):
-            reporter.skip(stage.name, wrote)
-        else:
-            record.begin(stage, upstream)
-            reporter.start(stage.name, stage.message)
-            started = time.monotonic()
-            finished = False
-            try:
-                stage.run()
-                finished = True
-            finally:
-                seconds = time.monotonic() - started
-                record.end(stage, seconds, finished=finished)
-            reporter.finish(stage.name, seconds, wrote)
-        upstream = fingerprint([upstream, stage.name, _jsonable(stage.settings)])
+    processes = join_processes()
+    names = [stage.name for stage in stages]
+    if redo is not None and redo not in names:
+        raise ValueError(f"cannot redo {redo!r}: the stages of this run are {names}")
+    with processes.own(folder):
+        record = StageRecord(folder) if processes.is_main else None
+        if record and redo is not None:
+            record.forget(stages[names.index(redo) :])
+        upstream = ""
+        for stage in stages:
+            wrote = [folder / name for name in stage.outputs]
+            done = record.is_done(stage, upstream) if record else False
+            if processes.from_main(done):
+                reporter.skip(stage.name, wrote)
+            elif record:
+                with record.noting(stage, upstream) as clock:
+                    reporter.start(stage.name, stage.message)
+                    stage.run()
+                    processes.wait()
+                reporter.finish(stage.name, clock.seconds, wrote)
+            else:
+                if stage.shared:
+                    stage.run()
+                processes.wait()
+            upstream = fingerprint([upstream, stage.name, _jsonable(stage.settings)])
 
 
 def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
