@@ -14,6 +14,8 @@ from importlib.metadata import version
 import pytest
 import torch
 
+pytest_plugins = ["study_fixtures"]
+
 HAS_HOOKED = int(version("transformer-lens").partition(".")[0]) < 4
 NO_HOOKED = "this TransformerLens has no HookedTransformer (removed in 4.0)"
 
@@ -69,14 +71,14 @@ def make_tiny_hf(seed=0):
 
 
 def make_tiny_bridge(seed=0, name="tiny-bridge"):
-    from aplens.models.classes import build
+    from aplens.models.classes import Placement, build
 
     return build(
         "bridge",
         make_tiny_hf(seed),
         None,
         name=name,
-        device="cpu",
+        placement=Placement("cpu"),
         dtype=torch.float32,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from aplens.models.classes import ModelKind, build
+from aplens.models.classes import ModelKind, Placement, build
 
 N_LAYERS, N_HEADS, N_CTX, D_VOCAB, WINDOW = 2, 4, 64, 101, 8
 
@@ -150,4 +150,6 @@ def make_hf(family: str) -> Any:
 def make_model(family: str, kind: ModelKind, dtype: torch.dtype = torch.float32) -> Any:
     """The same model with hooks."""
     hf_model = make_hf(family).to(dtype)
-    return build(kind, hf_model, None, name=f"tiny-{family}", device="cpu", dtype=dtype)
+    return build(
+        kind, hf_model, None, name=f"tiny-{family}", placement=Placement("cpu"), dtype=dtype
+    )

@@ -318,3 +318,34 @@ def test_impossible_settings_are_refused(changes, message):
         TrainingSettings(**changes)
     with pytest.raises(ValueError, match=message):
         TrainingSettings.small(**changes)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(any_model, tmp_path):
+    with pytest.raises(Interrupt):
+        train(any_model, tmp_path, progress=stop_after(24), checkpoint_seconds=0)
+    file = tmp_path / "training.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"training\.safetensors is damaged: its tensors"):
+        train(any_model, tmp_path)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(any_model, tmp_path, uninterrupted, monkeypatch):
+    from aplens.mae import checkpoints
+
+    real, saved = checkpoints.save_file, []
+
+    def full_disk(tensors, path, metadata):
+        saved.append(path)
+        if len(saved) == 3:
+            path.write_bytes(b"as much as there was room for")
+            raise OSError(28, "No space left on device")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(any_model, tmp_path, checkpoint_seconds=0)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".partial-*"))
+    assert same_weights(train(any_model, tmp_path).mae, uninterrupted.mae)

@@ -347,3 +347,37 @@ def test_gemma_has_learned_english(gemma3):
     tokens = own_tokenizer(model)(text, return_tensors="pt").input_ids
     with torch.no_grad():
         assert reference(tokens, labels=tokens).loss.exp() < 30
+
+
+# --- placement ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n_devices": 0}, "n_devices must be 1 or more, got 0"),
+        ({"n_devices": 99}, "n_devices=99, but there are"),
+        ({"kind": "bridge", "device_map": "auto", "device": "cpu"}, "give no device or n_devices"),
+        ({"kind": "bridge", "device_map": "auto", "n_devices": 2}, "give no device or n_devices"),
+        ({"kind": "hooked", "device_map": "auto"}, "spread by n_devices=, not by device_map="),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_before_anything_is_loaded(options, words):
+    with pytest.raises(ValueError, match=words):
+        aplens.load_model("/nowhere", **options)
+
+
+def test_a_model_placed_by_a_device_map_computes_the_same(tmp_path):
+    """On the one device there is here; over several only what TransformerLens promises is known."""
+    from conftest import make_tiny_hf
+
+    make_tiny_hf().save_pretrained(tmp_path / "tiny")
+    placed = aplens.load_model(tmp_path / "tiny", kind="bridge", device_map={"": "cpu"})
+    plain = aplens.load_model(tmp_path / "tiny", kind="bridge")
+    tokens = torch.arange(24).reshape(2, 12)
+    assert torch.equal(
+        aplens.collect_patterns(placed, tokens).values,
+        aplens.collect_patterns(plain, tokens).values,
+    )
+    with aplens.ablate_heads(placed, "L0H1"), aplens.ablate_heads(plain, "L0H1"), torch.no_grad():
+        assert torch.equal(placed(tokens), plain(tokens))

@@ -151,8 +151,11 @@ def stream_patches(
 ) -> Iterator[Float16[Tensor, "head patch pixel"]]:
     """Log-normalized patches in float16, prompt by prompt."""
 
+    device = describe_model(model).device
+
     def read(patterns: AttentionPatterns) -> Float16[Tensor, "batch head patch pixel"]:
-        return log_normalize(grid.patchify(patterns.values)).half()
+        patches = log_normalize(grid.patchify(patterns.values)).half()
+        return patches.to(device)  # the model may be spread over several
 
     if len(tokens) == 0:
         return

@@ -8,11 +8,28 @@ from __future__ import annotations
 import copy
 import importlib.util
 import tempfile
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
 ModelKind = Literal["hooked", "bridge"]
+DeviceMap: TypeAlias = "str | dict[str, str | int]"
+
+
+class Placement(NamedTuple):
+    """Where a model's layers go.
+
+    Attributes:
+        device: The one device, or the first of several; None where a device map says it.
+        n_devices: GPUs that a HookedTransformer is spread over.
+        device_map: Where a bridge's modules go, as accelerate says it.
+        max_memory: Bytes that each GPU may take of it.
+    """
+
+    device: str | None
+    n_devices: int = 1
+    device_map: DeviceMap | None = None
+    max_memory: dict[str | int, str | int] | None = None
 
 
 def kind_of(model: Any) -> ModelKind | None:
@@ -31,7 +48,13 @@ def default_kind() -> ModelKind:
 
 
 def build(
-    kind: ModelKind, hf_model: Any, tokenizer: Any, *, name: str, device: str, dtype: torch.dtype
+    kind: ModelKind,
+    hf_model: Any,
+    tokenizer: Any,
+    *,
+    name: str,
+    placement: Placement,
+    dtype: torch.dtype,
 ) -> Any:
     """Wrap a Hugging Face model, weights unprocessed, so that it computes what that model does.
 
@@ -48,9 +71,9 @@ def build(
         if tokenizer is None:
             _save_placeholder_tokenizer(folder)
         if kind == "hooked":
-            model = _build_hooked(folder, hf_model, tokenizer, device, dtype)
+            model = _build_hooked(folder, hf_model, tokenizer, placement, dtype)
         else:
-            model = _build_bridge(folder, hf_model, tokenizer, device, dtype)
+            model = _build_bridge(folder, hf_model, tokenizer, placement, dtype)
     if tokenizer is None:
         model.tokenizer = None
     model.cfg.model_name = name
@@ -77,7 +100,7 @@ def _save_placeholder_tokenizer(folder: str) -> None:
 
 
 def _build_hooked(
-    folder: str, hf_model: Any, tokenizer: Any, device: str, dtype: torch.dtype
+    folder: str, hf_model: Any, tokenizer: Any, placement: Placement, dtype: torch.dtype
 ) -> Any:
     try:
         from transformer_lens import HookedTransformer
@@ -91,7 +114,11 @@ def _build_hooked(
     architecture = (hf_model.config.architectures or [type(hf_model).__name__])[0]
     try:
         config = loading.get_pretrained_model_config(
-            folder, hf_cfg=hf_model.config.to_dict(), device=device, dtype=dtype
+            folder,
+            hf_cfg=hf_model.config.to_dict(),
+            device=placement.device,
+            n_devices=placement.n_devices,
+            dtype=dtype,
         )
         weights = loading.get_pretrained_state_dict(folder, config, hf_model, dtype=dtype)
         model = HookedTransformer(config, tokenizer, move_to_device=False)
@@ -112,23 +139,34 @@ def _build_hooked(
 
 
 def _build_bridge(
-    folder: str, hf_model: Any, tokenizer: Any, device: str, dtype: torch.dtype
+    folder: str, hf_model: Any, tokenizer: Any, placement: Placement, dtype: torch.dtype
 ) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
+    device = placement.device
     return TransformerBridge.boot_transformers(
-        folder, hf_model=hf_model.to(device), tokenizer=tokenizer, device=device, dtype=dtype
+        folder,
+        hf_model=hf_model if device is None else hf_model.to(device),
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
     )
 
 
 def build_by_official_name(
-    kind: ModelKind, name: str, *, device: str, dtype: torch.dtype
+    kind: ModelKind, name: str, placement: Placement, dtype: torch.dtype
 ) -> Any | None:
     """Let TransformerLens load a name it knows itself; None when it does not know it."""
     if kind == "bridge":
         from transformer_lens.model_bridge import TransformerBridge
 
-        return TransformerBridge.boot_transformers(name, device=device, dtype=dtype).eval()
+        return TransformerBridge.boot_transformers(
+            name,
+            device=placement.device,
+            device_map=placement.device_map,
+            max_memory=placement.max_memory,
+            dtype=dtype,
+        ).eval()
     try:
         from transformer_lens import HookedTransformer
         from transformer_lens.loading_from_pretrained import get_official_model_name
@@ -138,7 +176,9 @@ def build_by_official_name(
         get_official_model_name(name)
     except ValueError:
         return None
-    return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype).eval()
+    return HookedTransformer.from_pretrained_no_processing(
+        name, device=placement.device, n_devices=placement.n_devices, dtype=dtype
+    ).eval()
 
 
 def own_tokenizer(model: Any) -> Any | None:

@@ -12,7 +12,15 @@ from typing import Any, Literal, get_args
 import torch
 
 from aplens._io import cache_folder, fingerprint
-from aplens.models.classes import ModelKind, build, build_by_official_name, default_kind
+from aplens._processes import join_processes
+from aplens.models.classes import (
+    DeviceMap,
+    ModelKind,
+    Placement,
+    build,
+    build_by_official_name,
+    default_kind,
+)
 from aplens.models.info import describe_model
 from aplens.models.wheels import WHEEL_MODELS, fetch_gguf
 
@@ -23,6 +31,8 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    n_devices: int = 1,
+    device_map: DeviceMap | None = None,
 ) -> Any:
     """Load a causal language model with hooks, weights unprocessed.
 
@@ -37,8 +47,13 @@ def load_model(
             `pip install aplens[gguf]`.
         kind: "hooked" for a HookedTransformer (TransformerLens 3), "bridge" for a
             TransformerBridge (3 and 4), "auto" for the first where it exists.
-        device: Such as "cuda"; the first GPU when there is one, else the CPU.
+        device: Such as "cuda"; torch's current GPU when there is one, else the CPU. Under
+            `accelerate launch` that is each process's own.
         dtype: The parameters' type.
+        n_devices: GPUs to spread the layers of a model over that is too large for one; either
+            class does it.
+        device_map: The same for a bridge in accelerate's words: "auto", "balanced", or a device
+            for every module.
 
     Returns:
         The model in evaluation mode, its tokenizer in `.tokenizer`.
@@ -47,42 +62,71 @@ def load_model(
         FileNotFoundError: When a path is given and nothing is there.
         UnsupportedModelError: When the model has no causal attention patterns.
         ImportError: When the class or a needed package is not installed.
-        ValueError: When `kind` is unknown, or HookedTransformer cannot convert the architecture.
+        ValueError: When `kind` is unknown, HookedTransformer cannot convert the architecture, or
+            the model cannot be spread as asked.
     """
     if kind == "auto":
         kind = default_kind()
     elif kind not in get_args(ModelKind):
         raise ValueError(f"kind must be 'auto', 'hooked' or 'bridge', got {kind!r}")
-    where = str(device) if device is not None else _default_device()
-    name = os.fspath(name_or_path)
-    model = _load(name, kind, where, dtype)
+    placement = _read_placement(kind, device, n_devices, device_map)
+    model = _load(os.fspath(name_or_path), kind, placement, dtype)
     describe_model(model)
     return model
 
 
-def _load(name: str, kind: ModelKind, device: str, dtype: torch.dtype) -> Any:
+def _read_placement(
+    kind: ModelKind,
+    device: str | torch.device | None,
+    n_devices: int,
+    device_map: DeviceMap | None,
+) -> Placement:
+    if n_devices < 1:
+        raise ValueError(f"n_devices must be 1 or more, got {n_devices}")
+    if device_map is not None:
+        if kind == "hooked":
+            raise ValueError(
+                "a HookedTransformer is spread by n_devices=, not by device_map=: use that, or "
+                "kind='bridge'"
+            )
+        if n_devices > 1 or device is not None:
+            raise ValueError("device_map says where the model goes: give no device or n_devices")
+        return Placement(None, device_map=device_map)
+    if n_devices > torch.cuda.device_count() and n_devices > 1:
+        raise ValueError(f"n_devices={n_devices}, but there are {torch.cuda.device_count()} GPUs")
+    if n_devices > 1 and kind == "bridge":
+        from transformer_lens.utilities.multi_gpu import resolve_device_map
+
+        return Placement(None, n_devices, *resolve_device_map(n_devices, None, None))
+    return Placement(str(device) if device is not None else _default_device(), n_devices)
+
+
+def _load(name: str, kind: ModelKind, placement: Placement, dtype: torch.dtype) -> Any:
     path = Path(name).expanduser()
     if name.lower() in WHEEL_MODELS:
         name = name.lower()
-        source = _load_folder(_wheel_model_folder(name), dtype)
+        source = _load_folder(_wheel_model_folder(name), dtype, placement)
     elif path.suffix == ".gguf":
+        if placement.device_map is not None:
+            raise ValueError("a GGUF file cannot be spread: save it as a Hugging Face folder first")
         source = _load_gguf(path, dtype)
     elif (path / "config.json").is_file():
-        source = _load_folder(path, dtype)
+        source = _load_folder(path, dtype, placement)
     elif _looks_like_path(name) or path.exists():
         raise FileNotFoundError(
             f"{path} is neither a Hugging Face model folder (with config.json) nor a .gguf file"
         )
     else:
-        known = build_by_official_name(kind, name, device=device, dtype=dtype)
+        known = build_by_official_name(kind, name, placement, dtype)
         if known is not None:
             return known
-        source = _load_folder(_download_from_hub(name), dtype)
-    return build(kind, *source, name=_short_name(name), device=device, dtype=dtype)
+        source = _load_folder(_download_from_hub(name), dtype, placement)
+    return build(kind, *source, name=_short_name(name), placement=placement, dtype=dtype)
 
 
 def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    join_processes()  # which gives each process a GPU of its own
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 def _looks_like_path(name: str) -> bool:
@@ -95,13 +139,17 @@ def _short_name(name: str) -> str:
     return path.stem if path.suffix == ".gguf" else path.name if path.exists() else name
 
 
-def _load_folder(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load_folder(folder: str | Path, dtype: torch.dtype, placement: Placement) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder)
     _require_causal_architecture(config, str(folder))
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=_eager(config)
+        folder,
+        dtype=dtype,
+        attn_implementation=_eager(config),
+        device_map=placement.device_map,
+        max_memory=placement.max_memory,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder) if _has_tokenizer(Path(folder)) else None
     return model, tokenizer

@@ -14,10 +14,21 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """`[model]`: which model, as which class; see `aplens.load_model`."""
+    """`[model]`: which model, as which class, on what; see `aplens.load_model`.
+
+    Attributes:
+        name: A name, folder or file.
+        kind: "hooked", "bridge" or "auto".
+        dtype: Of the parameters: "float32", "bfloat16" or "float16".
+        n_devices: GPUs to spread it over.
+        device_map: Of a bridge, "auto" or "balanced"; none when empty.
+    """
 
     name: str = "smollm2-135m"
     kind: str = "auto"
+    dtype: str = "float32"
+    n_devices: int = 1
+    device_map: str = ""
 
 
 @dataclass(frozen=True)

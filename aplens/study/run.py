@@ -87,7 +87,14 @@ class Study:
         from aplens.models import load_model
 
         self.reporter.say(f"loading {self.settings.model.name}")
-        return load_model(self.settings.model.name, self.settings.model.kind)  # type: ignore[arg-type]
+        wanted = self.settings.model
+        return load_model(
+            wanted.name,
+            wanted.kind,  # type: ignore[arg-type]
+            dtype=_read_dtype(wanted.dtype),
+            n_devices=wanted.n_devices,
+            device_map=wanted.device_map or None,
+        )
 
     @cached_property
     def scenarios(self) -> Scenarios:
@@ -304,6 +311,15 @@ class Study:
         from aplens.study.report import summarize
 
         return summarize(self)
+
+
+def _read_dtype(name: str) -> torch.dtype:
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ValueError(f"model.dtype must be one of {list(known)}, got {name!r}")
+    return known[name]
 
 
 def _read_precision(name: str) -> torch.dtype | None:
