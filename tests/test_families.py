@@ -12,7 +12,14 @@ from conftest import requires_hooked, requires_offloading
 from families import D_VOCAB, FAMILIES, N_HEADS, N_LAYERS, make_hf, make_model
 
 import aplens
-from aplens.models import describe_model, pattern_hook_name, z_hook_name
+from aplens.models import (
+    attach_hooks,
+    describe_model,
+    keep_residuals,
+    pattern_hook_name,
+    start_at,
+    z_hook_name,
+)
 from aplens.patterns import log_normalize
 
 TOKENS = torch.randint(1, D_VOCAB, (3, 24), generator=torch.Generator().manual_seed(0))
@@ -105,6 +112,24 @@ def test_zeroing_a_head_is_zeroing_its_part_of_the_output_projection(case):
         return  # the head's value bias has moved into the layer's output bias, which stays
     by_hand = without_head(case.reference, case.family, layer=1, head=2)
     torch.testing.assert_close(ablated, predictions(by_hand), atol=1e-4, rtol=0)
+
+
+def test_a_run_that_starts_at_a_layer_is_a_whole_run(case):
+    model, seen = case.model, []
+    describe_model(model)
+    with torch.no_grad(), keep_residuals(model, [1]) as residuals:
+        whole = model(TOKENS)
+    hook = [(z_hook_name(0), lambda z, hook: seen.append(z))]
+    with torch.no_grad(), attach_hooks(model, hook), start_at(model, 1, residuals):
+        with aplens.ablate_heads(model, "L1H2"):
+            ablated = model(TOKENS)
+        resumed = model(TOKENS)
+    assert not seen  # nothing before the layer was run
+    torch.testing.assert_close(resumed, whole, atol=1e-5, rtol=0)
+    with torch.no_grad(), aplens.ablate_heads(model, "L1H2"):
+        torch.testing.assert_close(ablated, model(TOKENS), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS), whole, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["mean", "resample"])

@@ -9,7 +9,7 @@ from conftest import make_tiny_bridge, make_tiny_hooked, requires_hooked
 
 from aplens.heads import Head, all_heads
 from aplens.interventions import HeadEffects, ablate_heads, estimate_effects, measure_effects
-from aplens.models import attach_hooks, describe_model, last_token_logits, z_hook_name
+from aplens.models import attach_hooks, last_token_logits, z_hook_name
 from aplens.prompts import Prompts
 from aplens.scenarios import Scenario, Scenarios
 
@@ -177,10 +177,7 @@ def test_layers_before_the_ablated_one_are_not_run_again(tiny_model):
     with attach_hooks(tiny_model, [(z_hook_name(layer), counting(layer)) for layer in rows]):
         measure_effects(tiny_model, make_scenarios(), batch_size=4)
     n_prompts, n_heads = len(LENGTHS), 4
-    if describe_model(tiny_model).kind == "hooked":
-        expected = [n_prompts * (1 + n_heads * (layer + 1)) for layer in rows]
-    else:  # the bridge cannot begin in the middle
-        expected = [n_prompts * (1 + n_heads * 3)] * 3
+    expected = [n_prompts * (1 + n_heads * (layer + 1)) for layer in rows]
     assert list(rows.values()) == expected
 
 

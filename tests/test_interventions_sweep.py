@@ -4,10 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from aplens import HeadRanking, Scenario, Scenarios, parse_heads
+from aplens import Head, HeadRanking, Scenario, Scenarios, parse_heads
+from aplens._io import FolderInUseError, own_folder
 from aplens.interventions import AblationSweep, Setting, SettingResult, ablate_heads
 from aplens.interventions import sweep_ablations as run_sweep
+from aplens.interventions.sharing import plan_runs
 from aplens.models import z_hook_name
 
 N_SCENARIOS = 24
@@ -184,29 +188,119 @@ def count_passes(model, action):
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
     scenarios, ranking = make_scenarios(tiny_model), make_ranking()
-    whole = run_sweep(tiny_model, scenarios, ranking, sizes=(1, 2), random_seeds=(0, 1))
+    arguments = {"sizes": (1, 2), "random_seeds": (0, 1), "batch_size": 8}
+    whole = run_sweep(tiny_model, scenarios, ranking, **arguments)
 
-    def stop_after_three(done, total):
-        assert total == 10
-        if done == 3:
+    def stop_after_two_batches(done, total):
+        assert total == 10 * 20
+        if done == 10 * 16:
             raise KeyboardInterrupt
 
-    arguments = {"sizes": (1, 2), "random_seeds": (0, 1), "folder": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(tiny_model, scenarios, ranking, **arguments, progress=stop_after_three)
-    assert len(AblationSweep.load(tmp_path / "sweep.json").results) == 3
+        run_sweep(
+            tiny_model,
+            scenarios,
+            ranking,
+            **arguments,
+            folder=tmp_path,
+            progress=stop_after_two_batches,
+        )
+    assert AblationSweep.load(tmp_path / "sweep.json").results == []
+    assert (tmp_path / "unfinished.json").exists()
 
-    prompts, resumed = count_passes(
-        tiny_model, lambda: run_sweep(tiny_model, scenarios, ranking, **arguments)
-    )
-    assert prompts == 7 * len(whole.clean)  # no clean pass again, three settings known
+    def go_on():
+        return run_sweep(tiny_model, scenarios, ranking, **arguments, folder=tmp_path)
+
+    prompts, resumed = count_passes(tiny_model, go_on)
+    assert 0 < prompts <= 10 * 4  # no clean pass again, and only the last batch of four
     pd.testing.assert_frame_equal(resumed.to_frame(), whole.to_frame())
+    assert not (tmp_path / "unfinished.json").exists()
 
-    prompts, again = count_passes(
-        tiny_model, lambda: run_sweep(tiny_model, scenarios, ranking, **arguments)
-    )
+    prompts, again = count_passes(tiny_model, go_on)
     assert prompts == 0
     pd.testing.assert_frame_equal(again.to_frame(), whole.to_frame())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "no unfinished sweep"),
+        ('{"format": "aplens.unfinished_sweep", "setup": {"seed": 5}}', "another sweep"),
+    ],
+)
+def test_a_damaged_or_foreign_unfinished_sweep_is_named(any_model, tmp_path, content, words):
+    (tmp_path / "unfinished.json").write_text(content)
+    with pytest.raises(ValueError, match=f"unfinished.json .*{words}"):
+        run_sweep(any_model, make_scenarios(any_model), make_ranking(), sizes=(1,), folder=tmp_path)
+
+
+def test_two_sweeps_in_one_folder_are_refused(any_model, tmp_path):
+    scenarios = make_scenarios(any_model)
+    with own_folder(tmp_path), pytest.raises(FolderInUseError, match="another run"):
+        run_sweep(any_model, scenarios, make_ranking(), sizes=(1,), folder=tmp_path)
+
+
+def test_layers_that_settings_have_in_common_are_run_once(tiny_model):
+    """Of heads in the last layer alone, only that layer is run for each setting."""
+    ranking = make_ranking()
+    frame = ranking.to_frame().sort_values(["layer", "head"])
+    frame = frame.assign(toward_incorrect=[0.0] * 8 + [4.0, 3.0, 2.0, 1.0])
+    ranking = HeadRanking(frame, model_name="tiny", n_layers=3, n_heads=4)
+    scenarios = make_scenarios(tiny_model)
+    options = {"sizes": (1, 2, 3, 4), "choices": ("toward_incorrect",)}
+    prompts, sweep = count_passes(
+        tiny_model, lambda: run_sweep(tiny_model, scenarios, ranking, **options)
+    )
+    assert prompts == len(scenarios) + len(sweep.clean)  # the clean pass, and the first setting
+    for result in sweep.results:
+        correct = by_hand(tiny_model, scenarios, sweep.index, result.heads)
+        np.testing.assert_array_equal(result.correct, correct)
+
+
+def test_bfloat16_gives_the_outcomes_of_the_model_as_it_is(tiny_model):
+    scenarios, ranking = make_scenarios(tiny_model), make_ranking()
+    exact = run_sweep(tiny_model, scenarios, ranking, sizes=(1, 5))
+    rounded = run_sweep(tiny_model, scenarios, ranking, sizes=(1, 5), precision=torch.bfloat16)
+    pd.testing.assert_frame_equal(rounded.to_frame(), exact.to_frame())
+
+
+N_LAYERS, N_HEADS = 4, 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.sets(st.tuples(st.integers(0, N_LAYERS - 1), st.integers(0, N_HEADS - 1)), max_size=6),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_plan_never_uses_what_it_has_not_computed(sets):
+    """Run the plan on a model that only writes down what each layer has seen."""
+    choices = {number: tuple(Head(*pair) for pair in chosen) for number, chosen in enumerate(sets)}
+    kept, outcome, runs = {}, None, 0
+    for step in plan_runs(choices, N_LAYERS):
+        if step.start < N_LAYERS:
+            kept = {layer: stream for layer, stream in kept.items() if layer <= step.start}
+            stream = kept[step.start] if step.start else ()
+            for layer in range(step.start, N_LAYERS):
+                if layer in step.keep:
+                    kept[layer] = stream
+                stream = (*stream, frozenset(h.head for h in step.heads if h.layer == layer))
+                runs += 1
+            outcome = stream
+        expected = tuple(
+            frozenset(h.head for h in choices[step.name] if h.layer == layer)
+            for layer in range(N_LAYERS)
+        )
+        assert outcome == expected
+    prefixes = {
+        tuple(frozenset(h for at, h in chosen if at == layer) for layer in range(depth))
+        for chosen in sets
+        for depth in range(1, N_LAYERS + 1)
+    }
+    assert runs == len(prefixes)  # each layer once for every way to arrive at it, no more
 
 
 def test_a_folder_takes_more_sizes_but_no_other_sweep(any_model, tmp_path):

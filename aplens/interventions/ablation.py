@@ -71,9 +71,17 @@ def ablate_heads(
 
 
 @contextmanager
-def ablate_with(model: Any, heads: Sequence[Head], substitute: Substitute) -> Iterator[None]:
-    """`ablate_heads` with a substitute made before, so that many choices of heads share it."""
-    hooks = _ablation_hooks(describe_model(model), [tuple(heads)], heads, substitute)
+def ablate_with(
+    model: Any,
+    heads: Sequence[Head],
+    substitute: Substitute,
+    numbers: Int[Tensor, " batch"] | None = None,
+) -> Iterator[None]:
+    """`ablate_heads` with a substitute made before, so that many choices of heads share it.
+
+    `numbers` says which prompt of a larger batch each row is (default: its own number).
+    """
+    hooks = _ablation_hooks(describe_model(model), [tuple(heads)], heads, substitute, numbers)
     with attach_hooks(model, hooks):
         yield
 

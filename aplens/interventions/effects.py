@@ -19,7 +19,14 @@ from aplens.interventions.ablation import (
     ablate_singly,
     make_substitute,
 )
-from aplens.models import attach_hooks, keep_residuals, last_token_logits, z_hook_name
+from aplens.models import (
+    Residuals,
+    attach_hooks,
+    keep_residuals,
+    last_token_logits,
+    start_at,
+    z_hook_name,
+)
 from aplens.patterns.collect import select_heads
 from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.scoring.intervals import FileBootstrap
@@ -366,15 +373,12 @@ def _logits_of_copies(
     prompts: Prompts,
     n_copies: int,
     layer: int,
-    residuals: Mapping[int, Float[Tensor, "prompt pos d_model"]],
+    residuals: Residuals,
 ) -> Float[Tensor, "copies_and_prompt d_vocab"]:
-    """Run all prompts `n_copies` times over, from `layer` on where its residual stream is known."""
-    lengths = prompts.lengths.repeat(n_copies)
-    if layer in residuals:
-        return last_token_logits(
-            model, residuals[layer].repeat(n_copies, 1, 1), lengths, start_at_layer=layer
-        )
-    return last_token_logits(model, prompts.tokens.repeat(n_copies, 1), lengths)
+    """Run all prompts `n_copies` times over, from `layer` on."""
+    with start_at(model, layer, residuals, n_copies):
+        tokens, lengths = prompts.tokens.repeat(n_copies, 1), prompts.lengths.repeat(n_copies)
+        return last_token_logits(model, tokens, lengths)
 
 
 @contextmanager

@@ -143,12 +143,12 @@ class AblationSweep:
                 "setup": self.setup,
                 "index": self.index.tolist(),
                 "files": self.files,
-                "clean": _write_bits(self.clean),
+                "clean": write_bits(self.clean),
                 "results": [
                     {
                         **result.setting._asdict(),
                         "heads": [str(head) for head in result.heads],
-                        "correct": _write_bits(result.correct),
+                        "correct": write_bits(result.correct),
                     }
                     for result in self.results
                 ],
@@ -170,12 +170,12 @@ class AblationSweep:
             return cls(
                 index=np.array(data["index"], dtype=np.int64),
                 files=data["files"],
-                clean=_read_bits(data["clean"]),
+                clean=read_bits(data["clean"]),
                 results=[
                     SettingResult(
                         Setting(entry["choice"], entry["size"], entry["seed"]),
                         parse_heads(entry["heads"]),
-                        _read_bits(entry["correct"]),
+                        read_bits(entry["correct"]),
                     )
                     for entry in data["results"]
                 ],
@@ -213,9 +213,11 @@ class AblationSweep:
         }
 
 
-def _write_bits(values: NDArray[np.bool_]) -> str:
+def write_bits(values: NDArray[np.bool_]) -> str:
+    """Outcomes as a string of 0 and 1."""
     return "".join("1" if value else "0" for value in values)
 
 
-def _read_bits(text: str) -> NDArray[np.bool_]:
+def read_bits(text: str) -> NDArray[np.bool_]:
+    """What `write_bits` wrote."""
     return np.array([character == "1" for character in text], dtype=np.bool_)

@@ -12,10 +12,11 @@ from aplens.models.hooks import (
 )
 from aplens.models.info import ModelInfo, UnsupportedModelError, describe_model
 from aplens.models.loading import load_model
-from aplens.models.resuming import keep_residuals
+from aplens.models.resuming import Residuals, keep_residuals, start_at
 
 __all__ = [
     "ModelInfo",
+    "Residuals",
     "UnsupportedModelError",
     "attach_hooks",
     "compute_in",
@@ -27,5 +28,6 @@ __all__ = [
     "pattern_hook_name",
     "run_model",
     "run_until",
+    "start_at",
     "z_hook_name",
 ]

@@ -83,7 +83,7 @@ def run_model(model: Any, tokens: Int[Tensor, "batch pos"], **options: Any) -> A
     """
     tokenizer = getattr(model, "tokenizer", None)
     pads_left = getattr(tokenizer, "padding_side", "right") == "left"
-    if kind_of(model) == "hooked" and pads_left and options.get("start_at_layer") is None:
+    if kind_of(model) == "hooked" and pads_left:
         options["attention_mask"] = torch.ones_like(tokens)
     return model(tokens, **options)
 
@@ -101,7 +101,6 @@ def last_token_logits(
     model: Any,
     tokens: Int[Tensor, "batch pos"],
     lengths: Int[Tensor, " batch"] | None = None,
-    start_at_layer: int | None = None,
 ) -> Float[Tensor, "batch d_vocab"]:
     """Logits after the last token of each prompt; no other position is unembedded.
 
@@ -113,8 +112,6 @@ def last_token_logits(
         model: A HookedTransformer or TransformerBridge.
         tokens: Prompts; padded on the right where they are shorter.
         lengths: Tokens of each prompt (default: all of them).
-        start_at_layer: `tokens` is the residual stream entering this layer, out of
-            `keep_residuals`.
     """
 
     def keep_last(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -126,7 +123,6 @@ def last_token_logits(
 
     handle = model.unembed.register_forward_pre_hook(keep_last)
     try:
-        options = {} if start_at_layer is None else {"start_at_layer": start_at_layer}
-        return run_model(model, tokens, **options)[:, -1]
+        return run_model(model, tokens)[:, -1]
     finally:
         handle.remove()

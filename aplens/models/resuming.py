@@ -4,45 +4,95 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens.models.classes import kind_of
+from aplens.models.info import describe_model
+
+
+@dataclass
+class Residuals:
+    """The residual stream as it enters some layers.
+
+    Attributes:
+        by_layer: `Float[Tensor, "batch pos d_model"]`, by layer.
+        n_outputs: How many values a block returns as a tuple; 0 where it returns the stream itself.
+    """
+
+    by_layer: dict[int, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
+    n_outputs: int = 0
+
+    def forget_after(self, layer: int) -> None:
+        """Let go of what enters later layers."""
+        self.by_layer = {kept: x for kept, x in self.by_layer.items() if kept <= layer}
+
+    def as_output(self, residual: Float[Tensor, "batch pos d_model"]) -> Any:
+        """The stream in the form in which a block returns it."""
+        return residual if self.n_outputs == 0 else (residual, *[None] * (self.n_outputs - 1))
 
 
 @contextmanager
 def keep_residuals(
-    model: Any, layers: Iterable[int]
-) -> Iterator[dict[int, Float[Tensor, "batch pos d_model"]]]:
+    model: Any, layers: Iterable[int], residuals: Residuals | None = None
+) -> Iterator[Residuals]:
     """Keep the residual stream entering each of these layers, in what runs inside the block.
-
-    `last_token_logits(model, residuals[layer], lengths, start_at_layer=layer)` goes on from there:
-    hooks of earlier layers have acted and do not act again, those of this layer and later ones do.
-
-    Stays empty for models that cannot go on from a layer: TransformerBridge leaves the loop over
-    layers to transformers, and shortformer blocks need more than the residual stream.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         layers: The layers.
+        residuals: Where to keep it (default: a new one).
     """
-    residuals: dict[int, Tensor] = {}
-    if kind_of(model) != "hooked" or model.cfg.positional_embedding_type == "shortformer":
-        yield residuals
-        return
+    kept = residuals or Residuals()
 
     def keeping(layer: int) -> Any:
-        # On the block's input, not hook_resid_pre: that hook fires again when the layer runs again.
-        def keep(block: Any, inputs: tuple[Tensor, ...]) -> None:
-            residuals[layer] = inputs[0].detach()
+        # On the block's input, not hook_resid_pre: TransformerBridge's hooks may see another form.
+        def keep(block: Any, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+            stream = inputs[0] if inputs else options["hidden_states"]
+            kept.by_layer[layer] = stream.detach()
 
         return keep
 
-    handles = [model.blocks[layer].register_forward_pre_hook(keeping(layer)) for layer in layers]
+    def note_form(block: Any, inputs: Any, output: Any) -> None:
+        kept.n_outputs = len(output) if isinstance(output, tuple) else 0
+
+    handles = [
+        model.blocks[layer].register_forward_pre_hook(keeping(layer), with_kwargs=True)
+        for layer in layers
+    ]
+    handles.append(model.blocks[-1].register_forward_hook(note_form))
     try:
-        yield residuals
+        yield kept
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def start_at(model: Any, layer: int, residuals: Residuals, n_copies: int = 1) -> Iterator[None]:
+    """Let forward passes inside the block begin at a layer.
+
+    The blocks before it are passed over: they compute nothing, and none of their hooks fires. What
+    was kept stands for them, so hooks that were in force when it was kept have acted. Those of this
+    layer and later ones act as usual. The model is to be given the same tokens as then.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        layer: Where to begin; 0 changes nothing.
+        residuals: As `keep_residuals` kept them, with this layer among them.
+        n_copies: How many times the batch of tokens repeats what was kept.
+    """
+    describe_model(model)  # which runs it when it never did before, and must run all of it
+    skipped = [model.blocks[number] for number in range(layer)]
+    if skipped:
+        stream = residuals.by_layer[layer].repeat(n_copies, 1, 1)
+    for block in skipped:
+        # Into its dictionary, because a bridge's blocks hand what is set on to what they wrap.
+        block.__dict__["forward"] = lambda *inputs, **options: residuals.as_output(stream)
+    try:
+        yield
+    finally:
+        for block in skipped:
+            del block.__dict__["forward"]  # the class's own is back

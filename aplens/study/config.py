@@ -133,7 +133,10 @@ class RankSettings:
 
 @dataclass(frozen=True)
 class AblateSettings:
-    """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`."""
+    """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`.
+
+    `precision` is "bfloat16", or the model's own when empty.
+    """
 
     method: str = "zero"
     sizes: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -141,6 +144,7 @@ class AblateSettings:
     random_seeds: tuple[int, ...] = (0, 1, 2)
     balance: bool = True
     batch_size: int = 16
+    precision: str = ""
 
 
 @dataclass(frozen=True)

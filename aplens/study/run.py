@@ -296,6 +296,7 @@ class Study:
             balance=wanted.balance,
             seed=self.settings.seed,
             batch_size=wanted.batch_size,
+            precision=_read_precision(wanted.precision),
             folder=self.folder / "ablations",
             progress=self.reporter.update,
         )
@@ -326,7 +327,7 @@ def _read_precision(name: str) -> torch.dtype | None:
     import torch
 
     if name not in ("", "bfloat16"):
-        raise ValueError(f"observe.precision must be 'bfloat16' or empty, got {name!r}")
+        raise ValueError(f"precision must be 'bfloat16' or empty, got {name!r}")
     return torch.bfloat16 if name else None
 
 
