@@ -2,7 +2,7 @@
 
     python benchmarks/train.py
 
-The same small encoder and decoder (`APMAEConfig.small`) on the same prompts of SmolLM2 on Java, with
+The same small encoder and decoder (`APMAEConfig.small`), the same prompts of SmolLM2 on Java, with
 the paper's choices and with ours, in float32 and in the processor's fast format. The error is that
 on hidden patches of held-out files, as a ratio to predicting each patch position's mean.
 """
