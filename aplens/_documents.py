@@ -68,6 +68,6 @@ def check(value: Any, kind: type[Kind], name: str) -> Kind:
             return float(value)  # type: ignore[return-value]
         except OverflowError:
             value = math.inf
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name} must be {_NAMES[kind]}, got {shorten(value)}")
     return value

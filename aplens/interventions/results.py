@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sized
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -254,7 +254,7 @@ def _read_result(entry: dict[str, Any], where: str, n: int) -> SettingResult:
     seed = take(entry, "seed", int, where) if is_drawn else None
     correct = _read_bits(take(entry, "correct", str, where), f"{where}correct")
     _require_length(correct, n, f"{where}correct")
-    return SettingResult(Setting(cast(Choice, choice), size, seed), heads, correct)
+    return SettingResult(Setting(choice, size, seed), heads, correct)
 
 
 def _require_length(values: Sized, n: int, name: str) -> None:

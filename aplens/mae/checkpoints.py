@@ -114,7 +114,7 @@ def load_checkpoint(
             f"delete {STATE_FILE} to start over: {'; '.join(differences)}"
         )
     load_weights(mae, _with_prefix(tensors, "model."), source=path)
-    moments = {
+    moments: dict[Tensor, dict[str, Tensor]] = {
         parameter: _read_moments(tensors, name, parameter, path)
         for name, parameter in mae.named_parameters()
     }

@@ -220,7 +220,7 @@ class ZipCorpus(_StoredFiles):
         # handed whatever was read of the archive at once.
         data = bytearray()
         with self._zip.open(path) as member:
-            while len(data) <= MAX_BYTES and (piece := member.read1(_PIECE)):
+            while len(data) <= MAX_BYTES and (piece := member.read(_PIECE)):
                 data += piece
         return bytes(data)
 

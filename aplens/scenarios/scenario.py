@@ -301,7 +301,7 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def _restore(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the file as a scenario's fields, checked: a file may be altered and still be read."""
+    """A row of the file as a scenario's fields, checked: an altered file may still be read."""
     if any(value is None for name, value in row.items() if name != "wrong"):
         raise ScenarioError(f"a scenario of {row['file']} lacks a value")
     if row["style"] not in get_args(PromptStyle):
