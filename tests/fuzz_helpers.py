@@ -106,6 +106,15 @@ def flip(data: bytes, bits: list[int]) -> bytes:
     return bytes(changed)
 
 
+def refusal_of(kind: type[Exception], read, *arguments) -> Exception | None:
+    """The error with which a reader refuses, if it does; any other kind of error comes through."""
+    try:
+        read(*arguments)
+    except kind as error:
+        return error
+    return None
+
+
 def is_clear(error: Exception, *words: object) -> bool:
-    """Whether an error says what it is about."""
-    return all(str(word) in str(error) for word in words)
+    """Whether an error says what it is about, in a few lines."""
+    return all(str(word) in str(error) for word in words) and len(str(error)) < 2000

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from fuzz_helpers import damaged, deep, dump, fuzz, is_clear, json_values, mutations
+from fuzz_helpers import damaged, deep, dump, fuzz, is_clear, json_values, mutations, refusal_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -84,11 +84,8 @@ READERS = {"ranking": load_ranking, "sweep": load_sweep, "stages": load_stages}
 def read(kind, data: bytes, folder) -> None:
     path = folder / "changed.json"
     path.write_bytes(data)
-    try:
-        READERS[kind](path)
-    except ValueError as error:
-        assert is_clear(error, path)
-        assert len(str(error)) < 2000
+    refusal = refusal_of(ValueError, READERS[kind], path)
+    assert refusal is None or is_clear(refusal, path)
 
 
 @pytest.fixture(scope="module")
@@ -216,29 +213,101 @@ random_seeds = [0]
 """
 
 KEYS = st.sampled_from(
-    """title seed model model.name model.kind scenarios scenarios.corpus scenarios.tasks
-    scenarios.language scenarios.style scenarios.per_task scenarios.context_length split split.fit
-    split.autoencoder mae mae.preset mae.config mae.config.n_ctx mae.config.layer_norm_eps
-    mae.config.mask_ratio mae.config.base mae.training mae.training.patterns mae.training.betas
-    mae.training.learning_rate mae.training.max_seconds mae.training.precision mae.languages observe
-    observe.batch_size rank rank.features rank.reducer rank.folds ablate ablate.sizes ablate.choices
-    ablate.method ablate.balance ablate.random_seeds none.such ''""".split()
+    [
+        "title",
+        "seed",
+        "model",
+        "model.name",
+        "model.kind",
+        "scenarios",
+        "scenarios.corpus",
+        "scenarios.tasks",
+        "scenarios.language",
+        "scenarios.style",
+        "scenarios.per_task",
+        "scenarios.context_length",
+        "split",
+        "split.fit",
+        "split.autoencoder",
+        "mae",
+        "mae.preset",
+        "mae.config",
+        "mae.config.n_ctx",
+        "mae.config.layer_norm_eps",
+        "mae.config.mask_ratio",
+        "mae.config.base",
+        "mae.training",
+        "mae.training.patterns",
+        "mae.training.betas",
+        "mae.training.learning_rate",
+        "mae.training.max_seconds",
+        "mae.training.precision",
+        "mae.languages",
+        "observe",
+        "observe.batch_size",
+        "rank",
+        "rank.features",
+        "rank.reducer",
+        "rank.folds",
+        "ablate",
+        "ablate.sizes",
+        "ablate.choices",
+        "ablate.method",
+        "ablate.balance",
+        "ablate.random_seeds",
+        "none.such",
+        "''",
+    ]
 )
 VALUES = st.sampled_from(
-    """0 -1 1 1.5 nan inf -inf 1e400 true "x" "" "\\u0000" '''a''' [] [[]] {} {a={}} [1,"a"] [0.9]
-    [nan,0.5] 1979-05-27 1979-05-27T07:32:00Z 07:32:00 99999999999999999999 [true] small none eol x
-    1979-13-99 "small" "paper" "from_dict" ["eol"] "random" "clusters+task" [[0.9],[0.1]]
-    """.split()
+    [
+        "0",
+        "-1",
+        "1",
+        "1.5",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "true",
+        '"x"',
+        '""',
+        '"\\u0000"',
+        "'''a'''",
+        "[]",
+        "[[]]",
+        "{}",
+        "{a={}}",
+        '[1,"a"]',
+        "[0.9]",
+        "[nan,0.5]",
+        "1979-05-27",
+        "1979-05-27T07:32:00Z",
+        "07:32:00",
+        "99999999999999999999",
+        "[true]",
+        "small",
+        "none",
+        "eol",
+        "x",
+        "1979-13-99",
+        '"small"',
+        '"paper"',
+        '"from_dict"',
+        '["eol"]',
+        '"random"',
+        '"clusters+task"',
+        "[[0.9],[0.1]]",
+    ]
 ) | st.sampled_from(["0x" + "f" * 5000, "9" * 5000, "[" * 5000, "x." * 2000 + "x", "'", "#", "\n"])
 
 
 def read_study(path, changes=()):
-    try:
-        study = StudySettings.from_toml(path, changes)
-    except ValueError as error:
-        assert is_clear(error, path) or "expected a setting such as" in str(error)
-        assert len(str(error)) < 2000
+    refusal = refusal_of(ValueError, StudySettings.from_toml, path, changes)
+    if refusal is not None:
+        assert is_clear(refusal, path) or is_clear(refusal, "expected a setting such as")
         return
+    study = StudySettings.from_toml(path, changes)
     assert study.context_length >= 1
     assert sum(study.to_dict()["split"].values()) == pytest.approx(1)
     assert 0 <= study.seed < 2**32

@@ -233,7 +233,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return (_convert(item_hint, value, where),)
         return tuple(_convert(item_hint, item, f"{where}[{i}]") for i, item in enumerate(value))
     expected = get_origin(hint) or hint
-    if expected is float and type(value) is int:
+    if expected is float and type(value) in (int, float):
         return check(value, float, where)
     if type(value) is not expected:  # not isinstance: true is no whole number
         raise ValueError(f"{where} must be of type {expected.__name__}, got {shorten(value)}")
