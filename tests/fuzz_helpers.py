@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-#: The same examples on every run; a folder may serve them all, since each writes its file anew.
-fuzz = settings(
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+#: `APLENS_FUZZ=30 pytest tests/test_fuzz_*.py` tries thirty times as many examples.
+_TIMES = int(os.environ.get("APLENS_FUZZ", "1"))
+
+
+def fuzz(examples: int) -> settings:
+    """The same examples on every run; a folder may serve them all, since each writes its files."""
+    return settings(
+        max_examples=examples * _TIMES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
 
 #: What json.dumps writes that is none of the usual values, or no JSON at all.
 _ODD = st.sampled_from(

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from fuzz_helpers import damaged, deep, dump, fuzz, is_clear, json_values, mutations, refusal_of
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aplens import Head, HeadRanking
@@ -98,21 +98,21 @@ def documents(folder):
 
 
 @pytest.mark.parametrize("kind", READERS)
-@settings(fuzz, max_examples=150)
+@fuzz(150)
 @given(data=st.data())
 def test_a_document_with_one_wrong_node(kind, documents, folder, data):
     read(kind, dump(data.draw(mutations(documents[kind]))), folder)
 
 
 @pytest.mark.parametrize("kind", READERS)
-@settings(fuzz, max_examples=60)
+@fuzz(60)
 @given(data=st.data())
 def test_a_damaged_document(kind, documents, folder, data):
     read(kind, data.draw(damaged(dump(documents[kind]))), folder)
 
 
 @pytest.mark.parametrize("kind", READERS)
-@settings(fuzz, max_examples=60)
+@fuzz(60)
 @given(data=json_values.map(dump) | st.binary(max_size=40))
 @example(data=b"[" * 100_000)
 @example(data=b'{"a":' * 100_000)
@@ -314,7 +314,7 @@ def read_study(path, changes=()):
     assert all(size >= 1 for size in study.ablate.sizes)
 
 
-@settings(fuzz, max_examples=300)
+@fuzz(300)
 @given(st.tuples(KEYS, VALUES))
 @example(("split.fit", "nan"))
 @example(("split.autoencoder", "-0.2"))
@@ -338,7 +338,7 @@ def test_a_setting_of_any_kind(folder, change):
     read_study(path)
 
 
-@settings(fuzz, max_examples=100)
+@fuzz(100)
 @given(damaged(STUDY) | st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 @example(b"\xef\xbb\xbftitle = 'x'")
 @example("title = 'x'".encode("utf-16"))
@@ -352,7 +352,7 @@ def test_a_study_of_any_bytes(folder, data):
     read_study(path)
 
 
-@settings(fuzz, max_examples=100)
+@fuzz(100)
 @given(st.lists(st.text(max_size=20) | st.tuples(KEYS, st.text(max_size=8)).map("=".join)))
 @example([""])
 @example(["# nothing"])

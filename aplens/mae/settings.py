@@ -94,7 +94,8 @@ class TrainingSettings:
             raise ValueError(f"heads_fraction must lie in (0, 1], got {self.heads_fraction}")
         if self.precision not in get_args(Precision):
             raise ValueError(
-                f"precision must be one of {list(get_args(Precision))}, got {shorten(self.precision)}"
+                f"precision must be one of {list(get_args(Precision))}, "
+                f"got {shorten(self.precision)}"
             )
 
     @classmethod
