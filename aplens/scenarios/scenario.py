@@ -306,6 +306,8 @@ def _restore(row: dict[str, Any]) -> dict[str, Any]:
         raise ScenarioError(f"a scenario of {row['file']} lacks a value")
     if row["style"] not in get_args(PromptStyle):
         raise ScenarioError(f"style must be one of {get_args(PromptStyle)}, got {row['style']!r}")
+    if row["line"] < 1:
+        raise ScenarioError(f"line must be 1 or more, got {row['line']}")
     ids = [*row["prompt"], row["target"], *([] if row["wrong"] is None else [row["wrong"]])]
     if not row["prompt"] or None in ids or min(ids) < 0:
         raise ScenarioError(f"a scenario of {row['file']} has no prompt, or one of no token ids")
