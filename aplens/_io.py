@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
+
+from aplens._words import shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,16 +93,36 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
+    """Read a JSON file. NaN, infinity and numbers too large for a float are refused.
 
     Raises:
         FileNotFoundError: When there is no such file.
+        OSError: When it cannot be read.
         ValueError: When the file is not JSON; the message names the file.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # covers JSONDecodeError and UnicodeDecodeError
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # covers UnicodeDecodeError
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def parse_json(text: str) -> Any:
+    """The value that JSON text stands for, with finite numbers only.
+
+    Raises:
+        ValueError: When it is not JSON, or nested too deeply to read.
+    """
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"expected finite numbers, got {number[:40]}")
+    return value
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -143,7 +166,7 @@ def describe_differences(saved: Any, wanted: Any, name: str = "") -> Iterator[st
             inner = f"{name}.{key}".lstrip(".")
             yield from describe_differences(saved.get(key), wanted.get(key), inner)
     elif saved != wanted:
-        yield f"{name} was {saved!r}, is {wanted!r}"
+        yield f"{name} was {shorten(saved)}, is {shorten(wanted)}"
 
 
 def cache_folder() -> Path:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
-from aplens._io import read_json, write_json
+from aplens._documents import check, read_document, take
+from aplens._io import write_json
+from aplens._words import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +39,14 @@ RankBy: TypeAlias = Literal["importance", "toward_incorrect", "toward_correct", 
 #: Below this mean |SHAP| a head pushes neither way (docs/method.md, step 10).
 NEUTRAL_THRESHOLD = 1e-5
 
-_NAMED_HEAD = re.compile(r"\s*(?:[lL]\s*(\d+)\s*[hH]\s*(\d+)|(\d+)\s*\.\s*(\d+))\s*")
+_NAMED_HEAD = re.compile(
+    r"\s*(?:[lL]\s*(\d{1,9})\s*[hH]\s*(\d{1,9})|(\d{1,9})\s*\.\s*(\d{1,9}))\s*"
+)
+
+_MOST = 10**9
+
+#: Lists in lists that are still looked into. A list that holds itself has no end.
+_DEEPEST = 32
 
 
 def all_heads(n_layers: int, n_heads: int) -> tuple[Head, ...]:
@@ -68,55 +78,70 @@ def parse_heads(
     return tuple(unique)
 
 
-def _read_heads(heads: Any) -> Iterator[Head]:
+def _read_heads(heads: Any, depth: int = 0) -> Iterator[Head]:
     if isinstance(heads, HeadRanking):
         yield from heads
     elif isinstance(heads, str):
         yield from (_read_name(part) for part in heads.split(","))
     elif isinstance(heads, Mapping):
         for layer, members in heads.items():
-            indices = [members] if isinstance(members, Integral) else members
+            indices = [members] if isinstance(members, Integral) else _iterate(members)
             yield from (_make_head(layer, index) for index in indices)
     elif _is_pair(heads):
         yield _make_head(*heads)
-    elif isinstance(heads, Iterable):
-        for item in heads:
-            yield from _read_heads(item)
     elif isinstance(heads, float):
         raise TypeError(
             f"{heads!r} is ambiguous as a head (5.1 equals 5.10): write 'L5H1', '5.1' or (5, 1)"
         )
+    elif depth == _DEEPEST:
+        raise TypeError(f"expected a list of heads, got more than {_DEEPEST} lists in each other")
     else:
-        raise TypeError(
-            f"expected heads such as (5, 3), 'L5H3' or {{5: [3]}}, got {heads!r} "
-            f"of type {type(heads).__name__}"
-        )
+        for item in _iterate(heads):
+            yield from _read_heads(item, depth + 1)
+
+
+def _iterate(heads: Any) -> Iterator[Any]:
+    """What stands in a list of any kind."""
+    if not isinstance(heads, (str, bytes, bytearray)):
+        with suppress(TypeError):  # also of an array or tensor that is a single number
+            return iter(heads)
+    raise TypeError(
+        f"expected heads such as (5, 3), 'L5H3' or {{5: [3]}}, got {shorten(heads)} "
+        f"of type {type(heads).__name__}"
+    )
 
 
 def _is_pair(value: Any) -> bool:
     """Whether this is one (layer, head): a *tuple* of two integers; a list is a list of heads."""
-    return (
-        isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, Integral) for v in value)
-    )
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_whole, value))
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether this is a whole number; to Python True is one as well."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _make_head(layer: Any, head: Any) -> Head:
-    if not (isinstance(layer, Integral) and isinstance(head, Integral)):
-        raise TypeError(f"expected whole numbers for layer and head, got {layer!r} and {head!r}")
+    if not (_is_whole(layer) and _is_whole(head)):
+        raise TypeError(
+            f"expected whole numbers for layer and head, got {shorten(layer)} and {shorten(head)}"
+        )
     return Head(int(layer), int(head))
 
 
 def _read_name(name: str) -> Head:
     match = _NAMED_HEAD.fullmatch(name)
     if match is None:
-        raise ValueError(f"cannot read {name!r} as a head: expected 'L5H3' or '5.3'")
+        raise ValueError(f"cannot read {shorten(name)} as a head: expected 'L5H3' or '5.3'")
     layer, head = (int(group) for group in match.groups() if group is not None)
     return Head(layer, head)
 
 
 def _check_range(head: Head, n_layers: int | None, n_heads: int | None) -> None:
-    if head.layer < 0 or head.head < 0:
-        raise ValueError(f"head {tuple(head)} is negative: layers and heads count from 0")
+    if not (0 <= head.layer < _MOST and 0 <= head.head < _MOST):
+        raise ValueError(
+            f"head {shorten(tuple(head))} is out of range: layers and heads count from 0"
+        )
     if n_layers is not None and head.layer >= n_layers:
         raise ValueError(f"{head}: layer {head.layer} is out of range for {n_layers} layers")
     if n_heads is not None and head.head >= n_heads:
@@ -138,8 +163,8 @@ class HeadRanking:
         metadata: JSON-able facts about how the ranking was made.
 
     Raises:
-        ValueError: When a column is missing, a score is not finite, or a head is out of range or
-            listed twice.
+        ValueError: When a column is missing, a score is not finite, or a head is no whole number,
+            out of range or listed twice.
     """
 
     COLUMNS = ("layer", "head", "importance", "mean", "toward_incorrect", "toward_correct")
@@ -161,7 +186,10 @@ class HeadRanking:
         if not np.isfinite(scores).all():
             raise ValueError("a ranking's scores must be finite; found NaN or infinity")
         heads = parse_heads(
-            [(int(a), int(b)) for a, b in zip(frame["layer"], frame["head"], strict=True)],
+            [
+                (_whole(layer), _whole(head))
+                for layer, head in zip(frame["layer"], frame["head"], strict=True)
+            ],
             n_layers,
             n_heads,
         )
@@ -336,23 +364,41 @@ class HeadRanking:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: When the file is not a head ranking; the message names the file.
+            OSError: When the file cannot be read.
+            ValueError: When the file is not a head ranking, or a damaged one; the message names the
+                file and what is wrong.
         """
         import pandas as pd
 
-        data = read_json(path)
-        if not isinstance(data, dict) or data.get("format") != cls._FORMAT:
-            raise ValueError(f"{path} is not a head ranking saved by aplens")
+        data = read_document(path, "a head ranking", cls._FORMAT, 1)
         try:
             return cls(
-                pd.DataFrame(data["heads"], columns=list(cls.COLUMNS)),
-                model_name=data["model_name"],
-                n_layers=data["n_layers"],
-                n_heads=data["n_heads"],
-                metadata=data["metadata"],
+                pd.DataFrame(_read_rows(data, cls.COLUMNS), columns=list(cls.COLUMNS)),
+                model_name=take(data, "model_name", str),
+                n_layers=take(data, "n_layers", int),
+                n_heads=take(data, "n_heads", int),
+                metadata=take(data, "metadata", dict),
             )
-        except KeyError as error:
-            raise ValueError(f"{path} is a damaged head ranking: {error} is missing") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is a damaged head ranking: {error}") from error
+
+
+def _read_rows(data: dict[str, Any], columns: Sequence[str]) -> list[list[float]]:
+    """A saved ranking's table: two whole numbers and then scores, a head a row."""
+    rows = []
+    for index, entry in enumerate(take(data, "heads", list)):
+        name = f"heads[{index}]"
+        row = check(entry, dict, name)
+        place = [take(row, column, int, f"{name}.") for column in columns[:2]]
+        rows.append([*place, *(take(row, column, float, f"{name}.") for column in columns[2:])])
+    return rows
+
+
+def _whole(number: Any) -> int:
+    """A column of whole numbers may have become one of floats; 1.5 was never one."""
+    if int(number) != number:
+        raise ValueError(f"layers and heads must be whole numbers, got {shorten(number)}")
+    return int(number)
 
 
 def _heads_of(frame: pd.DataFrame) -> tuple[Head, ...]:

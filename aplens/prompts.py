@@ -11,7 +11,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from aplens._words import shorten
 from aplens.models import describe_model
+
+_MOST = 2**63
 
 
 @dataclass(frozen=True)
@@ -189,22 +192,39 @@ def _read(
         return prompts.prompts()
     if isinstance(prompts, str):
         return Prompts.from_ids([_tokenize(model, prompts, prepend_bos)])
-    if not isinstance(prompts, Sequence):
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
         raise TypeError(
             "expected prompts as text, token ids, a tokenizer's output or scenarios, "
             f"got {type(prompts).__name__}"
         )
-    if prompts and all(isinstance(token, Integral) for token in prompts):
-        return Prompts.from_ids([prompts])
-    return Prompts.from_ids([_read_one(model, prompt, prepend_bos) for prompt in prompts])
+    if prompts and _are_ids(prompts):
+        return _from_ids([prompts])
+    return _from_ids([_read_one(model, prompt, prepend_bos) for prompt in prompts])
+
+
+def _from_ids(prompts: list[Any]) -> Prompts:
+    """Prompts of ids that a tensor can hold; whether the model knows them is seen later."""
+    for prompt in prompts:
+        if prompt and not (min(prompt) >= -_MOST and max(prompt) < _MOST):
+            raise ValueError(f"expected token ids, got numbers as large as {shorten(max(prompt))}")
+    return Prompts.from_ids(prompts)
+
+
+def _are_ids(prompt: Any) -> bool:
+    """Whether these are whole numbers in a list of any kind; to Python True is one as well."""
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, (str, bytes, bytearray))
+        and all(isinstance(token, Integral) and not isinstance(token, bool) for token in prompt)
+    )
 
 
 def _read_one(model: Any, prompt: Any, prepend_bos: bool | None) -> Sequence[int]:
     if isinstance(prompt, str):
         return _tokenize(model, prompt, prepend_bos)
     ids = prompt.tolist() if isinstance(prompt, Tensor) else prompt
-    if not isinstance(ids, Sequence) or not all(isinstance(token, Integral) for token in ids):
-        raise TypeError(f"expected each prompt as text or token ids, got {prompt!r}")
+    if not _are_ids(ids):
+        raise TypeError(f"expected each prompt as text or token ids, got {shorten(prompt)}")
     return ids
 
 
@@ -218,7 +238,7 @@ def _tokenize(model: Any, text: str, prepend_bos: bool | None) -> list[int]:
 
 
 def _read_tensor(tokens: Tensor, attention_mask: Tensor | None) -> Prompts:
-    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise ValueError(f"expected token ids, whole numbers, got {tokens.dtype}")
     if tokens.ndim not in (1, 2) or tokens.numel() == 0:
         raise ValueError(
@@ -227,22 +247,36 @@ def _read_tensor(tokens: Tensor, attention_mask: Tensor | None) -> Prompts:
         )
     batch = tokens.reshape(-1, tokens.shape[-1])
     if attention_mask is not None:
-        return Prompts.from_padded(batch, attention_mask.reshape(-1, attention_mask.shape[-1]))
+        mask = torch.as_tensor(attention_mask)
+        return Prompts.from_padded(batch, mask[None] if mask.ndim == 1 else mask)
     return Prompts(batch, torch.full((len(batch),), batch.shape[1], device=batch.device))
 
 
 def _read_encoding(encoding: Mapping[str, Any]) -> Prompts:
     """What a Hugging Face tokenizer returns, for one text or several, as tensors or lists."""
     if "input_ids" not in encoding:
-        raise ValueError(f"expected a mapping with 'input_ids', got the keys {sorted(encoding)}")
+        raise ValueError(
+            f"expected a mapping with 'input_ids', got the keys {shorten(list(encoding))}"
+        )
     ids, mask = encoding["input_ids"], encoding.get("attention_mask")
     if isinstance(ids, Tensor):
         return _read_tensor(ids, mask)
-    if ids and isinstance(ids[0], Integral):
-        ids, mask = [ids], None if mask is None else [mask]
+    ids = _read_rows(ids, "input_ids")
     if mask is not None:
+        mask = _read_rows(mask, "attention_mask")
+        if list(map(len, mask)) != list(map(len, ids)):
+            raise ValueError("expected input_ids and attention_mask of the same lengths")
         ids = [
             [token for token, keep in zip(*row, strict=True) if keep]
             for row in zip(ids, mask, strict=True)
         ]
-    return Prompts.from_ids(ids)
+    return _from_ids(ids)
+
+
+def _read_rows(value: Any, name: str) -> list[Sequence[int]]:
+    """One list of whole numbers, or several."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    rows = [value] if value and _are_ids(value) else value
+    if not isinstance(rows, Sequence) or not all(map(_are_ids, rows)):
+        raise TypeError(f"expected {name} as lists of whole numbers, got {shorten(value)}")
+    return list(rows)

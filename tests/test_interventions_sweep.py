@@ -225,13 +225,13 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
     ("content", "words"),
     [
         ("{", "not valid JSON"),
-        ("[]", "no unfinished sweep"),
-        ('{"format": "aplens.unfinished_sweep", "setup": {"seed": 5}}', "another sweep"),
+        ("[]", "not an unfinished sweep"),
+        ('{"format": "aplens.unfinished_sweep", "version": 1, "setup": {}}', "another sweep"),
     ],
 )
 def test_a_damaged_or_foreign_unfinished_sweep_is_named(any_model, tmp_path, content, words):
     (tmp_path / "unfinished.json").write_text(content)
-    with pytest.raises(ValueError, match=f"unfinished.json .*{words}"):
+    with pytest.raises(ValueError, match=f"unfinished.json.*{words}"):
         run_sweep(any_model, make_scenarios(any_model), make_ranking(), sizes=(1,), folder=tmp_path)
 
 

@@ -187,6 +187,6 @@ def test_predictions_of_something_else_are_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=difference):
             evaluate_predictors(others, features=["confidence"], n_folds=3, keep=file, **changes)
-    file.write_text('{"format": "aplens.predictions", "predictions": {"a": ["x"]}}')
+    file.write_text('{"format": "aplens.predictions", "version": 1, "predictions": {"a": ["x"]}}')
     with pytest.raises(ValueError, match=r"predictions\.json"):
         evaluate_predictors(observations, features=["confidence"], n_folds=3, keep=file)

@@ -36,7 +36,7 @@ def test_a_study_file_fills_in_defaults_and_keeps_what_it_says(tmp_path):
         write_toml(
             tmp_path,
             'seed = 3\n[scenarios]\ncorpus = "src.zip"\ntasks = ["eol"]\n'
-            "[mae.training]\npatterns = 500\n[split]\nautoencoder = 0\n",
+            "[mae.training]\npatterns = 500\n[split]\nautoencoder = 0\nfit = 0.6\n",
         )
     )
     assert settings.seed == 3
@@ -414,11 +414,17 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(small_study, tmp_path):
 
 def test_settings_of_the_file_can_be_replaced(tmp_path):
     path = write_toml(tmp_path, 'title = "old"\n[mae.config]\nn_ctx = 64\n')
-    changes = ["mae.config.base=none", "mae.training.passes = 3", 'title="new"', "split.fit=0.5"]
+    changes = [
+        "mae.config.base=none",
+        "mae.training.passes = 3",
+        'title="new"',
+        "split.fit=0.5",
+        "split.rank=0.1",
+    ]
     settings = StudySettings.from_toml(path, changes)
     assert settings.mae.config == {"n_ctx": 64, "base": "none"}
     assert settings.mae.training == {"passes": 3}
-    assert (settings.title, settings.split.fit) == ("new", 0.5)
+    assert (settings.title, settings.split.fit, settings.split.rank) == ("new", 0.5, 0.1)
 
 
 @pytest.mark.parametrize(

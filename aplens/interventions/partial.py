@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aplens._io import describe_differences, read_json, write_json
+from aplens._documents import read_document
+from aplens._io import describe_differences, write_json
 from aplens.interventions.results import Setting, read_bits, write_bits
 
 _FORMAT = "aplens.unfinished_sweep"
@@ -38,7 +39,7 @@ class PartialOutcomes:
 
     def of(self, setting: Setting) -> NDArray[np.bool_]:
         """The outcomes known."""
-        return read_bits(self._bits[_name(setting)])
+        return read_bits(self._bits[_name(setting)], _name(setting))
 
     def put(self, setting: Setting, start: int, correct: NDArray[np.bool_]) -> None:
         """Note the outcomes of scenarios from `start` on."""
@@ -48,7 +49,12 @@ class PartialOutcomes:
     def save(self) -> None:
         """Write the file, whole or not at all."""
         if self._path is not None:
-            content = {"format": _FORMAT, "setup": self._setup, "outcomes": self._bits}
+            content = {
+                "format": _FORMAT,
+                "version": 1,
+                "setup": self._setup,
+                "outcomes": self._bits,
+            }
             write_json(self._path, content)
 
     def discard(self) -> None:
@@ -63,9 +69,7 @@ def _name(setting: Setting) -> str:
 
 
 def _read(path: Path, setup: dict[str, Any]) -> dict[str, str]:
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{path} holds no unfinished sweep of aplens: delete it to start over")
+    content = read_document(path, "an unfinished sweep", _FORMAT, 1)
     if differences := list(describe_differences(content.get("setup"), setup)):
         raise ValueError(
             f"{path} holds another sweep ({'; '.join(differences)}): choose another folder, or "

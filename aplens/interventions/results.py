@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aplens._io import read_json, write_json
+from aplens._documents import check, read_document, take
+from aplens._io import write_json
+from aplens._words import shorten
 from aplens.heads import Head, parse_heads
 from aplens.scoring.intervals import FileBootstrap
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 Choice: TypeAlias = Literal["toward_incorrect", "toward_correct", "neutral", "random"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
+
+_LAST = 2**63 - 1
 
 _MEASURES = [
     "n",
@@ -161,29 +166,26 @@ class AblationSweep:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: When the file is not an ablation sweep; the message names the file.
+            OSError: When the file cannot be read.
+            ValueError: When the file is not an ablation sweep, or a damaged one; the message names
+                the file and what is wrong.
         """
-        data = read_json(path)
-        if not isinstance(data, dict) or data.get("format") != cls._FORMAT:
-            raise ValueError(f"{path} is not an ablation sweep saved by aplens")
+        data = read_document(path, "an ablation sweep", cls._FORMAT, 1)
         try:
+            clean = read_bits(take(data, "clean", str), "clean")
             return cls(
-                index=np.array(data["index"], dtype=np.int64),
-                files=data["files"],
-                clean=read_bits(data["clean"]),
+                index=_read_index(take(data, "index", list), len(clean)),
+                files=_read_texts(data, "files", len(clean)),
+                clean=clean,
                 results=[
-                    SettingResult(
-                        Setting(entry["choice"], entry["size"], entry["seed"]),
-                        parse_heads(entry["heads"]),
-                        read_bits(entry["correct"]),
-                    )
-                    for entry in data["results"]
+                    _read_result(check(entry, dict, f"results[{i}]"), f"results[{i}].", len(clean))
+                    for i, entry in enumerate(take(data, "results", list))
                 ],
-                skipped=data["skipped"],
-                setup=data["setup"],
+                skipped=_read_texts(data, "skipped"),
+                setup=take(data, "setup", dict),
             )
-        except KeyError as error:
-            raise ValueError(f"{path} is a damaged ablation sweep: {error} is missing") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is a damaged ablation sweep: {error}") from error
 
     def _ordered(self) -> list[SettingResult]:
         """Results by choice, size and seed, in whatever order they were run."""
@@ -218,6 +220,49 @@ def write_bits(values: NDArray[np.bool_]) -> str:
     return "".join("1" if value else "0" for value in values)
 
 
-def read_bits(text: str) -> NDArray[np.bool_]:
-    """What `write_bits` wrote."""
+def read_bits(text: str, name: str) -> NDArray[np.bool_]:
+    """What `write_bits` wrote.
+
+    Raises:
+        ValueError: When the text is none of that; it is called `name`.
+    """
+    if set(text) - {"0", "1"}:
+        raise ValueError(f"{name} must be written in 0 and 1, got {shorten(text)}")
     return np.array([character == "1" for character in text], dtype=np.bool_)
+
+
+def _read_index(numbers: list[Any], n: int) -> NDArray[np.int64]:
+    _require_length(numbers, n, "index")
+    index = [check(number, int, f"index[{i}]") for i, number in enumerate(numbers)]
+    if index and not 0 <= min(index) <= max(index) <= _LAST:
+        raise ValueError("index has numbers that are no places of scenarios")
+    return np.array(index, dtype=np.int64)
+
+
+def _read_texts(data: dict[str, Any], key: str, n: int | None = None) -> list[str]:
+    texts = take(data, key, list)
+    if n is not None:
+        _require_length(texts, n, key)
+    return [check(text, str, f"{key}[{i}]") for i, text in enumerate(texts)]
+
+
+def _read_result(entry: dict[str, Any], where: str, n: int) -> SettingResult:
+    choice = take(entry, "choice", str, where)
+    if choice not in CHOICES:
+        raise ValueError(f"{where}choice must be one of {list(CHOICES)}, got {shorten(choice)}")
+    size = take(entry, "size", int, where)
+    heads = parse_heads(_read_texts(entry, "heads"))
+    if len(heads) != size:
+        raise ValueError(f"{where}size is {shorten(size)}, but {len(heads)} heads are named")
+    is_drawn = choice == "random"
+    if not is_drawn and entry.get("seed") is not None:
+        raise ValueError(f"{where}seed must be null, since {choice} heads are not drawn")
+    seed = take(entry, "seed", int, where) if is_drawn else None
+    correct = read_bits(take(entry, "correct", str, where), f"{where}correct")
+    _require_length(correct, n, f"{where}correct")
+    return SettingResult(Setting(choice, size, seed), heads, correct)
+
+
+def _require_length(values: Sized, n: int, name: str) -> None:
+    if len(values) != n:
+        raise ValueError(f"{name} must have one entry for each of {n} scenarios, got {len(values)}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from aplens._words import shorten
 
 DecoderContext = Literal["tokens", "cls"]
 Base = Literal["none", "additive", "low_rank"]
@@ -121,6 +124,19 @@ class APMAEConfig:
         """Whether the model holds the mean patch of every position."""
         return self.patch_input == "centred" or self.base != "none"
 
+    @property
+    def fewest_weights(self) -> int:
+        """Numbers in the matrices of a model of these sizes, which has a few more beside them."""
+        halves = (
+            (self.encoder_dim, self.encoder_depth, self.encoder_heads * self.encoder_d_head),
+            (self.decoder_dim, self.decoder_depth, self.decoder_heads * self.decoder_d_head),
+        )
+        mlps = (self.encoder_d_mlp, self.decoder_d_mlp)
+        return sum(
+            dim * (depth * (4 * width + 2 * d_mlp) + self.n_rows**2 + self.n_pixels)
+            for (dim, depth, width), d_mlp in zip(halves, mlps, strict=True)
+        )
+
     @classmethod
     def paper(cls) -> APMAEConfig:
         """The paper's sizes: 256 tokens, patches of 32, encoder 512 × 24, decoder 512 × 8.
@@ -206,11 +222,13 @@ def _check_type(name: str, value: object, *, default: object) -> None:
     expected = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, expected) or isinstance(value, bool) != isinstance(default, bool):
         raise TypeError(
-            f"{name} must be of type {type(default).__name__}, got {value!r} "
+            f"{name} must be of type {type(default).__name__}, got {shorten(value)} "
             f"of type {type(value).__name__}"
         )
+    if isinstance(default, float) and not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
+        raise ValueError(f"{name} must be a finite number, got {shorten(value)}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {list(choices)}, got {shorten(value)}")

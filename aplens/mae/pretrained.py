@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aplens._io import atomic_write, read_json, write_json
+from aplens._words import shorten
 from aplens.mae import released
 from aplens.mae.config import APMAEConfig
 from aplens.mae.model import APMAE
@@ -28,6 +29,8 @@ WEIGHTS_FILE = "model.safetensors"
 
 _BUNDLED = Path(__file__).parent / "weights"
 _LISTED = 10
+_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FEW, _FAR = 100_000, 4
 
 
 class CheckpointError(ValueError):
@@ -66,6 +69,7 @@ def load_pretrained(
     folder = _find(name_or_folder, revision)
     config, is_released = _load_config(folder / CONFIG_FILE)
     weights = read_tensors(folder / WEIGHTS_FILE)
+    _refuse_far_larger(config, weights, folder)
     mae = APMAE(config)
     names = None
     if is_released:
@@ -73,6 +77,19 @@ def load_pretrained(
         names = released.stored_names(mae)
     load_weights(mae, weights, source=folder / WEIGHTS_FILE, names=names)
     return mae.eval()
+
+
+def _refuse_far_larger(config: APMAEConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Build nothing of sizes that the weights cannot have: a slip of a digit could fill the memory.
+
+    Sizes that differ by less get as far as `load_weights`, which names each weight.
+    """
+    stored = sum(value.numel() for value in weights.values())
+    if config.fewest_weights > _FEW + _FAR * stored:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} describes a model of {shorten(config.fewest_weights)} weights "
+            f"or more, but {WEIGHTS_FILE} has {stored}"
+        )
 
 
 def load_weights(
@@ -85,14 +102,14 @@ def load_weights(
 
     Args:
         mae: The AP-MAE to fill.
-        weights: What to copy, in any floating-point format.
+        weights: What to copy, as float16, bfloat16, float32 or float64.
         source: Where they come from, for the error.
         names: What `weights` calls those of `mae.state_dict()`; one that is left out keeps its
             value (default: all, by their own names).
 
     Raises:
-        CheckpointError: When names are missing or unexpected, shapes differ, or a weight is not
-            finite. The message uses the names in `weights`.
+        CheckpointError: When names are missing or unexpected, shapes differ, or a weight is of
+            another type or not finite. The message uses the names in `weights`.
     """
     state = mae.state_dict()
     if names is None:
@@ -106,8 +123,15 @@ def load_weights(
             for name in sorted(expected.keys() & weights.keys())
             if weights[name].shape != expected[name].shape
         ],
+        "of the wrong type": [
+            f"{name} {str(value.dtype).removeprefix('torch.')}"
+            for name, value in sorted(weights.items())
+            if value.dtype not in _FORMATS
+        ],
         "not finite": sorted(
-            name for name, value in weights.items() if not torch.isfinite(value).all()
+            name
+            for name, value in weights.items()
+            if value.dtype in _FORMATS and not torch.isfinite(value.float()).all()
         ),
     }
     if any(problems.values()):
@@ -129,6 +153,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: When there is no such file, or it is damaged.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, expected a safetensors file")
     try:
         return load_file(path)
     except FileNotFoundError as error:
@@ -178,13 +204,13 @@ def _load_config(path: Path) -> tuple[APMAEConfig, bool]:
         values = read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from error
     model_type = values.pop("model_type", None) if isinstance(values, dict) else None
     if model_type not in (MODEL_TYPE, released.MODEL_TYPE):
         raise CheckpointError(
             f"{path}: expected model_type {MODEL_TYPE!r}, or {released.MODEL_TYPE!r} as the "
-            f"paper's released checkpoints have, got {model_type!r}"
+            f"paper's released checkpoints have, got {shorten(model_type)}"
         )
     is_released = model_type == released.MODEL_TYPE
     try:
@@ -195,6 +221,8 @@ def _load_config(path: Path) -> tuple[APMAEConfig, bool]:
 
 def _read_config(values: dict[str, Any]) -> APMAEConfig:
     version = values.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise ValueError(f"this aplens reads format_version {FORMAT_VERSION}, got {version!r}")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(
+            f"this aplens reads format_version {FORMAT_VERSION}, got {shorten(version)}"
+        )
     return APMAEConfig.from_dict(values)

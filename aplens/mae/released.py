@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from aplens._words import shorten
 from aplens.mae.config import APMAEConfig
 from aplens.mae.model import APMAE
 
@@ -69,7 +70,7 @@ def read_config(values: Mapping[str, Any]) -> APMAEConfig:
         raise ValueError(f"missing keys {missing}")
     for key, computed in _FIXED.items():
         if values.get(key, computed) != computed:
-            raise ValueError(f"{key} must be {computed!r}, got {values[key]!r}")
+            raise ValueError(f"{key} must be {computed!r}, got {shorten(values[key])}")
     try:
         return APMAEConfig(
             **{field: values[key] for field, key in _KEYS.items()},

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+
+from aplens._words import shorten
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
@@ -66,18 +69,23 @@ class TrainingSettings:
         """Refuse settings that cannot train.
 
         Raises:
+            TypeError: When a field has the wrong type.
             ValueError: When a value is out of range.
         """
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), field.default)
         for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) < _MOST:
+                raise ValueError(f"{name} must be 1 or more, got {shorten(getattr(self, name))}")
         for name in ("max_seconds", "learning_rate", "max_gradient_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive, got {value}")
+                raise ValueError(f"{name} must be positive, got {shorten(value)}")
         for name in ("weight_decay", "checkpoint_seconds", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < _MOST:
+                raise ValueError(f"{name} must not be negative, got {shorten(getattr(self, name))}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, got {self.betas}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup}")
         if not 0 <= self.crop_share <= 1:
@@ -86,7 +94,8 @@ class TrainingSettings:
             raise ValueError(f"heads_fraction must lie in (0, 1], got {self.heads_fraction}")
         if self.precision not in get_args(Precision):
             raise ValueError(
-                f"precision must be one of {list(get_args(Precision))}, got {self.precision!r}"
+                f"precision must be one of {list(get_args(Precision))}, "
+                f"got {shorten(self.precision)}"
             )
 
     @classmethod
@@ -139,3 +148,26 @@ _COUNTS = (
     "validation_patterns",
     "validations",
 )
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """A whole number may stand for a float, but never True for either."""
+    if name == "betas":
+        is_right = (
+            isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_real, value))
+        )
+    elif default is None or isinstance(default, float):
+        is_right = _is_real(value) or (default is None and value is None)
+    else:
+        is_right = type(value) is type(default)
+    if not is_right:
+        kind = "two numbers" if name == "betas" else _KINDS.get(type(default), "a number")
+        raise TypeError(f"{name} must be {kind}, got {shorten(value)}")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_KINDS = {int: "a whole number", str: "a text"}
+_MOST = 2**63

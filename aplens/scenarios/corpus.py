@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import re
+import stat
+import struct
 import sysconfig
 import zipfile
 import zlib
@@ -23,6 +26,22 @@ from aplens.scenarios.tasks import get_language
 
 MAX_BYTES = 1_000_000
 """Larger files are generated more often than written, and are skipped."""
+
+_PIECE = 4096
+
+# What reading a damaged archive or its members raises. A RuntimeError is zipfile's word for
+# "encrypted" and for what it cannot unpack; a ValueError comes of sizes, dates and names.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 class SourceFile(NamedTuple):
@@ -94,12 +113,16 @@ class _StoredFiles(ABC):
         try:
             if self._size(path) > MAX_BYTES:
                 raise SkipFile("too large")
-            text = self._read(path).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise SkipFile("not UTF-8") from error
-        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            # A RuntimeError is zipfile's word for "encrypted".
+            data = self._read(path)
+        except _UNREADABLE as error:
             raise SkipFile("unreadable") from error
+        if len(data) > MAX_BYTES:
+            raise SkipFile("too large")
+        try:
+            path.encode()  # a scenario is saved with its file's name
+            text = data.decode("utf-8-sig")
+        except UnicodeError as error:
+            raise SkipFile("not UTF-8") from error
         if not text.strip():
             raise SkipFile("empty")
         return text
@@ -116,7 +139,8 @@ class _StoredFiles(ABC):
     def _size(self, path: str) -> int: ...
 
     @abstractmethod
-    def _read(self, path: str) -> bytes: ...
+    def _read(self, path: str) -> bytes:
+        """The file, or of one that is larger than it says, a little more than `MAX_BYTES`."""
 
 
 class FolderCorpus(_StoredFiles):
@@ -156,10 +180,14 @@ class FolderCorpus(_StoredFiles):
                 yield (Path(folder) / name).relative_to(self.source).as_posix()
 
     def _size(self, path: str) -> int:
-        return (self.source / path).stat().st_size
+        status = (self.source / path).stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe may wait for ever
+            raise SkipFile("no regular file")
+        return status.st_size
 
     def _read(self, path: str) -> bytes:
-        return (self.source / path).read_bytes()
+        with (self.source / path).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
 
 
 class ZipCorpus(_StoredFiles):
@@ -178,7 +206,7 @@ class ZipCorpus(_StoredFiles):
         super().__init__(archive, language, prefix)
         try:
             self._zip = zipfile.ZipFile(self.source)
-        except (OSError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise ScenarioError(f"{self.source} is not a readable zip archive: {error}") from error
 
     def _list(self) -> Iterable[str]:
@@ -188,7 +216,13 @@ class ZipCorpus(_StoredFiles):
         return self._zip.getinfo(path).file_size
 
     def _read(self, path: str) -> bytes:
-        return self._zip.read(path)
+        # In small pieces: a member may unpack to far more than it says, and its decompressor is
+        # handed whatever was read of the archive at once.
+        data = bytearray()
+        with self._zip.open(path) as member:
+            while len(data) <= MAX_BYTES and (piece := member.read(_PIECE)):
+                data += piece
+        return bytes(data)
 
 
 class TextCorpus:

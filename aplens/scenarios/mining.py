@@ -138,7 +138,7 @@ class _Miner:
         """Take what is wanted from a file and say whether that was anything."""
         self._n_files += 1
         try:
-            parsed, file = self._parse(source.text)
+            parsed, file = self._parse(source)
         except SkipFile as reason:
             self._skipped[str(reason)] += 1
             return False
@@ -156,11 +156,15 @@ class _Miner:
                 del candidates[task]
         return n_taken > 0
 
-    def _parse(self, text: str) -> tuple[ParsedFile, TokenizedFile]:
+    def _parse(self, source: SourceFile) -> tuple[ParsedFile, TokenizedFile]:
+        text = source.text
         try:
+            source.path.encode()
             digest = hashlib.sha256(text.encode()).digest()
         except UnicodeEncodeError as error:  # a lone surrogate
             raise SkipFile("not UTF-8") from error
+        if "\0" in text:  # what UTF-16 looks like to who takes it for UTF-8
+            raise SkipFile("no text")
         if digest in self._texts:
             raise SkipFile("seen before")
         self._texts.add(digest)

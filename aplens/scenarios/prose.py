@@ -11,6 +11,9 @@ from aplens.scenarios.corpus import SkipFile, TextCorpus
 MIN_README = 2000
 """Characters of prose in the shortest README that is read."""
 
+MAX_README = 200_000
+"""Characters of the longest. What is longer is no README, and unclosed markup takes its square."""
+
 
 def english_prose() -> TextCorpus:
     """Python's language reference and the READMEs of the installed distributions.
@@ -35,15 +38,21 @@ def english_prose() -> TextCorpus:
 
 
 def _name(distribution: Distribution) -> str | None:
-    """Its name; none where an installation was interrupted and left no metadata."""
+    """Its name; none where an installation was interrupted and left no metadata, or rubbish."""
     try:
         return distribution.metadata["Name"]
-    except (PackageNotFoundError, KeyError, FileNotFoundError):
+    except (PackageNotFoundError, KeyError, OSError, UnicodeDecodeError):
         return None
 
 
 def _read_readme(distribution: Distribution) -> str:
-    text = strip_markup(str(distribution.metadata.json.get("description", "")))
+    try:
+        described = str(distribution.metadata.json.get("description", ""))
+    except (PackageNotFoundError, KeyError, OSError, ValueError) as error:
+        raise SkipFile("unreadable") from error
+    if len(described) > MAX_README:
+        raise SkipFile("too large")
+    text = strip_markup(described)
     if len(text) < MIN_README:
         raise SkipFile("too short")
     return text

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -221,7 +221,7 @@ class Scenarios(Sequence[Scenario]):
 
         table = pa.Table.from_pylist([asdict(scenario) for scenario in self], schema=_schema())
         with atomic_write(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Scenarios:
@@ -229,10 +229,14 @@ class Scenarios(Sequence[Scenario]):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ScenarioError: The file is damaged, or no scenarios file, or of another version.
+            ScenarioError: The file is damaged, or no scenarios file, or of another version; the
+                message names the file.
         """
-        table = _read_table(Path(path))
-        return cls(Scenario(**_restore(row)) for row in table.to_pylist())
+        rows = _read_table(Path(path)).to_pylist()
+        try:
+            return cls(Scenario(**_restore(row)) for row in rows)
+        except ScenarioError as error:
+            raise ScenarioError(f"{path} is damaged: {error}") from error
 
 
 def _divide(
@@ -277,10 +281,13 @@ def _read_table(path: Path) -> pa.Table:
     if not path.is_file():
         raise FileNotFoundError(f"no scenarios file at {path}")
     try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table.validate(full=True)
+    # Arrow's own errors are among these; MemoryError is what a damaged size asks for.
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ScenarioError(f"{path} is not a readable Parquet file: {error}") from error
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    stored = table.schema.metadata or {}
+    metadata = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in stored.items()}
     if metadata.get("format") != _FORMAT:
         raise ScenarioError(f"{path} holds no aplens scenarios; its columns: {table.column_names}")
     if metadata.get("version") != _VERSION:
@@ -294,4 +301,14 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def _restore(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the file as a scenario's fields, checked: an altered file may still be read."""
+    if any(value is None for name, value in row.items() if name != "wrong"):
+        raise ScenarioError(f"a scenario of {row['file']} lacks a value")
+    if row["style"] not in get_args(PromptStyle):
+        raise ScenarioError(f"style must be one of {get_args(PromptStyle)}, got {row['style']!r}")
+    if row["line"] < 1:
+        raise ScenarioError(f"line must be 1 or more, got {row['line']}")
+    ids = [*row["prompt"], row["target"], *([] if row["wrong"] is None else [row["wrong"]])]
+    if not row["prompt"] or None in ids or min(ids) < 0:
+        raise ScenarioError(f"a scenario of {row['file']} has no prompt, or one of no token ids")
     return row | {"prompt": tuple(row["prompt"])}

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tree_sitter
 
+from aplens._words import shorten
 from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
 from aplens.scenarios.scenario import ScenarioError
 
@@ -39,7 +40,7 @@ def get_language(name: str) -> Language:
         ScenarioError: There is no such language.
     """
     if name not in LANGUAGES:
-        raise ScenarioError(f"unknown language {name!r}; there are {sorted(LANGUAGES)}")
+        raise ScenarioError(f"unknown language {shorten(name)}; there are {sorted(LANGUAGES)}")
     return LANGUAGES[name]
 
 

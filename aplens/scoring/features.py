@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
+from aplens._words import shorten
 from aplens.scoring.clusters import HeadClusters, check_shape, fit_pca, unit_heads
 from aplens.scoring.observations import Observations
 
@@ -161,7 +162,7 @@ def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
     unknown = [part for part in parts if part not in blocks]
     if unknown:
         raise ValueError(
-            f"features must be one of {list(blocks)}, or several joined by '+', got {name!r}"
+            f"features must be one of {list(blocks)}, or several joined by '+', got {shorten(name)}"
         )
     return [blocks[part]() for part in parts]
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from aplens._io import describe_differences, fingerprint, read_json, write_json
+from aplens._documents import read_document
+from aplens._io import describe_differences, fingerprint, write_json
 from aplens.scoring.observations import Observations
 
 _FORMAT = "aplens.predictions"
@@ -42,7 +43,8 @@ class FoldPredictions:
         """Keep what was predicted."""
         self._made[f"{features}, fold {fold}"] = values.tolist()
         if self._path is not None:
-            content = {"format": _FORMAT, "setup": self._setup, "predictions": self._made}
+            content = {"format": _FORMAT, "version": 1, "setup": self._setup}
+            content |= {"predictions": self._made}
             write_json(self._path, content)
 
 
@@ -58,9 +60,7 @@ def describe_data(observations: Observations) -> str:
 
 
 def _read(path: Path, setup: dict[str, Any]) -> dict[str, list[float]]:
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{path} holds no predictions of aplens")
+    content = read_document(path, "predictions", _FORMAT, 1)
     if differences := list(describe_differences(content.get("setup"), setup)):
         raise ValueError(
             f"{path} holds predictions of something else ({'; '.join(differences)}): delete it, or "

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from aplens._documents import check
+from aplens._words import shorten
+from aplens.study.checks import check_values
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -190,19 +194,25 @@ class StudySettings:
 
         Raises:
             FileNotFoundError: When there is no such file.
-            ValueError: When it is not TOML, or a key is unknown or of the wrong type; the message
-                names the file and the key.
+            OSError: When it cannot be read.
+            ValueError: When it is not TOML, or a key is unknown, of the wrong type or out of range;
+                the message names the file and the key.
         """
         try:
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            # Editors that put a byte order mark before UTF-8 are the TOML reader's only surprise.
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except ValueError as error:  # covers TOMLDecodeError and UnicodeDecodeError
             raise ValueError(f"{path} is not valid TOML: {error}") from error
+        except RecursionError as error:
+            raise ValueError(f"{path} is not valid TOML: it is nested too deeply") from error
         for change in changes:
             _merge(table, _read_change(change))
         try:
-            return _read(cls, table, "")
+            settings = _read(cls, table, "")
+            check_values(settings)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        return settings
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able tables."""
@@ -212,9 +222,11 @@ class StudySettings:
 def _read_change(line: str) -> dict[str, Any]:
     key, _, value = line.partition("=")
     for attempt in (line, f"{key} = '{value.strip()}'"):
-        with suppress(tomllib.TOMLDecodeError):
-            return tomllib.loads(attempt)
-    raise ValueError(f"expected a setting such as mae.config.base=none, got {line!r}")
+        # A ValueError is more than a TOMLDecodeError: an impossible date, a number without end.
+        with suppress(ValueError, RecursionError):
+            if change := tomllib.loads(attempt):
+                return change
+    raise ValueError(f"expected a setting such as mae.config.base=none, got {shorten(line)}")
 
 
 def _merge(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -230,7 +242,7 @@ def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
     unknown = sorted(set(table) - set(hints))
     if unknown:
-        raise ValueError(f"unknown key {where}{unknown[0]!r}; known here: {sorted(hints)}")
+        raise ValueError(f"unknown key {where}{shorten(unknown[0])}; known here: {sorted(hints)}")
     return kind(
         **{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()}
     )
@@ -239,7 +251,7 @@ def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a table, got {value!r}")
+            raise ValueError(f"{where} must be a table, got {shorten(value)}")
         return _read(hint, value, f"{where}.")
     if get_origin(hint) is tuple:
         item_hint = get_args(hint)[0]
@@ -247,8 +259,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return (_convert(item_hint, value, where),)
         return tuple(_convert(item_hint, item, f"{where}[{i}]") for i, item in enumerate(value))
     expected = get_origin(hint) or hint
-    if expected is float and type(value) is int:
-        return float(value)
+    if expected is float and type(value) in (int, float):
+        return check(value, float, where)
     if type(value) is not expected:  # not isinstance: true is no whole number
-        raise ValueError(f"{where} must be of type {expected.__name__}, got {value!r}")
+        raise ValueError(f"{where} must be of type {expected.__name__}, got {shorten(value)}")
+    if expected is str and "\0" in value:  # no file or model has such a name
+        raise ValueError(f"{where} must not have a NUL character, got {shorten(value)}")
     return value

@@ -91,7 +91,7 @@ class Study:
         return load_model(
             wanted.name,
             wanted.kind,  # type: ignore[arg-type]
-            dtype=_read_dtype(wanted.dtype),
+            dtype=_dtype(wanted.dtype),  # type: ignore[arg-type]
             n_devices=wanted.n_devices,
             device_map=wanted.device_map or None,
         )
@@ -254,7 +254,7 @@ class Study:
             shard_size=wanted.shard_size,
             storage=wanted.storage,  # type: ignore[arg-type]
             patterns=wanted.patterns,
-            precision=_read_precision(wanted.precision),
+            precision=_dtype(wanted.precision),
             progress=self.reporter.update,
         )
 
@@ -296,7 +296,7 @@ class Study:
             balance=wanted.balance,
             seed=self.settings.seed,
             batch_size=wanted.batch_size,
-            precision=_read_precision(wanted.precision),
+            precision=_dtype(wanted.precision),
             folder=self.folder / "ablations",
             progress=self.reporter.update,
         )
@@ -314,21 +314,11 @@ class Study:
         return summarize(self)
 
 
-def _read_dtype(name: str) -> torch.dtype:
+def _dtype(name: str) -> torch.dtype | None:
+    """The format that torch calls so; None for no name. `check_values` knows the names."""
     import torch
 
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ValueError(f"model.dtype must be one of {list(known)}, got {name!r}")
-    return known[name]
-
-
-def _read_precision(name: str) -> torch.dtype | None:
-    import torch
-
-    if name not in ("", "bfloat16"):
-        raise ValueError(f"precision must be 'bfloat16' or empty, got {name!r}")
-    return torch.bfloat16 if name else None
+    return getattr(torch, name) if name else None
 
 
 def _of_languages(scenarios: Scenarios, languages: Sequence[str]) -> Scenarios:

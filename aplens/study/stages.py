@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aplens._documents import check, take
 from aplens._io import fingerprint, read_json, write_json
 from aplens._processes import join_processes
+from aplens._words import shorten
 
 
 class Reporter:
@@ -69,7 +71,7 @@ class StageRecord:
         folder: The study's folder.
 
     Raises:
-        ValueError: When the record cannot be read.
+        ValueError: When the record is damaged; the message names the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +79,7 @@ class StageRecord:
         self.path = folder / "stages.json"
         self._entries: dict[str, dict[str, Any]] = {}
         if self.path.is_file():
-            self._entries = read_json(self.path)
+            self._entries = _read_entries(self.path)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -102,8 +104,8 @@ class StageRecord:
         for key in now:
             if now[key] != before.get(key):
                 raise ValueError(
-                    f"{self.folder} holds stage {stage.name!r} with {key} = {before.get(key)!r}, "
-                    f"now {now[key]!r}: {way_out}"
+                    f"{self.folder} holds stage {stage.name!r} with {key} = "
+                    f"{shorten(before.get(key))}, now {shorten(now[key])}: {way_out}"
                 )
         if entry["upstream"] != upstream:
             raise ValueError(
@@ -152,6 +154,21 @@ class StageRecord:
                 else:
                     path.unlink(missing_ok=True)
         write_json(self.path, self._entries)
+
+
+def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
+    entries = read_json(path)
+    try:
+        for name, entry in check(entries, dict, "it").items():
+            check(entry, dict, name)
+            take(entry, "finished", bool, f"{name}.")
+            take(entry, "settings", dict, f"{name}.")
+            take(entry, "upstream", str, f"{name}.")
+            if take(entry, "seconds", float, f"{name}.") < 0:
+                raise ValueError(f"{name}.seconds must not be negative")
+    except ValueError as error:
+        raise ValueError(f"{path} is no record of stages: {error}") from error
+    return entries
 
 
 def run_stages(

@@ -1,0 +1,73 @@
+"""Checks for what comes out of a file: each part is what was written, or the error names it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from aplens._io import read_json
+from aplens._words import shorten
+
+Kind = TypeVar("Kind", str, int, float, bool, list, dict)
+
+_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def read_document(path: str | os.PathLike[str], name: str, format: str, version: int) -> Any:
+    """Read a JSON file that aplens wrote, as a dictionary.
+
+    Args:
+        path: The file.
+        name: What it holds, for errors, such as "an ablation sweep".
+        format: What stands under its key "format".
+        version: The version that is read.
+
+    Raises:
+        OSError: When the file cannot be read.
+        ValueError: When it is no JSON, or of another format or version; the message names it.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict) or data.get("format") != format:
+        raise ValueError(f"{path} is not {name} saved by aplens")
+    found = data.get("version")
+    if type(found) is not int or found != version:
+        raise ValueError(
+            f"{path} holds {name} of version {shorten(found)}; this aplens reads {version}"
+        )
+    return data
+
+
+def take(table: Mapping[str, Any], key: str, kind: type[Kind], where: str = "") -> Kind:
+    """A table's entry, of the kind that belongs there.
+
+    Raises:
+        ValueError: When it is missing or of another kind; the message names it.
+    """
+    if key not in table:
+        raise ValueError(f"{where}{key} is missing")
+    return check(table[key], kind, f"{where}{key}")
+
+
+def check(value: Any, kind: type[Kind], name: str) -> Kind:
+    """The value, if it is of that kind; a whole number may stand for a float, True for neither.
+
+    Raises:
+        ValueError: When it is of another kind; the message names it.
+    """
+    if kind is float and type(value) is int:
+        try:
+            return float(value)  # type: ignore[return-value]
+        except OverflowError:
+            value = math.inf
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{name} must be {_NAMES[kind]}, got {shorten(value)}")
+    return value

@@ -1,0 +1,393 @@
+"""Rankings, sweeps, records of stages and studies: read in full, or refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from fuzz_helpers import damaged, deep, dump, fuzz, is_clear, json_values, mutations, refusal_of
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from aplens import Head, HeadRanking
+from aplens._io import read_json
+from aplens.interventions import AblationSweep
+from aplens.interventions.results import Setting, SettingResult
+from aplens.study import StudySettings
+from aplens.study.stages import StageRecord
+
+RANKING = HeadRanking.from_values(
+    [Head(0, 0), Head(0, 1), Head(1, 0)],
+    np.array([[0.5, -1.0], [0.25, 0.0], [1.0, 2.0]]),
+    model_name="tiny",
+    n_layers=2,
+    n_heads=2,
+    metadata={"method": "x"},
+)
+SWEEP = AblationSweep(
+    index=np.array([0, 2, 3]),
+    files=["a.py", "b.py", "b.py"],
+    clean=np.array([True, False, True]),
+    results=[
+        SettingResult(Setting("random", 1, 0), (Head(1, 0),), np.array([True, True, False])),
+        SettingResult(
+            Setting("toward_incorrect", 2, None),
+            (Head(0, 0), Head(0, 1)),
+            np.array([False, True, False]),
+        ),
+    ],
+    skipped=["neutral, 9 heads: only 1 qualify"],
+    setup={"model": "tiny", "seed": 0},
+)
+STAGES = {
+    "mine": {"finished": True, "settings": {"seed": 0}, "upstream": "", "seconds": 1.5},
+    "train": {"finished": False, "settings": {}, "upstream": "0f", "seconds": 0},
+}
+
+
+def document_of(saved, folder) -> dict:
+    saved.save(folder / "saved.json")
+    return json.loads((folder / "saved.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("documents")
+
+
+def load_ranking(path):
+    ranking = HeadRanking.load(path)
+    assert all(h.layer < ranking.n_layers and h.head < ranking.n_heads for h in ranking)
+    assert np.isfinite(ranking.to_frame()[list(HeadRanking.COLUMNS)].to_numpy(float)).all()
+    repr(ranking), ranking.by_layer(), ranking.is_signed
+
+
+def load_sweep(path):
+    sweep = AblationSweep.load(path)
+    if sweep.files:
+        assert len(sweep.to_frame()) == len(sweep.results)
+        sweep.summary()
+
+
+def load_stages(path):
+    path.rename(path.parent / "stages.json")
+    try:
+        assert all(seconds >= 0 for seconds in StageRecord(path.parent).seconds.values())
+    except ValueError as error:
+        raise ValueError(str(error).replace("stages.json", path.name)) from error
+
+
+READERS = {"ranking": load_ranking, "sweep": load_sweep, "stages": load_stages}
+
+
+def read(kind, data: bytes, folder) -> None:
+    path = folder / "changed.json"
+    path.write_bytes(data)
+    refusal = refusal_of(ValueError, READERS[kind], path)
+    assert refusal is None or is_clear(refusal, path)
+
+
+@pytest.fixture(scope="module")
+def documents(folder):
+    return {
+        "ranking": document_of(RANKING, folder),
+        "sweep": document_of(SWEEP, folder),
+        "stages": STAGES,
+    }
+
+
+@pytest.mark.parametrize("kind", READERS)
+@fuzz(150)
+@given(data=st.data())
+def test_a_document_with_one_wrong_node(kind, documents, folder, data):
+    read(kind, dump(data.draw(mutations(documents[kind]))), folder)
+
+
+@pytest.mark.parametrize("kind", READERS)
+@fuzz(60)
+@given(data=st.data())
+def test_a_damaged_document(kind, documents, folder, data):
+    read(kind, data.draw(damaged(dump(documents[kind]))), folder)
+
+
+@pytest.mark.parametrize("kind", READERS)
+@fuzz(60)
+@given(data=json_values.map(dump) | st.binary(max_size=40))
+@example(data=b"[" * 100_000)
+@example(data=b'{"a":' * 100_000)
+@example(data=dump(deep(900)))
+@example(data=b"")
+@example(data="{}".encode("utf-16"))
+@example(data=b"\xef\xbb\xbf{}")
+@example(data=b"1e999")
+@example(data=b"9" * 5000)
+def test_what_is_no_such_document(kind, folder, data):
+    read(kind, data, folder)
+
+
+def change(document, *path, to):
+    document = json.loads(json.dumps(document))
+    node = document
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = to
+    return dump(document)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "to", "words"),
+    [
+        ("ranking", ["heads", 0, "layer"], 0.5, r"heads\[0\].layer must be a whole number"),
+        ("ranking", ["heads", 0, "layer"], True, r"heads\[0\].layer must be a whole number"),
+        ("ranking", ["heads", 1, "mean"], "0.5", r"heads\[1\].mean must be a finite number"),
+        ("ranking", ["heads", 1, "mean"], float("nan"), "finite"),
+        ("ranking", ["heads", 1, "mean"], 10**400, "finite"),
+        ("ranking", ["heads", 2], None, r"heads\[2\] must be a table"),
+        ("ranking", ["heads"], "abc", "heads must be a list"),
+        ("ranking", ["n_layers"], "2", "n_layers must be a whole number"),
+        ("ranking", ["n_heads"], None, "n_heads must be a whole number"),
+        ("ranking", ["metadata"], [], "metadata must be a table"),
+        ("ranking", ["version"], 2, "of version 2; this aplens reads 1"),
+        ("sweep", ["index"], [0], "index must have one entry for each of 3"),
+        ("sweep", ["index", 0], -1, "no places"),
+        ("sweep", ["index", 0], 2**63, "no places"),
+        ("sweep", ["files"], "abc", "files must be a list"),
+        ("sweep", ["files"], ["a"], "files must have one entry"),
+        ("sweep", ["clean"], "1x1", "written in 0 and 1"),
+        ("sweep", ["clean"], 101, "clean must be a text"),
+        ("sweep", ["results", 0], [], r"results\[0\] must be a table"),
+        ("sweep", ["results", 0, "choice"], "best", "choice must be one of"),
+        ("sweep", ["results", 0, "size"], 3, "size is 3, but 1 heads"),
+        ("sweep", ["results", 0, "seed"], None, "seed must be a whole number"),
+        ("sweep", ["results", 1, "seed"], 1, "seed must be null"),
+        ("sweep", ["results", 0, "heads"], [[[0, 1]]], r"heads\[0\] must be a text"),
+        ("sweep", ["results", 0, "correct"], "11", r"results\[0\].correct must have one entry"),
+        ("sweep", ["version"], True, "of version True"),
+        ("stages", ["mine"], [], "mine must be a table"),
+        ("stages", ["mine", "seconds"], "1", "mine.seconds must be a finite number"),
+        ("stages", ["mine", "finished"], 1, "mine.finished must be true or false"),
+        ("stages", ["mine", "settings"], None, "mine.settings must be a table"),
+    ],
+)
+def test_the_wrong_node_is_named(kind, path, to, words, documents, folder):
+    file = folder / "changed.json"
+    file.write_bytes(change(documents[kind], *path, to=to))
+    with pytest.raises(ValueError, match=words) as caught:
+        READERS[kind](file)
+    assert is_clear(caught.value, file)
+
+
+def test_a_folder_is_no_document(tmp_path):
+    for load in (read_json, HeadRanking.load, AblationSweep.load):
+        with pytest.raises(OSError, match=tmp_path.name):
+            load(tmp_path)
+
+
+# --- studies -----------------------------------------------------------------------------------
+
+STUDY = b"""title = "x"
+seed = 1
+[model]
+name = "smollm2-135m"
+[[scenarios]]
+corpus = ["jdk", "python"]
+tasks = ["eol"]
+per_task = 5
+[split]
+autoencoder = 0.25
+fit = 0.25
+rank = 0.25
+ablate = 0.25
+[mae]
+preset = "small"
+[mae.config]
+encoder_dim = 64
+layer_norm_eps = 1e-6
+[mae.training]
+patterns = 500
+betas = [0.9, 0.95]
+[ablate]
+sizes = [1, 2]
+random_seeds = [0]
+"""
+
+KEYS = st.sampled_from(
+    [
+        "title",
+        "seed",
+        "model",
+        "model.name",
+        "model.kind",
+        "scenarios",
+        "scenarios.corpus",
+        "scenarios.tasks",
+        "scenarios.language",
+        "scenarios.style",
+        "scenarios.per_task",
+        "scenarios.context_length",
+        "split",
+        "split.fit",
+        "split.autoencoder",
+        "mae",
+        "mae.preset",
+        "mae.config",
+        "mae.config.n_ctx",
+        "mae.config.layer_norm_eps",
+        "mae.config.mask_ratio",
+        "mae.config.base",
+        "mae.training",
+        "mae.training.patterns",
+        "mae.training.betas",
+        "mae.training.learning_rate",
+        "mae.training.max_seconds",
+        "mae.training.precision",
+        "mae.languages",
+        "observe",
+        "observe.batch_size",
+        "rank",
+        "rank.features",
+        "rank.reducer",
+        "rank.folds",
+        "ablate",
+        "ablate.sizes",
+        "ablate.choices",
+        "ablate.method",
+        "ablate.balance",
+        "ablate.random_seeds",
+        "none.such",
+        "''",
+    ]
+)
+VALUES = st.sampled_from(
+    [
+        "0",
+        "-1",
+        "1",
+        "1.5",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "true",
+        '"x"',
+        '""',
+        '"\\u0000"',
+        "'''a'''",
+        "[]",
+        "[[]]",
+        "{}",
+        "{a={}}",
+        '[1,"a"]',
+        "[0.9]",
+        "[nan,0.5]",
+        "1979-05-27",
+        "1979-05-27T07:32:00Z",
+        "07:32:00",
+        "99999999999999999999",
+        "[true]",
+        "small",
+        "none",
+        "eol",
+        "x",
+        "1979-13-99",
+        '"small"',
+        '"paper"',
+        '"from_dict"',
+        '["eol"]',
+        '"random"',
+        '"clusters+task"',
+        "[[0.9],[0.1]]",
+    ]
+) | st.sampled_from(["0x" + "f" * 5000, "9" * 5000, "[" * 5000, "x." * 2000 + "x", "'", "#", "\n"])
+
+
+def read_study(path, changes=()):
+    refusal = refusal_of(ValueError, StudySettings.from_toml, path, changes)
+    if refusal is not None:
+        assert is_clear(refusal, path) or is_clear(refusal, "expected a setting such as")
+        return
+    study = StudySettings.from_toml(path, changes)
+    assert study.context_length >= 1
+    assert sum(study.to_dict()["split"].values()) == pytest.approx(1)
+    assert 0 <= study.seed < 2**32
+    assert all(size >= 1 for size in study.ablate.sizes)
+
+
+@fuzz(300)
+@given(st.tuples(KEYS, VALUES))
+@example(("split.fit", "nan"))
+@example(("split.autoencoder", "-0.2"))
+@example(("mae.preset", "from_dict"))
+@example(("mae.config.layer_norm_eps", "9" * 400))
+@example(("mae.config.dropout", "1"))
+@example(("mae.training.patterns", '"many"'))
+@example(("mae.training.betas", "[0.9]"))
+@example(("model.name", '"a\\u0000"'))
+@example(("title", "{" + ".".join(["a"] * 2000) + " = 1}"))
+@example(("seed", "0x" + "f" * 5000))
+@example(("seed", "-1"))
+@example(("title", "[" * 5000 + "]" * 5000))
+@example(("title", "1979-13-99"))
+def test_a_setting_of_any_kind(folder, change):
+    path = folder / "study.toml"
+    path.write_bytes(STUDY)
+    key, value = change
+    read_study(path, [f"{key} = {value}"])
+    path.write_text(f"{key} = {value}\n")
+    read_study(path)
+
+
+@fuzz(100)
+@given(damaged(STUDY) | st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@example(b"\xef\xbb\xbftitle = 'x'")
+@example("title = 'x'".encode("utf-16"))
+@example(b"seed = 1\nseed = 2")
+@example(b"x = " + b"[" * 5000)
+@example(b"x = " + b"9" * 5000)
+@example(b"\0")
+def test_a_study_of_any_bytes(folder, data):
+    path = folder / "study.toml"
+    path.write_bytes(data)
+    read_study(path)
+
+
+@fuzz(100)
+@given(st.lists(st.text(max_size=20) | st.tuples(KEYS, st.text(max_size=8)).map("=".join)))
+@example([""])
+@example(["# nothing"])
+@example(["\n"])
+@example(["seed = '''"])
+def test_changes_of_any_text(folder, changes):
+    path = folder / "study.toml"
+    path.write_bytes(STUDY)
+    read_study(path, changes)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_study(tmp_path):
+    (tmp_path / "study.toml").write_bytes(b"\xef\xbb\xbf" + STUDY)
+    assert StudySettings.from_toml(tmp_path / "study.toml").seed == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("split.autoencoder=-0.25", "split must have shares of 0 or more"),
+        ("split.fit=nan", "split.fit must be a finite number"),
+        ("mae.preset=from_dict", "mae.preset must be one of"),
+        ("mae.config.dropout=1", "unknown key mae.config.'dropout'"),
+        ("mae.training.patterns=many", "mae.training: patterns must be a whole number, got 'many'"),
+        ("mae.training.betas=[0.9]", "betas must be two numbers"),
+        ("ablate.sizes=[0]", r"ablate.sizes\[0\] must be 1 to"),
+        ("ablate.method=mode", "ablate.method must be one of"),
+        ("rank.features=all", "features must be one of"),
+        ("rank.folds=1", "rank.folds must be 2 to"),
+        ("seed=-1", "seed must be 0 to 4294967295, got -1"),
+        ("# nothing", "expected a setting such as"),
+    ],
+)
+def test_values_that_no_stage_could_use_are_refused_at_once(tmp_path, change, words):
+    path = tmp_path / "study.toml"
+    path.write_bytes(STUDY)
+    with pytest.raises(ValueError, match=words):
+        StudySettings.from_toml(path, [change])
