@@ -133,12 +133,12 @@ def measure(kind: str, mae: aplens.APMAE, options: argparse.Namespace) -> None:
     print_table(["way", "s a scenario", "times the baseline"], rows)
     alone = medians["forward pass alone"]
     print(f"collecting adds {medians['forward pass, patterns looked at'] / alone - 1:+.1%}")
-    whole = sizes["patterns, float32"]
-    rows = [
-        [name, f"{size / n * 1000 / 1e9:.2f}", f"{size / whole:.4f}"]
-        for name, size in sizes.items()
-    ]
-    print_table(["kept", "GB for 1,000 scenarios", "of raw float32"], rows)
+    rows = []
+    for name, size in sizes.items():
+        kind_of_data = "embeddings" if name.startswith("embeddings") else "patterns"
+        share = size / sizes[f"{kind_of_data}, float32"]
+        rows.append([name, f"{size / n / 1e6:.3f}", f"{share:.3f}"])
+    print_table(["kept (MB a scenario are GB for 1,000)", "MB a scenario", "of float32"], rows)
 
 
 def measure_storage(
