@@ -127,24 +127,24 @@ def test_a_damaged_file(place, data):
 
 
 BIG = {
-    "one long line": b"x" * 999_000,
-    "one long line of words": b"ab c, " * 160_000,
+    "one long line": b"x" * 60_000,
+    "one long line of words": b"ab c, " * 16_000,
     "newlines": b"\n" * 999_000,
     "parentheses": b"(" * 100_000,
-    "balanced": b"(" * 50_000 + b"1" + b")" * 50_000,
+    "balanced": b"(" * 5_000 + b"1" + b")" * 5_000,
     "braces": b"{" * 100_000,
     "brackets": b"x = " + b"[" * 20_000 + b"]" * 20_000 + b"\n",
-    "dots": b"a" + b".b" * 100_000 + b"\n",
-    "additions": b"x = 1" + b" + 1" * 100_000 + b"\n",
-    "negations": b"x = " + b"-" * 100_000 + b"1\n",
+    "dots": b"a" + b".b" * 5_000 + b"\n",
+    "additions": b"x = 1" + b" + 1" * 5_000 + b"\n",
+    "negations": b"x = " + b"-" * 5_000 + b"1\n",
     "strings": b'"' * 200_000,
-    "unterminated": b'x = """' + b"a\n" * 100_000,
-    "comment": b"/* # " + b"*\n" * 100_000,
-    "indents": b"".join(b" " * i + b"if x:\n" for i in range(1000)) + b" " * 1000 + b"y\n",
+    "unterminated": b'x = """' + b"a\n" * 20_000,
+    "comment": b"/* # " + b"*\n" * 20_000,
+    "indents": b"".join(b" " * i + b"if x:\n" for i in range(300)) + b" " * 300 + b"y\n",
     "binary": random.Random(0).randbytes(999_000),
     "ascii": bytes(random.Random(0).choices(range(32, 127), k=300_000)),
     "nul": b"\0" * 999_000,
-    "java": b"class A { int f() { return " + b"(" * 30_000 + b"1" + b")" * 30_000 + b"; } }",
+    "java": b"class A { int f() { return " + b"(" * 5_000 + b"1" + b")" * 5_000 + b"; } }",
 }
 
 
