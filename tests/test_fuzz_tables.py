@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mae_helpers import TINY, tiny_mae
 from safetensors.torch import load_file, save, save_file
 
+from aplens._io import hash_tensors
 from aplens.mae import APMAE, CheckpointError
 from aplens.mae.checkpoints import STATE_FILE, TrainingState, load_checkpoint, save_checkpoint
 from aplens.scenarios import Scenario, ScenarioError, Scenarios
@@ -387,6 +388,7 @@ def test_an_optimizer_is_resumed_in_full_or_not_at_all(folder, checkpoint, key, 
     if change != "missing":
         changed = {"shape": value[None], "dtype": value.int(), "nan": value * torch.nan}
         tensors[name] = changed[change].contiguous()
+    header["tensors"] = hash_tensors(tensors)  # the checksum is right, the content is not
     save_file(tensors, folder / "changed", header)
     with pytest.raises(CheckpointError, match=f"{name} is missing or wrong"):
         resume(folder, (folder / "changed").read_bytes())
@@ -397,6 +399,7 @@ def test_a_trained_checkpoint_without_an_optimizer_is_refused(folder, checkpoint
     header = split_checkpoint(checkpoint)[0]["__metadata__"]
     tensors = load_file(folder / STATE_FILE)
     kept = {name: value for name, value in tensors.items() if name.startswith("model.")}
+    header["tensors"] = hash_tensors(kept)
     save_file(kept, folder / "changed", header)
     with pytest.raises(CheckpointError, match="no optimizer state"):
         resume(folder, (folder / "changed").read_bytes())
