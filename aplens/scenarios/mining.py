@@ -174,6 +174,8 @@ class _Miner:
         parsed = parse(text, self._language)
         if parsed.has_error:
             raise SkipFile("not parsed")
+        if parsed.is_too_deep:
+            raise SkipFile("nested too deeply")
         return parsed, file
 
     def _candidates(

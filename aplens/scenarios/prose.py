@@ -70,13 +70,22 @@ def strip_markup(text: str) -> str:
     return "\n\n".join(filter(_is_prose, _BLANK_LINES.split(text)))
 
 
+# What may be left open has a longest length, or ends with the text: else every beginning is sought
+# an end to, through all that follows, which takes the square of the text.
+_NAME, _TARGET = r"[^\]]{0,1000}", r"(\([^)]{0,10000}\)|\[[^\]]{0,1000}\])"
 _MARKUP = (
     (re.compile(r"^[ \t]*(```+|~~~+).*?^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL), ""),
-    (re.compile(r"<!--.*?-->|<pre\b.*?</pre>|</?[a-zA-Z][^<>]*>", re.DOTALL), ""),
-    (re.compile(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])"), ""),  # images, and then links around nothing
-    (re.compile(r"\[\s*\](\([^)]*\)|\[[^\]]*\])"), ""),
-    (re.compile(r"\[([^\]]+)\](\([^)\s]*\)|\[[^\]]*\])"), r"\1"),  # links keep their text
-    (re.compile(r"^[ \t]*\[[^\]]+\]:.*$", re.MULTILINE), ""),
+    (
+        re.compile(r"<!--.*?(?:-->|\Z)|<pre\b.*?(?:</pre>|\Z)|</?[a-zA-Z][^<>]*>", re.DOTALL),
+        "",
+    ),
+    (re.compile(rf"!\[{_NAME}\]{_TARGET}"), ""),  # images, and then links around nothing
+    (re.compile(rf"\[\s{{0,1000}}\]{_TARGET}"), ""),
+    (
+        re.compile(r"\[([^\]]{1,1000})\](\([^)\s]{0,10000}\)|\[[^\]]{0,1000}\])"),
+        r"\1",
+    ),  # links keep their text
+    (re.compile(r"^[ \t]*\[[^\]]{1,1000}\]:.*$", re.MULTILINE), ""),
 )
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 _MIN_WORDS = 0.85  # share of a paragraph's characters

@@ -20,6 +20,9 @@ from aplens.scenarios.scenario import ScenarioError
 RANDOM_TASK = "random"
 """The one task that every language has: a run of 3 to 10 tokens anywhere in the file."""
 
+MAX_DEPTH = 500
+"""Levels of the deepest syntax tree that is searched: a search takes the square of the depth."""
+
 ByteRange = tuple[int, int]
 
 _QUERIES = resources.files("aplens.scenarios.languages")
@@ -60,6 +63,10 @@ class ParsedFile(Protocol):
     def has_error(self) -> bool:
         """Whether some part of the file is not of its language."""
 
+    @property
+    def is_too_deep(self) -> bool:
+        """Whether the file is nested so deeply that finding spans would take for ever."""
+
     def spans(self, task: str) -> list[Span]:
         """Where a task's spans are, in the order of the file.
 
@@ -88,6 +95,7 @@ class SourceText:
     """
 
     has_error = False
+    is_too_deep = False
 
     def __init__(self, text: str, language: str) -> None:
         self._text = text
@@ -126,6 +134,20 @@ class SourceTree:
     def has_error(self) -> bool:
         """Whether some part of the file is no valid code to the parser."""
         return self._root.has_error
+
+    @property
+    def is_too_deep(self) -> bool:
+        """Whether some node lies more than `MAX_DEPTH` below the root."""
+        cursor, depth = self._root.walk(), 0
+        while depth <= MAX_DEPTH:
+            if cursor.goto_first_child():
+                depth += 1
+                continue
+            while not cursor.goto_next_sibling():
+                if not cursor.goto_parent():
+                    return False
+                depth -= 1
+        return True
 
     def spans(self, task: str) -> list[Span]:
         """Where a query task's spans are, in the order of the file, none inside a string.
