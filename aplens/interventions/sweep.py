@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 #: The paper's numbers of heads; those a model has no heads for are skipped.
 PAPER_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 400, 600, 800)
 
-#: Logits. The largest error of bfloat16 seen on SmolLM2-135M is 0.29 with up to 20 heads zeroed and
-#: 0.55 with up to 100; with 200 and more it reaches 5, so that equal outcomes are not certain there.
+#: Logits. The largest error of bfloat16 seen on SmolLM2-135M is 0.29 with up to 20 heads zeroed,
+#: 0.55 with up to 100; with 200 and more it reaches 5: equal outcomes are not certain there.
 MARGIN = 0.75
 
 _FILE = "sweep.json"
