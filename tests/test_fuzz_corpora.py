@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
+import struct
+import tracemalloc
 import warnings
+import zipfile
+from collections import Counter
 
 import pytest
-from fuzz_helpers import damaged, fuzz
-from hypothesis import given
+from fuzz_helpers import damaged, fuzz, is_clear, refusal_of
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scenario_helpers import byte_level_tokenizer, java_file, python_file
 
 from aplens.scenarios import (
+    FolderCorpus,
+    ScenarioError,
     Scenarios,
+    SourceFile,
+    SourceTree,
+    ZipCorpus,
     mine_scenarios,
+    prose,
 )
+from aplens.scenarios.corpus import MAX_BYTES
 from aplens.scenarios.tasks import RANDOM_TASK, parse
 
 tokenizer = byte_level_tokenizer()
@@ -47,7 +60,7 @@ def mine(corpus, language: str) -> Scenarios:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tasks that are not full
         return mine_scenarios(
-            corpus, tokenizer, language=language, per_task=200, per_file=50, context_length=CONTEXT
+            corpus, tokenizer, language=language, per_task=30, per_file=10, context_length=CONTEXT
         )
 
 
@@ -127,27 +140,251 @@ def test_a_damaged_file(place, data):
 
 
 BIG = {
-    "one long line": b"x" * 60_000,
-    "one long line of words": b"ab c, " * 16_000,
-    "newlines": b"\n" * 999_000,
-    "parentheses": b"(" * 100_000,
-    "balanced": b"(" * 5_000 + b"1" + b")" * 5_000,
-    "braces": b"{" * 100_000,
-    "brackets": b"x = " + b"[" * 20_000 + b"]" * 20_000 + b"\n",
-    "dots": b"a" + b".b" * 5_000 + b"\n",
-    "additions": b"x = 1" + b" + 1" * 5_000 + b"\n",
-    "negations": b"x = " + b"-" * 5_000 + b"1\n",
-    "strings": b'"' * 200_000,
-    "unterminated": b'x = """' + b"a\n" * 20_000,
-    "comment": b"/* # " + b"*\n" * 20_000,
-    "indents": b"".join(b" " * i + b"if x:\n" for i in range(300)) + b" " * 300 + b"y\n",
-    "binary": random.Random(0).randbytes(999_000),
-    "ascii": bytes(random.Random(0).choices(range(32, 127), k=300_000)),
-    "nul": b"\0" * 999_000,
-    "java": b"class A { int f() { return " + b"(" * 5_000 + b"1" + b")" * 5_000 + b"; } }",
+    "one long line": b"x" * 150_000,
+    "one long line of words": b"ab c, " * 10_000,
+    "newlines": b"\n" * 200_000,
+    "open parentheses": b"(" * 100_000,
+    "deep parentheses": b"(" * 50_000 + b"1" + b")" * 50_000 + b"\n",
+    "deep brackets": b"x = " + b"[" * 20_000 + b"]" * 20_000 + b"\n",
+    "dots": b"a" + b".b" * 10_000 + b"\n",
+    "additions": b"x = 1" + b" + 1" * 10_000 + b"\n",
+    "negations": b"x = " + b"-" * 50_000 + b"1\n",
+    "quotes": b'"' * 100_000,
+    "unterminated string": b'x = """' + b"a\n" * 10_000,
+    "comment": b"/* # " + b"*\n" * 10_000,
+    "indents": b"".join(b" " * i + b"if x:\n" for i in range(700)) + b" " * 700 + b"y\n",
+    "binary": random.Random(0).randbytes(100_000),
+    "ascii": bytes(random.Random(0).choices(range(32, 127), k=50_000)),
+    "nul": b"\0" * 100_000,
+    "java": b"class A { int f = " + b"(" * 30_000 + b"1" + b")" * 30_000 + b"; }",
 }
 
 
 @pytest.mark.parametrize("kind", BIG)
 def test_large_and_deep_files_do_not_stop_mining(place, kind):
     mine_beside_good_files(*place, BIG[kind])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("class A {}\n".encode("utf-16"), "not UTF-8"),
+        ("It was late, and cold.\n".encode("utf-16-le") * 9, "no text"),
+        (b"caf\xe9", "not UTF-8"),
+        (b"", "empty"),
+        (b"\xef\xbb\xbf \r\n\f", "empty"),
+        (b"x" * (MAX_BYTES + 1), "too large"),
+    ],
+)
+def test_the_reason_for_leaving_a_file_out_is_counted(tmp_path, data, reason):
+    (tmp_path / "good.txt").write_text(prose_file(1))
+    (tmp_path / "odd.txt").write_bytes(data)
+    with pytest.warns(UserWarning, match=f"skipped: 1 {reason}"):
+        mine_scenarios(tmp_path, tokenizer, language="prose", context_length=CONTEXT)
+
+
+def test_code_nested_too_deeply_to_search_is_counted(tmp_path):
+    (tmp_path / "good.py").write_text(python_file(1))
+    (tmp_path / "odd.py").write_bytes(BIG["additions"])
+    with pytest.warns(UserWarning, match="skipped: 1 nested too deeply"):
+        mine_scenarios(
+            tmp_path, tokenizer, language="python", tasks=["identifiers"], context_length=CONTEXT
+        )
+
+
+@pytest.mark.parametrize("levels", [100, 450])
+def test_what_people_write_is_not_too_deep(levels):
+    tree = SourceTree("x = 1" + " + 1" * levels + "\n", "python")
+    assert not tree.is_too_deep
+    assert len(tree.spans("mathematical_operators")) == levels
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_folders_hold_more_than_files(tmp_path):
+    (tmp_path / "good.txt").write_text(prose_file(1))
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.txt").mkdir()
+    corpus = FolderCorpus(tmp_path, "prose")
+    assert [file.path for file in corpus.files()] == ["good.txt"]
+    assert corpus.skipped == {"no regular file": 1, "unreadable": 2}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text here")
+def test_a_file_whose_name_is_no_text_is_left_out(tmp_path):
+    (tmp_path / "good.txt").write_text(prose_file(1))
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text(prose_file(2))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    corpus = FolderCorpus(tmp_path, "prose")
+    assert [file.path for file in corpus.files()] == ["good.txt"]
+    assert corpus.skipped == {"not UTF-8": 1}
+
+
+class Named:
+    """A corpus whose one odd file has a name that cannot be saved."""
+
+    def __init__(self):
+        self.skipped = Counter()
+
+    def files(self, seed=0):
+        yield SourceFile("\ud800", prose_file(1))
+        yield SourceFile("good", prose_file(2))
+
+
+def test_no_corpus_brings_in_a_name_that_cannot_be_saved(tmp_path):
+    mined = mine(Named(), "prose")
+    assert set(mined.files) == {"good"}
+    mined.save(tmp_path / "mined.parquet")
+
+
+# --- archives ----------------------------------------------------------------------------------
+
+MEMBERS = {f"p/{i}.txt": prose_file(i) for i in range(4)}
+METHODS = {
+    "stored": zipfile.ZIP_STORED,
+    "deflated": zipfile.ZIP_DEFLATED,
+    "bzip2": zipfile.ZIP_BZIP2,
+    "lzma": zipfile.ZIP_LZMA,
+}
+
+
+def archive_of(members=MEMBERS, method=zipfile.ZIP_DEFLATED) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", method) as target:
+        for name, text in members.items():
+            target.writestr(zipfile.ZipInfo(name), text, compress_type=method)
+    return sink.getvalue()
+
+
+def read_archive(data: bytes, folder) -> dict[str, str] | None:
+    path = folder / "changed.zip"
+    path.write_bytes(data)
+
+    def read():
+        return dict(ZipCorpus(path, "prose").files())
+
+    refusal = refusal_of(ScenarioError, read)
+    if refusal is not None:
+        assert is_clear(refusal, path)
+        return None
+    return read()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("archives")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@fuzz(120)
+@given(data=st.data())
+def test_a_damaged_archive(folder, method, data):
+    read = read_archive(data.draw(damaged(archive_of(method=METHODS[method]))), folder)
+    # A name may be damaged unseen; what stands in a file may not.
+    assert set((read or {}).values()) <= set(MEMBERS.values())
+
+
+@fuzz(60)
+@given(st.binary(max_size=60) | st.binary(max_size=40).map(lambda data: b"PK\5\6" + data))
+@example(b"")
+@example(b"PK\5\6" + b"\0" * 18)
+@example(b"PK\5\6" + b"\0" * 4 + b"\xff" * 12 + b"\0\0")
+def test_what_is_no_archive(folder, data):
+    assert not read_archive(data, folder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("place", [0.5, 0.9])
+def test_one_damaged_member_does_not_take_the_others_along(folder, method, place):
+    data = bytearray(archive_of(method=METHODS[method]))
+    with zipfile.ZipFile(io.BytesIO(data)) as source:
+        member = source.getinfo("p/1.txt")
+    at = member.header_offset + 30 + len("p/1.txt") + int(member.compress_size * place)
+    data[at] ^= 0x55
+    read = read_archive(bytes(data), folder)
+    assert {name: text for name, text in MEMBERS.items() if name != "p/1.txt"} == read
+
+
+def test_names_are_names_and_no_paths(folder):
+    members = {"../up.txt": prose_file(1), "/etc/abs.txt": prose_file(2), "d.txt/": ""}
+    assert read_archive(archive_of(members), folder) == dict(list(members.items())[:2])
+    assert not (folder.parent / "up.txt").exists()
+
+
+def edit_members(data: bytes, **fields: int) -> bytes:
+    """The archive with a field of every member's headers changed."""
+    changed, offsets = bytearray(data), {"flags": (6, 8), "method": (8, 10), "size": (22, 24)}
+    for signature, which in ((b"PK\3\4", 0), (b"PK\1\2", 1)):
+        at = data.find(signature)
+        while at >= 0:
+            for name, value in fields.items():
+                packed = struct.pack("<I" if name == "size" else "<H", value)
+                start = at + offsets[name][which]
+                changed[start : start + len(packed)] = packed
+            at = data.find(signature, at + 4)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"flags": 1}, {"flags": 0x20}, {"flags": 0x40}, {"method": 99}, {"size": 2**32 - 2}]
+)
+def test_members_that_cannot_be_read_are_counted(folder, fields):
+    path = folder / "edited.zip"
+    path.write_bytes(edit_members(archive_of(), **fields))
+    corpus = ZipCorpus(path, "prose")
+    assert list(corpus.files()) == []
+    assert corpus.skipped == {"too large" if "size" in fields else "unreadable": 4}
+
+
+@pytest.mark.parametrize("method", ["deflated", "lzma"])  # bzip2 takes 20 s to write one
+@pytest.mark.parametrize("declared", [10, None])
+def test_a_bomb_is_not_unpacked(folder, method, declared):
+    data = archive_of({"bomb.txt": " a" * 50_000_000}, METHODS[method])
+    if declared is not None:
+        data = edit_members(data, size=declared)
+    path = folder / "bomb.zip"
+    path.write_bytes(data)
+    del data
+    corpus = ZipCorpus(path, "prose")
+    tracemalloc.start()
+    try:
+        assert list(corpus.files()) == []
+        assert tracemalloc.get_traced_memory()[1] < 80_000_000
+    finally:
+        tracemalloc.stop()
+    assert corpus.skipped.total() == 1
+
+
+# --- prose -------------------------------------------------------------------------------------
+
+
+class Rubbish:
+    """A distribution whose metadata cannot be read."""
+
+    def __init__(self, error):
+        self.error = error
+
+    @property
+    def metadata(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), PermissionError("no"), KeyError()]
+)
+def test_a_broken_package_does_not_stop_prose(monkeypatch, error):
+    monkeypatch.setattr(prose, "distributions", lambda: [Rubbish(error)])
+    assert next(prose.english_prose().files()).path.startswith("pydoc_data/")
+
+
+@pytest.mark.parametrize(
+    "piece", ["<!--", "![", "[a", "```\n", "<pre ", "<a", "[](", "\n \n", "[ "]
+)
+def test_unclosed_markup_does_not_take_for_ever(piece):
+    prose.strip_markup(piece * (prose.MAX_README // len(piece)))
