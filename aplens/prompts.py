@@ -247,9 +247,19 @@ def _read_tensor(tokens: Tensor, attention_mask: Tensor | None) -> Prompts:
         )
     batch = tokens.reshape(-1, tokens.shape[-1])
     if attention_mask is not None:
-        mask = torch.as_tensor(attention_mask)
+        mask = _read_mask(attention_mask)
         return Prompts.from_padded(batch, mask[None] if mask.ndim == 1 else mask)
     return Prompts(batch, torch.full((len(batch),), batch.shape[1], device=batch.device))
+
+
+def _read_mask(attention_mask: Any) -> Tensor:
+    """A mask as a tensor, which it need not be."""
+    try:
+        return torch.as_tensor(attention_mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"expected attention_mask as a tensor of 0 and 1, got {shorten(attention_mask)}"
+        ) from error
 
 
 def _read_encoding(encoding: Mapping[str, Any]) -> Prompts:

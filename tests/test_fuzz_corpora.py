@@ -140,11 +140,11 @@ def test_a_damaged_file(place, data):
 
 
 BIG = {
-    "one long line": b"x" * 150_000,
+    "one long line": b"x" * 60_000,
     "one long line of words": b"ab c, " * 10_000,
     "newlines": b"\n" * 200_000,
-    "open parentheses": b"(" * 100_000,
-    "deep parentheses": b"(" * 50_000 + b"1" + b")" * 50_000 + b"\n",
+    "open parentheses": b"(" * 50_000,
+    "deep parentheses": b"(" * 20_000 + b"1" + b")" * 20_000 + b"\n",
     "deep brackets": b"x = " + b"[" * 20_000 + b"]" * 20_000 + b"\n",
     "dots": b"a" + b".b" * 10_000 + b"\n",
     "additions": b"x = 1" + b" + 1" * 10_000 + b"\n",
