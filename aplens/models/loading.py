@@ -6,6 +6,8 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -63,7 +65,8 @@ def load_model(
         UnsupportedModelError: When the model has no causal attention patterns.
         ImportError: When the class or a needed package is not installed.
         ValueError: When `kind` is unknown, HookedTransformer cannot convert the architecture, or
-            the model cannot be spread as asked.
+            the model cannot be spread as asked, or its files are damaged or lack weights; the
+            message names them.
     """
     if kind == "auto":
         kind = default_kind()
@@ -142,17 +145,40 @@ def _short_name(name: str) -> str:
 def _load_folder(folder: str | Path, dtype: torch.dtype, placement: Placement) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(folder)
-    _require_causal_architecture(config, str(folder))
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation=_eager(config),
-        device_map=placement.device_map,
-        max_memory=placement.max_memory,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder) if _has_tokenizer(Path(folder)) else None
+    with _naming(folder):
+        config = AutoConfig.from_pretrained(folder)
+        _require_causal_architecture(config, str(folder))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=_eager(config),
+            device_map=placement.device_map,
+            max_memory=placement.max_memory,
+            output_loading_info=True,
+        )
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):
+            # transformers would go on with random weights in their place.
+            raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
+        tokenizer = AutoTokenizer.from_pretrained(folder) if _has_tokenizer(Path(folder)) else None
     return model, tokenizer
+
+
+@contextmanager
+def _naming(source: str | Path) -> Iterator[None]:
+    """Let errors of reading a model name it: on damaged files libraries raise whatever comes up.
+
+    Raises:
+        ValueError: For every error that does not say by itself what it is about.
+    """
+    from aplens.models.info import UnsupportedModelError
+
+    try:
+        yield
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError, UnsupportedModelError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{source} cannot be read as a language model: {error}") from error
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -191,10 +217,11 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     if importlib.util.find_spec("gguf") is None:
         raise ImportError("reading a GGUF file needs the gguf package: pip install 'aplens[gguf]'")
     folder, file = str(path.parent), path.name
-    quantized = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=file, dtype=dtype, attn_implementation="eager"
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    with _naming(path):
+        quantized = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, dtype=dtype, attn_implementation="eager"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     # TransformerLens loads the tokenizer again, by its folder: it must be found there as files.
     place = cache_folder() / "tokenizers" / fingerprint([str(path.resolve()), path.stat().st_mtime])
     tokenizer.save_pretrained(place)
