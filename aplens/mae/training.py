@@ -228,7 +228,7 @@ class _Run:
                 if self.clock.since_saving >= settings.checkpoint_seconds:
                     self._save()
                 progress(self._progress())
-            if state.batch == len(batches):
+            if state.batch >= len(batches):
                 state.round, state.batch = state.round + 1, 0
         self._save()
         return self._result()
