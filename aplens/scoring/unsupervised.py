@@ -33,6 +33,7 @@ def score_heads(
     mask_ratio: float | None = None,
     seed: int = 0,
     batch_size: int = 8,
+    precision: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Score heads by what a pretrained AP-MAE and named templates say of their patterns.
@@ -50,6 +51,9 @@ def score_heads(
         mask_ratio: Share of the patches to hide (default: the AP-MAE's own).
         seed: Of the masks: one a prompt, the same for all heads.
         batch_size: Prompts a forward pass.
+        precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at, see
+            `aplens.mae.default_precision`). In bfloat16 the last digits of `error` and `variation`
+            depend on `batch_size`.
         progress: Called with prompts done and prompts in all.
 
     Returns:
@@ -79,8 +83,8 @@ def score_heads(
     chosen = tuple(sorted(select_heads(model, heads)))
     read = _fit_context(read_prompts(model, prompts), mae.config.n_ctx)
     _warn_of_short_prompts(read, mae.grid.patch_size)
-    errors = _Errors(mae, mask_ratio, seed)
-    variation = _Variation(mae, _common_length(read.lengths))
+    errors = _Errors(mae, mask_ratio, seed, precision)
+    variation = _Variation(mae, _common_length(read.lengths), precision)
     templates = _Templates(len(chosen))
     for rows, patterns, _ in stream_patterns(model, read, chosen, batch_size):
         for place, prompt in enumerate(range(rows.start, rows.stop)):
@@ -107,8 +111,11 @@ def score_heads(
 class _Errors:
     """Squared errors on hidden patches, and those of the reference."""
 
-    def __init__(self, mae: APMAE, mask_ratio: float | None, seed: int) -> None:
+    def __init__(
+        self, mae: APMAE, mask_ratio: float | None, seed: int, precision: torch.dtype | None
+    ) -> None:
         self._mae = mae
+        self._precision = precision
         self._mask_ratio = mae.config.mask_ratio if mask_ratio is None else mask_ratio
         self._seed = seed
         self._by_prompt: list[Float[np.ndarray, "2 head"]] = []
@@ -124,7 +131,9 @@ class _Errors:
             return  # nothing can be seen when something is hidden
         mask = random_masks(1, n_patches, self._mask_ratio, seeded(self._seed, prompt))
         mask = mask.to(mae.device)
-        filled = mae.fill_in(scaled, mask.expand(len(scaled), -1), n_tokens=n_tokens)
+        filled = mae.fill_in(
+            scaled, mask.expand(len(scaled), -1), n_tokens=n_tokens, precision=self._precision
+        )
         inside = mae.grid.patchify(torch.ones(n_tokens, n_tokens, device=mae.device))
         hidden = inside * mask[0, :, None]  # padding is no part of the pattern
         squared = [
@@ -153,9 +162,10 @@ class _Errors:
 class _Variation:
     """Embeddings of prompts cut to one length, added up."""
 
-    def __init__(self, mae: APMAE, n_tokens: int) -> None:
+    def __init__(self, mae: APMAE, n_tokens: int, precision: torch.dtype | None) -> None:
         self._mae = mae
         self._n_tokens = n_tokens
+        self._precision = precision
         self._sum: Tensor | float = 0.0
         self._count = 0
 
@@ -163,7 +173,7 @@ class _Variation:
         n = self._n_tokens
         if attention.shape[-1] >= n:
             # The first n rows are what the first n tokens alone would have given.
-            embeddings = self._mae.encode(attention[:, :n, :n])
+            embeddings = self._mae.encode(attention[:, :n, :n], precision=self._precision)
             self._sum = self._sum + F.normalize(embeddings, dim=-1).double()
             self._count += 1
 
