@@ -134,7 +134,7 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 def fingerprint(value: Any) -> str:
     """A short stable hash of a JSON-able value, for telling two set-ups apart."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def hash_tokens(*tensors: Tensor) -> str:

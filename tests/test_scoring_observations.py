@@ -317,10 +317,10 @@ def test_opening_what_is_no_observations(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "something else"}))
     with pytest.raises(ValueError, match="no manifest of aplens observations"):
         Observations.open(tmp_path)
-    for run in (None, {}, {"n_scenarios": "x", "shard_size": 3}):
-        damaged = {"format": "aplens.observations", "version": 2, "run": run}
+    for run in (None, {}, {"n_scenarios": 5, "shard_size": 3}):
+        damaged = {"format": "aplens.observations", "version": 2, "run": run, "checksum": "0"}
         (tmp_path / "manifest.json").write_text(json.dumps(damaged))
-        with pytest.raises(ValueError, match="does not say what was observed"):
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
             Observations.open(tmp_path)
 
 

@@ -124,7 +124,7 @@ def sweep_ablations(
     )
     with nullcontext() if folder is None else own_folder(folder):
         path = None if folder is None else Path(folder) / _FILE
-        sweep = None if path is None or not path.exists() else _resume(path, setup)
+        sweep = None if path is None or not path.exists() else _resume(path, setup, len(scenarios))
         known = set() if sweep is None else {result.setting for result in sweep.results}
         wanted = {setting: heads for setting, heads in chosen.items() if setting not in known}
         heads = tuple(dict.fromkeys(head for group in wanted.values() for head in group))
@@ -319,13 +319,18 @@ def _describe_setup(
     return setup
 
 
-def _resume(path: Path, setup: dict[str, Any]) -> AblationSweep:
+def _resume(path: Path, setup: dict[str, Any], n_scenarios: int) -> AblationSweep:
     sweep = AblationSweep.load(path)
     different = list(describe_differences(sweep.setup, setup))
     if different:
         raise ValueError(
             f"{path} holds another sweep ({'; '.join(different)}): choose another folder, or "
             "delete it"
+        )
+    if len(sweep.index) and sweep.index.max() >= n_scenarios:
+        raise ValueError(
+            f"{path} is a damaged ablation sweep: its index has {sweep.index.max()}, of "
+            f"{n_scenarios} scenarios"
         )
     return sweep
 

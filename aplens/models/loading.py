@@ -156,12 +156,16 @@ def _load_folder(folder: str | Path, dtype: torch.dtype, placement: Placement) -
             max_memory=placement.max_memory,
             output_loading_info=True,
         )
-        model, report = loaded
-        if missing := sorted(report["missing_keys"]):
-            # transformers would go on with random weights in their place.
-            raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
+        model = _complete(*loaded)
         tokenizer = AutoTokenizer.from_pretrained(folder) if _has_tokenizer(Path(folder)) else None
     return model, tokenizer
+
+
+def _complete(model: Any, report: dict[str, Any]) -> Any:
+    """The model, when all its weights were found: transformers fills gaps with random ones."""
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
+    return model
 
 
 @contextmanager
@@ -218,9 +222,14 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         raise ImportError("reading a GGUF file needs the gguf package: pip install 'aplens[gguf]'")
     folder, file = str(path.parent), path.name
     with _naming(path):
-        quantized = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=file, dtype=dtype, attn_implementation="eager"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=file,
+            dtype=dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
         )
+        quantized = _complete(*loaded)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     # TransformerLens loads the tokenizer again, by its folder: it must be found there as files.
     place = cache_folder() / "tokenizers" / fingerprint([str(path.resolve()), path.stat().st_mtime])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from aplens.models.info import describe_model
+
+_suffices: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -78,6 +83,10 @@ def start_at(model: Any, layer: int, residuals: Residuals, n_copies: int = 1) ->
     was kept stands for them, so hooks that were in force when it was kept have acted. Those of this
     layer and later ones act as usual. The model is to be given the same tokens as then.
 
+    Where later layers read more of earlier ones than the stream (shared keys and values), all of
+    the model runs, with a warning: results are the same as long as earlier hooks are still in
+    force.
+
     Args:
         model: A HookedTransformer or TransformerBridge.
         layer: Where to begin; 0 changes nothing.
@@ -85,14 +94,59 @@ def start_at(model: Any, layer: int, residuals: Residuals, n_copies: int = 1) ->
         n_copies: How many times the batch of tokens repeats what was kept.
     """
     describe_model(model)  # which runs it when it never did before, and must run all of it
+    if layer == 0 or not _stream_suffices(model):
+        yield
+        return
+    with _pass_over(model, layer, residuals, n_copies):
+        yield
+
+
+@contextmanager
+def _pass_over(model: Any, layer: int, residuals: Residuals, n_copies: int = 1) -> Iterator[None]:
     skipped = [model.blocks[number] for number in range(layer)]
-    if skipped:
-        stream = residuals.by_layer[layer].repeat(n_copies, 1, 1)
+    # In its dictionary, because a bridge's blocks hand what is set on to what they wrap. There may
+    # be one already, of accelerate or of whoever changed the block.
+    before = [block.__dict__.get("forward") for block in skipped]
+    stream = residuals.by_layer[layer].repeat(n_copies, 1, 1)
     for block in skipped:
-        # Into its dictionary, because a bridge's blocks hand what is set on to what they wrap.
         block.__dict__["forward"] = lambda *inputs, **options: residuals.as_output(stream)
     try:
         yield
     finally:
-        for block in skipped:
-            del block.__dict__["forward"]  # the class's own is back
+        for block, forward in zip(skipped, before, strict=True):
+            if forward is None:
+                del block.__dict__["forward"]  # the class's own is back
+            else:
+                block.__dict__["forward"] = forward
+
+
+def _stream_suffices(model: Any) -> bool:
+    """Whether a layer needs of those before it the residual stream alone; asked of it once."""
+    if model not in _suffices:
+        _suffices[model] = _same_from_every_layer(model)
+        if not _suffices[model]:
+            warnings.warn(
+                f"later layers of {describe_model(model).name} need more of earlier ones than the "
+                "residual stream: runs that differ only in later layers share nothing, and take "
+                "longer",
+                stacklevel=4,
+            )
+    return _suffices[model]
+
+
+@torch.no_grad()
+def _same_from_every_layer(model: Any) -> bool:
+    info = describe_model(model)
+    tokens = torch.tensor([[1, 2, 3]], device=info.device)
+    layers = range(1, info.n_layers)
+    with keep_residuals(model, layers) as residuals:
+        expected = model(tokens)
+    for layer in layers:
+        try:
+            with _pass_over(model, layer, residuals):
+                found = model(tokens)
+        except Exception:  # whatever the model raises when it misses something
+            return False
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+            return False
+    return True

@@ -1,6 +1,6 @@
 """A folder of shards: arrays and a table for every few scenarios, each written whole or not at all.
 
-manifest.json              what was observed by what
+manifest.json              what was observed by what, and a checksum of that
 shard-00000.safetensors    arrays [head, scenario, …]: a head lies in one piece
 shard-00000.parquet        one row a scenario: where it is from, what the model predicted
 shard-00000.json           the checksums of these two, written last: the shard is finished
@@ -18,7 +18,14 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from aplens._io import atomic_write, describe_differences, read_json, sha256_of_file, write_json
+from aplens._io import (
+    atomic_write,
+    describe_differences,
+    fingerprint,
+    read_json,
+    sha256_of_file,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,9 +67,10 @@ class ShardFolder:
             raise ValueError(
                 f"{file} has format version {manifest.get('version')}, this aplens reads {_VERSION}"
             )
-        if not _describes_a_run(manifest.get("run")):
-            raise ValueError(f"{file} is a damaged manifest: it does not say what was observed")
-        return cls(path, manifest["run"])
+        run = manifest.get("run")
+        if not isinstance(run, dict) or manifest.get("checksum") != fingerprint(run):
+            raise ValueError(f"{file} is damaged: what was observed does not match its checksum")
+        return cls(path, run)
 
     @classmethod
     def resume(cls, path: Path, run: Mapping[str, Any]) -> ShardFolder:
@@ -72,7 +80,8 @@ class ShardFolder:
             ValueError: When the folder holds another run; what differs is named.
         """
         if not (path / _MANIFEST).is_file():
-            write_json(path / _MANIFEST, {"format": _FORMAT, "version": _VERSION, "run": dict(run)})
+            manifest = {"format": _FORMAT, "version": _VERSION, "run": dict(run)}
+            write_json(path / _MANIFEST, manifest | {"checksum": fingerprint(manifest["run"])})
             return cls(path, run)
         folder = cls.open(path)
         if differences := list(describe_differences(dict(folder.run), dict(run))):
@@ -176,9 +185,3 @@ class ShardFolder:
 
     def _file(self, name: str, suffix: str) -> Path:
         return self.path / f"{name}.{suffix}"
-
-
-def _describes_a_run(run: Any) -> bool:
-    return isinstance(run, dict) and all(
-        isinstance(run.get(key), int) and run[key] > 0 for key in ("n_scenarios", "shard_size")
-    )

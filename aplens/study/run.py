@@ -35,6 +35,14 @@ _MESSAGES = {
 }
 STAGES = tuple(_MESSAGES)
 
+#: The parts of the scenarios that each stage takes.
+_TAKES = {
+    "train": ("autoencoder", "fit"),
+    "observe": ("fit", "rank"),
+    "rank": ("fit", "rank"),
+    "ablate": ("fit", "ablate"),
+}
+
 #: Stages that several processes do together.
 _SHARED = ("train", "observe")
 
@@ -72,12 +80,25 @@ class Study:
             redo: The stage to run again from its beginning, and with it all that follow.
 
         Raises:
-            ValueError: When a stage is unknown, or the folder holds one made with other settings.
+            ValueError: When a stage is unknown, the folder holds one made with other settings, or
+                `split` has no share for a part that one of the stages takes.
         """
         if until not in STAGES:
             raise ValueError(f"unknown stage {until!r}: the stages are {list(STAGES)}")
+        self._require_parts(STAGES[: STAGES.index(until) + 1])
         stages = self._stages()[: STAGES.index(until) + 1]
         run_stages(stages, self.folder, self.reporter, redo=redo)
+
+    def _require_parts(self, stages: Sequence[str]) -> None:
+        """Before hours of earlier stages, not in the one that misses them."""
+        for stage in stages:
+            if stage == "train" and self.settings.mae.pretrained:
+                continue
+            for part in _TAKES.get(stage, ()):
+                if getattr(self.settings.split, part) == 0:
+                    raise ValueError(
+                        f"split.{part} is 0, but stage {stage!r} takes the scenarios of that part"
+                    )
 
     # --- what the stages leave behind ----------------------------------------------------------
 
