@@ -1,6 +1,6 @@
-"""What each process of a test runs: `process_worker.py observe|train FOLDER [DIES_AT]`.
+"""What each process of a test runs: `process_worker.py observe|train|sweep|rank FOLDER [DIES_AT]`.
 
-With DIES_AT, the second process kills itself when it has come that far.
+With DIES_AT, the second process, or the only one, kills itself when it has come that far.
 """
 
 from __future__ import annotations
@@ -8,15 +8,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from conftest import make_tiny_bridge
 from mae_helpers import tiny_config
-from scoring_helpers import make_mae, make_scenarios
+from scoring_helpers import make_mae, make_observations, make_scenarios
 
 import aplens
+from aplens.heads import Head, HeadRanking
 from aplens.mae import TrainingSettings, train_apmae
+from aplens.models import describe_model
+from aplens.scoring import evaluate_predictors
 
 CONFIG = tiny_config(n_ctx=32, patch_size=8, base="additive", patch_input="centred")
 CONFIG = replace(CONFIG, summary_weight=0.5)
@@ -36,27 +42,66 @@ SETTINGS = TrainingSettings(
 
 def main(what: str, folder: str, dies_at: int) -> None:
     def die(done: int) -> None:
-        if dies_at and os.environ["RANK"] == "1" and done >= dies_at:
+        if dies_at and os.environ.get("RANK", "1") == "1" and done >= dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    runs = {"observe": observe, "train": train, "sweep": sweep, "rank": rank}
+    runs[what](folder, die)
+
+
+def observe(folder: str, tell: Callable[[int], None]) -> None:
+    aplens.observe(
+        make_tiny_bridge(),
+        make_scenarios(20),
+        make_mae(),
+        folder,
+        shard_size=3,
+        batch_size=2,
+        progress=lambda done, _: tell(done),
+    )
+
+
+def train(folder: str, tell: Callable[[int], None]) -> None:
+    prompts = [
+        torch.randint(0, 101, (n, 32), generator=torch.Generator().manual_seed(n)) for n in (7, 4)
+    ]
+    train_apmae(
+        make_tiny_bridge(),
+        prompts[0],
+        CONFIG,
+        folder,
+        validation=prompts[1],
+        settings=SETTINGS,
+        progress=lambda progress: tell(progress.patterns),
+    )
+
+
+def sweep(folder: str, tell: Callable[[int], None]) -> None:
     model = make_tiny_bridge()
-    if what == "observe":
-        options = {"shard_size": 3, "batch_size": 2, "progress": lambda done, _: die(done)}
-        aplens.observe(model, make_scenarios(20), make_mae(), folder, **options)
-    else:
-        prompts = [
-            torch.randint(0, 101, (n, 32), generator=torch.Generator().manual_seed(n))
-            for n in (7, 4)
-        ]
-        train_apmae(
-            model,
-            prompts[0],
-            CONFIG,
-            folder,
-            validation=prompts[1],
-            settings=SETTINGS,
-            progress=lambda progress: die(progress.patterns),
-        )
+    info = describe_model(model)
+    values = np.random.default_rng(0).normal(size=(len(info.heads), 5))
+    shape = {"model_name": info.name, "n_layers": info.n_layers, "n_heads": info.n_heads}
+    aplens.sweep_ablations(
+        model,
+        make_scenarios(20),
+        HeadRanking.from_values(info.heads, values, **shape),
+        sizes=(1, 2, 3),
+        balance=False,
+        batch_size=4,
+        folder=folder,
+        progress=lambda done, _: tell(done),
+    )
+
+
+def rank(folder: str, tell: Callable[[int], None]) -> None:
+    table = evaluate_predictors(
+        make_observations(planted=Head(1, 2)),
+        features=("confidence", "statistics", "embeddings"),
+        n_folds=3,
+        progress=lambda done, _: tell(done),
+        keep=Path(folder) / "predictions.json",
+    )
+    table.to_parquet(Path(folder) / "table.parquet")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -233,6 +235,17 @@ def test_a_damaged_or_foreign_unfinished_sweep_is_named(any_model, tmp_path, con
     (tmp_path / "unfinished.json").write_text(content)
     with pytest.raises(ValueError, match=f"unfinished.json.*{words}"):
         run_sweep(any_model, make_scenarios(any_model), make_ranking(), sizes=(1,), folder=tmp_path)
+
+
+def test_a_sweep_of_scenarios_that_are_not_there_is_named(any_model, tmp_path):
+    scenarios = make_scenarios(any_model)
+    run_sweep(any_model, scenarios, make_ranking(), sizes=(1,), folder=tmp_path)
+    path = tmp_path / "sweep.json"
+    content = json.loads(path.read_text())
+    content["index"][0] = N_SCENARIOS
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"sweep\.json is a damaged .* 24, of 24 scenarios"):
+        run_sweep(any_model, scenarios, make_ranking(), sizes=(1,), folder=tmp_path)
 
 
 def test_two_sweeps_in_one_folder_are_refused(any_model, tmp_path):

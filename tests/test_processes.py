@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -41,10 +42,11 @@ def launch(*command, n=2):
     )
 
 
-def run_alone(what, folder):
+def run_alone(what, folder, dies_at=0):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, TESTS / "process_worker.py", what, folder]
-    subprocess.run(command, check=True, timeout=300, env=environment, capture_output=True)
+    command = [sys.executable, TESTS / "process_worker.py", what, folder, str(dies_at)]
+    run = subprocess.run(command, timeout=300, env=environment, capture_output=True, text=True)
+    assert run.returncode == (-signal.SIGKILL if dies_at else 0), run.stderr
 
 
 def test_without_a_launcher_there_is_one_process(tmp_path):
@@ -112,6 +114,27 @@ def test_training_is_shared_and_goes_on_after_a_process_was_killed(tmp_path):
         assert after["validation_mse"] == pytest.approx(before["validation_mse"], rel=1e-3)
         if before["loss"] is not None:
             assert after["loss"] == pytest.approx(before["loss"], rel=1e-3)
+
+
+def test_a_sweep_that_was_killed_goes_on(tmp_path):
+    run_alone("sweep", tmp_path / "one")
+    run_alone("sweep", tmp_path / "two", dies_at=100)
+    unfinished = json.loads((tmp_path / "two" / "unfinished.json").read_text())
+    assert {len(bits) for bits in unfinished["outcomes"].values()} == {8}  # two batches of four
+    run_alone("sweep", tmp_path / "two")
+    assert shard_files(tmp_path / "two") == shard_files(tmp_path / "one")
+
+
+def test_ranking_that_was_killed_goes_on(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    run_alone("rank", tmp_path / "one")
+    run_alone("rank", tmp_path / "two", dies_at=5)
+    kept = json.loads((tmp_path / "two" / "predictions.json").read_text())["predictions"]
+    assert 0 < len(kept) < 9  # of three feature sets on three folds
+    run_alone("rank", tmp_path / "two")
+    one, two = (pd.read_parquet(tmp_path / name / "table.parquet") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
 
 
 def test_a_study_in_two_processes_is_that_of_one(tmp_path, tiny_saved, java_zip):

@@ -350,6 +350,8 @@ def test_training_needs_only_the_parts_that_it_uses(tmp_path, tiny_saved):
     study = mined(tmp_path, tiny_saved, [text])
     study.run("train")
     assert study.mae.config.n_ctx == 32
+    with pytest.raises(ValueError, match=r"split\.rank is 0, but stage 'observe' takes"):
+        study.run("ablate")
 
 
 # --- interrupts and full disks -----------------------------------------------------------------

@@ -22,6 +22,7 @@ from aplens.interventions.ablation import (
 from aplens.models import (
     Residuals,
     attach_hooks,
+    can_start_midway,
     keep_residuals,
     last_token_logits,
     start_at,
@@ -165,6 +166,7 @@ def measure_effects(
         reference = _cut_reference(model, reference, task.prompts.n_tokens)
     substitute = _make_substitute(model, task.heads, method, reference, seed)
     clean, values = task.empty_results()
+    midway = can_start_midway(model)
     n_done = 0
     for numbers in task.batches(batch_size):
         # Resampling pairs positions with the reference's, so its batches keep the whole length.
@@ -174,7 +176,9 @@ def measure_effects(
         clean[numbers] = task.evaluate(logits, numbers)
         for layer, places in task.heads_at_once(max(1, batch_size // len(numbers))):
             with ablate_singly(model, [task.heads[i] for i in places], substitute, numbers):
-                logits = _logits_of_copies(model, prompts, len(places), layer, residuals)
+                logits = _logits_of_copies(
+                    model, prompts, len(places), layer if midway else 0, residuals
+                )
             for place, ablated in zip(places, logits.split(len(numbers)), strict=True):
                 values[place, numbers] = task.evaluate(ablated, numbers) - clean[numbers]
             n_done += len(places) * len(numbers)

@@ -27,7 +27,9 @@ class Step(NamedTuple, Generic[Name]):
     keep: tuple[int, ...]
 
 
-def plan_runs(choices: Mapping[Name, Sequence[Head]], n_layers: int) -> list[Step[Name]]:
+def plan_runs(
+    choices: Mapping[Name, Sequence[Head]], n_layers: int, *, midway: bool = True
+) -> list[Step[Name]]:
     """Order runs so that each begins where it first differs from the one before.
 
     Choices that agree on all heads of the layers before L compute the same up to there. Sorted by
@@ -37,6 +39,7 @@ def plan_runs(choices: Mapping[Name, Sequence[Head]], n_layers: int) -> list[Ste
     Args:
         choices: The heads of each run.
         n_layers: Layers of the model.
+        midway: Whether a run may begin at a later layer than the first.
     """
     by_layer = {name: _heads_by_layer(heads, n_layers) for name, heads in choices.items()}
     order = sorted(by_layer, key=lambda name: by_layer[name])
@@ -44,7 +47,8 @@ def plan_runs(choices: Mapping[Name, Sequence[Head]], n_layers: int) -> list[Ste
     for place in range(1, len(order)):
         before, now = by_layer[order[place - 1]], by_layer[order[place]]
         alike = (a == b for a, b in zip(before, now, strict=True))
-        starts[place] = next((layer for layer, same in enumerate(alike) if not same), n_layers)
+        first = next((layer for layer, same in enumerate(alike) if not same), n_layers)
+        starts[place] = first if midway or first == n_layers else 0
     return [
         Step(name, tuple(choices[name]), starts[place], _layers_to_keep(starts, place, n_layers))
         for place, name in enumerate(order)

@@ -31,6 +31,7 @@ from aplens.interventions.results import CHOICES, AblationSweep, Choice, Setting
 from aplens.interventions.sharing import plan_runs
 from aplens.models import (
     Residuals,
+    can_start_midway,
     compute_in,
     describe_model,
     keep_residuals,
@@ -190,7 +191,7 @@ class _Runner:
     ) -> Iterator[tuple[Setting, NDArray[np.bool_]]]:
         """Whether the ablated model is correct on each prompt, setting by setting."""
         n_layers, residuals = describe_model(self.model).n_layers, Residuals()
-        for step in plan_runs(settings, n_layers):
+        for step in plan_runs(settings, n_layers, midway=can_start_midway(self.model)):
             if step.start < n_layers:  # else heads and outcome are those of the step before
                 residuals.forget_after(step.start)
                 with (

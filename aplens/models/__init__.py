@@ -12,13 +12,14 @@ from aplens.models.hooks import (
 )
 from aplens.models.info import ModelInfo, UnsupportedModelError, describe_model
 from aplens.models.loading import load_model
-from aplens.models.resuming import Residuals, keep_residuals, start_at
+from aplens.models.resuming import Residuals, can_start_midway, keep_residuals, start_at
 
 __all__ = [
     "ModelInfo",
     "Residuals",
     "UnsupportedModelError",
     "attach_hooks",
+    "can_start_midway",
     "compute_in",
     "describe_model",
     "keep_residuals",

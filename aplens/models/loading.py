@@ -154,6 +154,7 @@ def _load_folder(folder: str | Path, dtype: torch.dtype, placement: Placement) -
             attn_implementation=_eager(config),
             device_map=placement.device_map,
             max_memory=placement.max_memory,
+            use_safetensors=True,  # no pickle is ever read
             output_loading_info=True,
         )
         model = _complete(*loaded)

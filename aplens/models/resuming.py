@@ -83,9 +83,7 @@ def start_at(model: Any, layer: int, residuals: Residuals, n_copies: int = 1) ->
     was kept stands for them, so hooks that were in force when it was kept have acted. Those of this
     layer and later ones act as usual. The model is to be given the same tokens as then.
 
-    Where later layers read more of earlier ones than the stream (shared keys and values), all of
-    the model runs, with a warning: results are the same as long as earlier hooks are still in
-    force.
+    Right only where `can_start_midway`.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -94,20 +92,12 @@ def start_at(model: Any, layer: int, residuals: Residuals, n_copies: int = 1) ->
         n_copies: How many times the batch of tokens repeats what was kept.
     """
     describe_model(model)  # which runs it when it never did before, and must run all of it
-    if layer == 0 or not _stream_suffices(model):
-        yield
-        return
-    with _pass_over(model, layer, residuals, n_copies):
-        yield
-
-
-@contextmanager
-def _pass_over(model: Any, layer: int, residuals: Residuals, n_copies: int = 1) -> Iterator[None]:
     skipped = [model.blocks[number] for number in range(layer)]
     # In its dictionary, because a bridge's blocks hand what is set on to what they wrap. There may
     # be one already, of accelerate or of whoever changed the block.
     before = [block.__dict__.get("forward") for block in skipped]
-    stream = residuals.by_layer[layer].repeat(n_copies, 1, 1)
+    if skipped:
+        stream = residuals.by_layer[layer].repeat(n_copies, 1, 1)
     for block in skipped:
         block.__dict__["forward"] = lambda *inputs, **options: residuals.as_output(stream)
     try:
@@ -120,8 +110,15 @@ def _pass_over(model: Any, layer: int, residuals: Residuals, n_copies: int = 1) 
                 block.__dict__["forward"] = forward
 
 
-def _stream_suffices(model: Any) -> bool:
-    """Whether a layer needs of those before it the residual stream alone; asked of it once."""
+def can_start_midway(model: Any) -> bool:
+    """Whether a layer needs of those before it the residual stream alone, as `start_at` assumes.
+
+    Some models share keys and values between layers. The model is asked, on three tokens, once;
+    when it cannot there is a warning. Ask before other hooks are in force.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+    """
     if model not in _suffices:
         _suffices[model] = _same_from_every_layer(model)
         if not _suffices[model]:
@@ -129,7 +126,7 @@ def _stream_suffices(model: Any) -> bool:
                 f"later layers of {describe_model(model).name} need more of earlier ones than the "
                 "residual stream: runs that differ only in later layers share nothing, and take "
                 "longer",
-                stacklevel=4,
+                stacklevel=3,
             )
     return _suffices[model]
 
@@ -143,7 +140,7 @@ def _same_from_every_layer(model: Any) -> bool:
         expected = model(tokens)
     for layer in layers:
         try:
-            with _pass_over(model, layer, residuals):
+            with start_at(model, layer, residuals):
                 found = model(tokens)
         except Exception:  # whatever the model raises when it misses something
             return False
