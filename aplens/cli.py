@@ -111,6 +111,14 @@ def ablate(
 
 
 @app.command()
+def gates(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
+    """Scale heads, task by task, and see which held-out predictions change."""
+    _run(study_file, folder, "gates", redo, changes)
+
+
+@app.command()
 def report(
     study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
 ) -> None:

@@ -90,6 +90,20 @@ class StatisticsFeatures:
         return observations.statistics.reshape(len(observations), -1).astype(float)
 
 
+class SurpriseFeatures:
+    """The four numbers that say how every head departs from what AP-MAE expects."""
+
+    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """See `FeatureBlock`."""
+        n_heads, n_numbers = observations.surprise.shape[1:]
+        self.column_heads = np.repeat(np.arange(n_heads), n_numbers)
+        return self.transform(observations)
+
+    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
+        """See `FeatureBlock`."""
+        return observations.surprise.reshape(len(observations), -1).astype(float)
+
+
 class EmbeddingFeatures:
     """Where each head's embedding lies along the directions in which it varies most (PCA)."""
 
@@ -155,6 +169,7 @@ def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
         "task": TaskFeatures,
         "confidence": ConfidenceFeatures,
         "statistics": StatisticsFeatures,
+        "surprise": SurpriseFeatures,
         "embeddings": EmbeddingFeatures,
         "clusters": lambda: ClusterFeatures(clusters),
     }

@@ -98,10 +98,20 @@ def _estimate(
     numerator: Float[np.ndarray, " resample"], denominator: Float[np.ndarray, " resample"]
 ) -> Estimate:
     """The sample's ratio and the middle 95 % of the resamples', where they are defined."""
-    defined = denominator > 0
-    if not defined[0]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return estimate_from(np.where(denominator > 0, numerator / denominator, np.nan))
+
+
+def estimate_from(values: Float[np.ndarray, " resample"]) -> Estimate:
+    """A figure and its interval, from its value in the sample and in every resample.
+
+    Args:
+        values: As computed with `FileBootstrap.weights`: the first is the sample's. NaN where a
+            figure is not defined; those resamples are left out.
+    """
+    if np.isnan(values[0]):
         return Estimate(np.nan, np.nan, np.nan)
-    ratios = numerator[defined] / denominator[defined]
+    resampled = values[1:] if len(values) > 1 else values
     tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(ratios[1:] if len(ratios) > 1 else ratios, [tail, 1 - tail])
-    return Estimate(float(ratios[0]), float(low), float(high))
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    return Estimate(float(values[0]), float(low), float(high))

@@ -52,6 +52,7 @@ class Observations:
             gives either.
         statistics: `Float32[ndarray, "scenario head 8"]` (`STATISTICS` names them), or a function
             that loads it; None when they were not computed.
+        surprise: `Float32[ndarray, "scenario head 4"]` (`SURPRISES` names them), likewise.
         model_name: The model observed.
         n_layers: Its layers.
         n_heads: Its heads a layer.
@@ -67,6 +68,7 @@ class Observations:
         heads: Sequence[Head],
         embeddings: _ArraySource,
         statistics: _ArraySource | None = None,
+        surprise: _ArraySource | None = None,
         *,
         model_name: str,
         n_layers: int,
@@ -83,11 +85,12 @@ class Observations:
         self.n_heads = n_heads
         self._embeddings = embeddings
         self._statistics = statistics
+        self._surprise = surprise
         self._patterns = patterns
-        for name, source in (("embeddings", embeddings), ("statistics", statistics)):
-            if isinstance(
-                source, np.ndarray | HeadArray
-            ):  # what is not loaded yet is checked when it is
+        arrays = {"embeddings": embeddings, "statistics": statistics, "surprise": surprise}
+        for name, source in arrays.items():
+            # What is not loaded yet is checked when it is.
+            if isinstance(source, np.ndarray | HeadArray):
                 self._check_shape(name, source)
 
     def __len__(self) -> int:
@@ -120,6 +123,17 @@ class Observations:
             raise ValueError("these observations have no statistics: observe with statistics=True")
         return np.asarray(self._load("statistics", self._statistics))
 
+    @cached_property
+    def surprise(self) -> Float[np.ndarray, "scenario head surprise"]:
+        """How far the last query departs from what AP-MAE expects, loaded when first asked for.
+
+        Raises:
+            ValueError: When the observations were made without it.
+        """
+        if self._surprise is None:
+            raise ValueError("these observations have no surprise: observe with surprise=True")
+        return np.asarray(self._load("surprise", self._surprise))
+
     def patterns(self, scenarios: Sequence[int] | np.ndarray) -> AttentionPatterns:
         """The patterns of all heads on some scenarios, as they were kept.
 
@@ -151,6 +165,7 @@ class Observations:
             self.table.iloc[rows],
             lambda: self.embeddings[rows],
             lambda: self.statistics[rows],
+            lambda: self.surprise[rows],
             lambda some: self.patterns(rows[some]),
         )
 
@@ -160,6 +175,7 @@ class Observations:
             self.table.assign(correct=correct),
             lambda: self.embeddings,
             lambda: self.statistics,
+            lambda: self.surprise,
             self.patterns,
         )
 
@@ -168,6 +184,8 @@ class Observations:
         self.embeddings = np.asarray(self.embeddings)
         if self._statistics is not None:
             _ = self.statistics
+        if self._surprise is not None:
+            _ = self.surprise
         return self
 
     @classmethod
@@ -190,7 +208,8 @@ class Observations:
             shards.read_table(),
             [Head(*head) for head in run["heads"]],
             lambda: stored_embeddings(shards),
-            (lambda: _read_statistics(shards)) if run["statistics"] else None,
+            (lambda: _read_numbers(shards, "statistics")) if run["statistics"] else None,
+            (lambda: _read_numbers(shards, "surprise")) if run.get("surprise") else None,
             model_name=run["model_name"],
             n_layers=run["n_layers"],
             n_heads=run["n_heads"],
@@ -202,14 +221,16 @@ class Observations:
         table: pd.DataFrame,
         embeddings: Callable[[], HeadValues],
         statistics: Callable[[], np.ndarray],
+        surprise: Callable[[], np.ndarray],
         patterns: Callable[[Int[np.ndarray, " some"]], AttentionPatterns],
     ) -> Observations:
-        """Observations of the same heads; no statistics or patterns where these have none."""
+        """Observations of the same heads; nothing is there that these do not have."""
         return Observations(
             table,
             self.heads,
             embeddings,
             None if self._statistics is None else statistics,
+            None if self._surprise is None else surprise,
             model_name=self.model_name,
             n_layers=self.n_layers,
             n_heads=self.n_heads,
@@ -229,9 +250,9 @@ class Observations:
             )
 
 
-def _read_statistics(shards: ShardFolder) -> Float[np.ndarray, "scenario head statistic"]:
+def _read_numbers(shards: ShardFolder, name: str) -> Float[np.ndarray, "scenario head number"]:
     n_heads = len(shards.run["heads"])
-    by_head = [np.concatenate(list(shards.read_head("statistics", i))) for i in range(n_heads)]
+    by_head = [np.concatenate(list(shards.read_head(name, i))) for i in range(n_heads)]
     return np.stack(by_head, axis=1)
 
 

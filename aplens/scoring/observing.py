@@ -24,6 +24,7 @@ from aplens.scoring.observations import COLUMNS, Observations
 from aplens.scoring.shards import ShardFolder
 from aplens.scoring.statistics import patch_statistics
 from aplens.scoring.storage import Storage, store_embeddings
+from aplens.scoring.surprise import patch_surprise, require_surprise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ def observe(
     batch_size: int = 8,
     shard_size: int = 64,
     statistics: bool = True,
+    surprise: bool = False,
     storage: Storage = "float16",
     patterns: bool = False,
     precision: torch.dtype | None = None,
@@ -68,6 +70,9 @@ def observe(
         batch_size: Prompts a forward pass.
         shard_size: Scenarios a shard.
         statistics: Whether to compute the hand-made statistics as well, the predictors' baseline.
+        surprise: Whether to compute as well how far the last query's attention departs from what
+            the AP-MAE fills in for it (`aplens.scoring.surprise`). Observing takes about twice as
+            long.
         storage: How embeddings are kept. "float16": as they are, but for float16's rounding.
             "packed": in six bits a number (`aplens.scoring.packing`), 2.3 times smaller.
         patterns: Whether to keep the patterns themselves as well, for `Observations.patterns`: one
@@ -83,12 +88,14 @@ def observe(
 
     Raises:
         ValueError: When the folder holds observations of something else (the difference is named),
-            an embedding overflows float16, the prompts are longer than the AP-MAE takes, or an
-            argument is out of range.
+            an embedding overflows float16, the prompts are longer than the AP-MAE takes or too
+            short for `surprise`, or an argument is out of range.
         FolderInUseError: When another run is writing into the folder.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
-    options = ObserveOptions(batch_size, shard_size, statistics, storage, patterns, precision)
+    options = ObserveOptions(
+        batch_size, shard_size, statistics, surprise, storage, patterns, precision
+    )
     return observe_with(join_processes(), model, scenarios, mae, folder, options, progress)
 
 
@@ -98,6 +105,7 @@ class ObserveOptions(NamedTuple):
     batch_size: int = 8
     shard_size: int = 64
     statistics: bool = True
+    surprise: bool = False
     storage: Storage = "float16"
     patterns: bool = False
     precision: torch.dtype | None = None
@@ -120,8 +128,11 @@ def observe_with(
         raise ValueError(
             f"storage must be one of {list(get_args(Storage))}, got {options.storage!r}"
         )
-    longest = scenarios.prompts().n_tokens
+    prompts = scenarios.prompts()
+    longest = prompts.n_tokens
     mae.grid.n_rows_for(longest)  # refuses prompts that are too long for it
+    if options.surprise:
+        require_surprise(mae, int(prompts.lengths.min()))
     run = _describe_run(model, scenarios, mae, options)
     read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))
     with processes.own(folder) as path:
@@ -209,6 +220,9 @@ class _LayerReader:
         kept = {"embeddings": half}
         if self._options.statistics:
             kept["statistics"] = patch_statistics(scaled, attention, mae.grid).cpu()
+        if self._options.surprise:
+            flat = patch_surprise(mae, scaled.flatten(0, 1), attention.flatten(0, 1))
+            kept["surprise"] = flat.unflatten(0, scaled.shape[:2]).cpu()
         if self._options.patterns:
             codes, floors = compact_patterns(patches)
             filling = self._n_patches - codes.shape[-2]
@@ -317,6 +331,7 @@ def _describe_run(
         "n_tokens": scenarios.prompts().n_tokens,
         "shard_size": options.shard_size,
         "statistics": options.statistics,
+        "surprise": options.surprise,
         "storage": options.storage,
         "patterns": options.patterns,
         "precision": None if options.precision is None else str(options.precision),

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from aplens._words import shorten
 
 if TYPE_CHECKING:
-    from aplens.study.config import MAESettings, ScenarioSettings, SplitSettings, StudySettings
+    from aplens.study.config import (
+        GateSettings,
+        MAESettings,
+        ScenarioSettings,
+        SplitSettings,
+        StudySettings,
+    )
 
 _PRESETS = ("small", "paper", "paper_tiny")
 _MOST = 2**31 - 1  # what the tables and tensors count with
@@ -38,6 +44,7 @@ def check_values(settings: StudySettings) -> None:
     for name, precision in (
         ("observe.precision", settings.observe.precision),
         ("ablate.precision", settings.ablate.precision),
+        ("gates.precision", settings.gates.precision if settings.gates else ""),
     ):
         _require_choice(name, precision, ("", "bfloat16"))
     _require_choice("observe.storage", settings.observe.storage, get_args(Storage))
@@ -45,7 +52,14 @@ def check_values(settings: StudySettings) -> None:
     _require_range("observe.shard_size", settings.observe.shard_size)
     _require_range("rank.folds", settings.rank.folds, 2)
     _require_choice("rank.reducer", settings.rank.reducer, get_args(Reducer))
-    make_features(settings.rank.features, HeadClusters("pca"))
+    predictor = settings.gates.predictor if settings.gates else ""
+    for features in (settings.rank.features, *settings.rank.compare, predictor or "confidence"):
+        make_features(features, HeadClusters("pca"))
+        if "surprise" in features.split("+") and not settings.observe.surprise:
+            raise ValueError(f"features {shorten(features)} need observe.surprise = true")
+    if predictor and not settings.observe.held_out:
+        raise ValueError("gates.predictor needs observe.held_out = true")
+    _check_gates(settings.gates)
     _check_ablate(settings)
 
 
@@ -93,6 +107,7 @@ def _check_ablate(settings: StudySettings) -> None:
     ablate = settings.ablate
     _require_choice("ablate.method", ablate.method, get_args(AblationMethod))
     _require_range("ablate.batch_size", ablate.batch_size)
+    _require_range("ablate.per_task", ablate.per_task, 0)
     for key in ("sizes", "choices"):
         if not getattr(ablate, key):
             raise ValueError(f"ablate.{key} must not be empty")
@@ -102,6 +117,22 @@ def _check_ablate(settings: StudySettings) -> None:
         _require_choice(f"ablate.choices[{i}]", choice, CHOICES)
     for i, seed in enumerate(ablate.random_seeds):
         _require_range(f"ablate.random_seeds[{i}]", seed, 0, _LAST_SEED)
+
+
+def _check_gates(gates: GateSettings | None) -> None:
+    if gates is None:
+        return
+    for key in ("steps", "zeroed"):
+        values = getattr(gates, key)
+        if not values or min(values) <= 0:
+            raise ValueError(f"gates.{key} must be numbers above 0, got {list(values)}")
+    _require_range("gates.epochs", gates.epochs)
+    _require_range("gates.batch_size", gates.batch_size)
+    if not (gates.learning_rate > 0 and gates.penalty >= 0):
+        raise ValueError(
+            "gates.learning_rate must be above 0 and gates.penalty 0 or more, got "
+            f"{gates.learning_rate} and {gates.penalty}"
+        )
 
 
 def _require_range(name: str, value: int, least: int = 1, most: int = _MOST) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from aplens._documents import check
@@ -108,14 +109,20 @@ class ObserveSettings:
         batch_size: Prompts a forward pass.
         shard_size: Scenarios a shard on disk.
         storage: "float16" or "packed".
+        surprise: Whether to compute how the last query departs from what AP-MAE expects.
         patterns: Whether to keep the patterns themselves.
+        held_out: Whether to observe the part `ablate` as well. Predictors are then compared on all
+            parts (each file predicted by one that has not seen it), and gates can be applied where
+            a predictor expects an error. The ranking still sees `fit` and `rank` alone.
         precision: "bfloat16", or the model's own when empty.
     """
 
     batch_size: int = 8
     shard_size: int = 64
     storage: str = "float16"
+    surprise: bool = False
     patterns: bool = False
+    held_out: bool = False
     precision: str = ""
 
 
@@ -128,18 +135,23 @@ class RankSettings:
         reducer: Before clustering: "umap", "pca", or "auto" (UMAP where it is installed). UMAP
             takes about a second a head and fold, PCA hardly any time.
         folds: Of the comparison of predictors.
+        compare: The feature sets that are compared; the usual ones when empty.
+        by_task: Whether they are compared task by task as well.
     """
 
     features: str = "clusters"
     reducer: str = "auto"
     folds: int = 5
+    compare: tuple[str, ...] = ()
+    by_task: bool = False
 
 
 @dataclass(frozen=True)
 class AblateSettings:
     """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`.
 
-    `precision` is "bfloat16", or the model's own when empty.
+    `precision` is "bfloat16", or the model's own when empty. `per_task`: at most this many of a
+    task's held-out scenarios; all when 0.
     """
 
     method: str = "zero"
@@ -147,7 +159,34 @@ class AblateSettings:
     choices: tuple[str, ...] = ("toward_incorrect", "toward_correct", "neutral", "random")
     random_seeds: tuple[int, ...] = (0, 1, 2)
     balance: bool = True
+    per_task: int = 0
     batch_size: int = 16
+    precision: str = ""
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """`[gates]`: gates for each task, see `aplens.scale_heads`; made only where the table is there.
+
+    Attributes:
+        steps: Steps along the gradient; the best on the part `rank` is taken.
+        zeroed: Numbers of heads to zero instead; likewise.
+        epochs: Passes over the part `fit` to learn gates.
+        learning_rate: Of learning.
+        penalty: Nats for a gate at 0 or 2.
+        predictor: The features of the predictor of errors, which decides where gates are applied;
+            needs `observe.held_out`. None when empty.
+        batch_size: Prompts a pass.
+        precision: "bfloat16", or the model's own when empty.
+    """
+
+    steps: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    zeroed: tuple[int, ...] = (1, 2, 5, 10)
+    epochs: int = 2
+    learning_rate: float = 0.03
+    penalty: float = 0.01
+    predictor: str = ""
+    batch_size: int = 8
     precision: str = ""
 
 
@@ -164,6 +203,7 @@ class StudySettings:
     observe: ObserveSettings = field(default_factory=ObserveSettings)
     rank: RankSettings = field(default_factory=RankSettings)
     ablate: AblateSettings = field(default_factory=AblateSettings)
+    gates: GateSettings | None = None
 
     def __post_init__(self) -> None:
         """Refuse corpora whose prompts could not stand in one tensor.
@@ -249,6 +289,8 @@ def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, UnionType):  # a table that may be missing
+        hint = get_args(hint)[0]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a table, got {shorten(value)}")

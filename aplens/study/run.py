@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from aplens.study.config import ScenarioSettings, StudySettings
 from aplens.study.stages import Reporter, Stage, run_stages
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
+    from numpy.typing import NDArray
 
     from aplens.heads import HeadRanking
     from aplens.interventions import AblationSweep
@@ -31,6 +34,7 @@ _MESSAGES = {
     "observe": "the model on every scenario, every head's pattern encoded",
     "rank": "clusters, predictors of correctness, SHAP",
     "ablate": "ranked and random heads on held-out scenarios",
+    "gates": "heads scaled, task by task, on held-out scenarios",
     "report": "one HTML file",
 }
 STAGES = tuple(_MESSAGES)
@@ -41,6 +45,7 @@ _TAKES = {
     "observe": ("fit", "rank"),
     "rank": ("fit", "rank"),
     "ablate": ("fit", "ablate"),
+    "gates": ("fit", "rank", "ablate"),
 }
 
 #: Stages that several processes do together.
@@ -86,7 +91,9 @@ class Study:
         if until not in STAGES:
             raise ValueError(f"unknown stage {until!r}: the stages are {list(STAGES)}")
         self._require_parts(STAGES[: STAGES.index(until) + 1])
-        stages = self._stages()[: STAGES.index(until) + 1]
+        if until == "gates" and self.settings.gates is None:
+            raise ValueError("this study has no gates: give its file a table [gates]")
+        stages = self._stages(until)
         run_stages(stages, self.folder, self.reporter, redo=redo)
 
     def _require_parts(self, stages: Sequence[str]) -> None:
@@ -140,10 +147,31 @@ class Study:
 
     @cached_property
     def observations(self) -> Observations:
-        """What was observed on the parts `fit` and `rank`, in this order."""
+        """What was observed on `fit`, `rank` and, where it was asked for, `ablate`, in this order.
+
+        `observed_part` takes one of them.
+        """
         from aplens.scoring import Observations
 
         return Observations.open(self.folder / "observations")
+
+    @property
+    def _observed_parts(self) -> tuple[str, ...]:
+        return ("fit", "rank", "ablate") if self.settings.observe.held_out else ("fit", "rank")
+
+    def observed_part(self, name: str) -> Observations:
+        """What was observed on one part.
+
+        Raises:
+            ValueError: When that part was not observed.
+        """
+        start = 0
+        for part in self._observed_parts:
+            stop = start + len(self.parts[part])
+            if part == name:
+                return self.observations.select(range(start, stop))
+            start = stop
+        raise ValueError(f"part {name!r} is not observed: set observe.held_out = true")
 
     @cached_property
     def ranking(self) -> HeadRanking:
@@ -168,23 +196,28 @@ class Study:
 
     # --- the stages ----------------------------------------------------------------------------
 
-    def _stages(self) -> list[Stage]:
+    def _stages(self, until: str) -> list[Stage]:
         settings = self.settings
 
         def stage(name: str, outputs: list[str], run: Callable[[], None], *parts: Any) -> Stage:
-            keys = {key: v for part in parts for key, v in _flatten(part).items()}
+            keys = {key: v for part in parts if part for key, v in _flatten(part).items()}
             keys = {"seed": settings.seed, **keys}
             return Stage(name, _MESSAGES[name], keys, outputs, run, name in _SHARED)
 
         mined = ["scenarios.parquet", "corpus.json"]
         ranked = ["ranking.json", "predictors.parquet", "predictions.json"]
-        return [
+        stages = [
             stage("mine", mined, self._mine, settings.model, settings.scenarios),
             stage("train", ["mae"], self._train, settings.mae, settings.split),
             stage("observe", ["observations"], self._observe, settings.observe),
             stage("rank", ranked, self._rank, settings.rank),
             stage("ablate", ["ablations"], self._ablate, settings.ablate),
+            stage("gates", ["gates", "gates.parquet"], self._gates, settings.gates),
             stage("report", ["report.html"], self._report),
+        ]
+        last = STAGES.index(until)
+        return [
+            one for one in stages[: last + 1] if one.name != "gates" or settings.gates is not None
         ]
 
     def _mine(self) -> None:
@@ -268,11 +301,12 @@ class Study:
         wanted = self.settings.observe
         observe(
             self.model,
-            Scenarios([*self.parts["fit"], *self.parts["rank"]]),
+            Scenarios(s for part in self._observed_parts for s in self.parts[part]),
             self.mae,
             self.folder / "observations",
             batch_size=wanted.batch_size,
             shard_size=wanted.shard_size,
+            surprise=wanted.surprise,
             storage=wanted.storage,  # type: ignore[arg-type]
             patterns=wanted.patterns,
             precision=_dtype(wanted.precision),
@@ -280,18 +314,17 @@ class Study:
         )
 
     def _rank(self) -> None:
-        from aplens.scoring import HeadClusters, HeadScorer
+        from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer
 
         wanted, seed = self.settings.rank, self.settings.seed
-        n_fit = len(self.parts["fit"])
-        observations = self.observations
-        fit = observations.select(range(n_fit))
-        held_out = observations.select(range(n_fit, len(observations)))
+        fit, held_out = self.observed_part("fit"), self.observed_part("rank")
         self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
         clusters = HeadClusters(wanted.reducer, seed=seed)  # type: ignore[arg-type]
         scorer = HeadScorer(self.mae, features=wanted.features, clusters=clusters, seed=seed)
         table = scorer.evaluate(
-            observations,
+            self.observations,
+            features=wanted.compare or FEATURE_SETS,
+            by_task=wanted.by_task,
             n_folds=wanted.folds,
             progress=self.reporter.update,
             keep=self.folder / "predictions.json",
@@ -305,9 +338,12 @@ class Study:
         from aplens.interventions import sweep_ablations
 
         wanted = self.settings.ablate
+        held_out = self.parts["ablate"]
+        if wanted.per_task:
+            held_out = held_out.select(_first_of_each(held_out.tasks, wanted.per_task))
         sweep_ablations(
             self.model,
-            self.parts["ablate"],
+            held_out,
             self.ranking,
             sizes=wanted.sizes,
             choices=wanted.choices,  # type: ignore[arg-type]
@@ -321,6 +357,57 @@ class Study:
             folder=self.folder / "ablations",
             progress=self.reporter.update,
         )
+
+    def _gates(self) -> None:
+        import pandas as pd
+
+        from aplens.study.gates import gate_task, join_trials, load_task
+
+        wanted, folder, results = self.settings.gates, self.folder / "gates", []
+        assert wanted is not None
+        folder.mkdir(exist_ok=True)
+        tasks = sorted(set(self.parts["ablate"].tasks))
+        held_out = [_of_task(self.parts["ablate"], task) for task in tasks]
+        for number, (task, scenarios) in enumerate(zip(tasks, held_out, strict=True)):
+            path = folder / f"{task}.json"
+            result = load_task(path, len(scenarios))
+            if result is None:
+                result = gate_task(
+                    self.model,
+                    _of_task(self.parts["fit"], task),
+                    _of_task(self.parts["rank"], task),
+                    scenarios,
+                    wanted,
+                    _dtype(wanted.precision),
+                    self.settings.seed,
+                    partial(self._show_task, f"{task}: ", number, len(tasks)),
+                )
+                result.save(path)
+            results.append(result)
+        trials = join_trials(held_out, results)
+        tables = [trials.to_frame(self.settings.seed)]
+        if wanted.predictor:
+            expected = self._expected_errors(wanted.predictor, held_out)
+            gated = trials.apply_where(expected, " where an error is expected")
+            tables.append(gated.to_frame(self.settings.seed))
+        with atomic_write(self.folder / "gates.parquet") as temporary:
+            pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
+
+    def _show_task(self, task: str, number: int, total: int, note: str) -> None:
+        self.reporter.update(number, total, task + note)
+
+    def _expected_errors(self, features: str, held_out: Sequence[Scenarios]) -> NDArray[np.bool_]:
+        """Whether a predictor that saw `fit` and `rank` expects an error, in the order given."""
+        import numpy as np
+
+        from aplens.scoring import CorrectnessPredictor
+
+        n = len(self.parts["fit"]) + len(self.parts["rank"])
+        predictor = CorrectnessPredictor(features, seed=self.settings.seed)
+        predictor.fit(self.observations.select(range(n)))
+        expected = predictor.decision_function(self.observed_part("ablate")) > 0
+        tasks = np.array(self.parts["ablate"].tasks)
+        return np.concatenate([expected[tasks == part.tasks[0]] for part in held_out])
 
     def _report(self) -> None:
         from aplens.study.report import gather_report
@@ -340,6 +427,21 @@ def _dtype(name: str) -> torch.dtype | None:
     import torch
 
     return getattr(torch, name) if name else None
+
+
+def _of_task(scenarios: Scenarios, task: str) -> Scenarios:
+    return scenarios.select([i for i, each in enumerate(scenarios.tasks) if each == task])
+
+
+def _first_of_each(tasks: Sequence[str], n: int) -> list[int]:
+    """The places of the first n of each task."""
+    seen: Counter[str] = Counter()
+    places = []
+    for place, task in enumerate(tasks):
+        seen[task] += 1
+        if seen[task] <= n:
+            places.append(place)
+    return places
 
 
 def _of_languages(scenarios: Scenarios, languages: Sequence[str]) -> Scenarios:

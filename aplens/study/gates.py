@@ -1,0 +1,266 @@
+"""The stage `gates`: gates for each task, made on its training files, tried on its held-out ones.
+
+For every task: gates from one gradient and learned ones, heads to zero chosen by the same gradient,
+and three baselines: the learned gates dealt out to other heads, a bias on the output that knows how
+often each token is an answer in the training files, and that bias with the gates. Steps, numbers of
+heads and the bias's weight are chosen on the part `rank`; the part `ablate` is looked at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aplens._documents import check, read_document, take
+from aplens._io import write_json
+from aplens.interventions.effects import HeadEffects, estimate_effects
+from aplens.interventions.gates import HeadGates, learn_gates
+from aplens.interventions.results import read_bits, write_bits
+from aplens.interventions.trials import GateTrials, scaled_logits
+from aplens.models import compute_in, describe_model
+
+if TYPE_CHECKING:
+    from aplens.scenarios import Scenarios
+    from aplens.study.config import GateSettings
+
+#: Weights of the answers' bias that are tried on the validation files; 0 is no bias.
+BIAS_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+_FORMAT = "aplens.task_gates"
+
+
+@dataclass(frozen=True)
+class TaskGates:
+    """What was made for one task, and how it did on its held-out scenarios.
+
+    Attributes:
+        gates: The gates by name.
+        chosen: What was chosen on the validation files, by name.
+        clean: Whether the unchanged model is correct on each held-out scenario.
+        outcomes: The same with each intervention.
+    """
+
+    gates: dict[str, HeadGates]
+    chosen: dict[str, float]
+    clean: NDArray[np.bool_]
+    outcomes: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON."""
+        write_json(
+            path,
+            {
+                "format": _FORMAT,
+                "version": 1,
+                "gates": {name: gates.to_dict() for name, gates in self.gates.items()},
+                "chosen": self.chosen,
+                "clean": write_bits(self.clean),
+                "outcomes": {name: write_bits(bits) for name, bits in self.outcomes.items()},
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TaskGates:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: When the file cannot be read.
+            ValueError: When it is something else, or damaged; the message names the file.
+        """
+        data = read_document(path, "a task's gates", _FORMAT, 1)
+        try:
+            clean = read_bits(take(data, "clean", str), "clean")
+            outcomes = {
+                name: read_bits(check(bits, str, f"outcomes.{name}"), f"outcomes.{name}")
+                for name, bits in take(data, "outcomes", dict).items()
+            }
+            if any(len(bits) != len(clean) for bits in outcomes.values()):
+                raise ValueError(f"outcomes must be of {len(clean)} scenarios, as clean is")
+            return cls(
+                {
+                    name: HeadGates.from_dict(check(one, dict, f"gates.{name}"))
+                    for name, one in take(data, "gates", dict).items()
+                },
+                {
+                    name: check(value, float, f"chosen.{name}")
+                    for name, value in take(data, "chosen", dict).items()
+                },
+                clean,
+                outcomes,
+            )
+        except ValueError as error:
+            raise ValueError(f"{path} holds damaged gates of a task: {error}") from error
+
+
+def gate_task(
+    model: Any,
+    fit: Scenarios,
+    validation: Scenarios,
+    held_out: Scenarios,
+    settings: GateSettings,
+    precision: torch.dtype | None,
+    seed: int,
+    tell: Callable[[str], object] = lambda note: None,
+) -> TaskGates:
+    """Make one task's gates and try them.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        fit: Scenarios that gates are made on.
+        validation: Those on which steps and sizes are chosen.
+        held_out: Those on which the result is measured.
+        settings: How much to try.
+        precision: As for `scaled_logits`.
+        seed: Of learning and of shuffling.
+        tell: Called with what is done next.
+    """
+    trial = _Trial(model, validation, held_out, settings.batch_size, precision)
+    tell("gradient")
+    with compute_in(model, precision):
+        effects = estimate_effects(model, fit, batch_size=settings.batch_size)
+    tell("steps")
+    stepped = {step: _step(model, effects, step) for step in settings.steps}
+    step = trial.choose({step: gates.values for step, gates in stepped.items()})
+    tell("learning")
+    learned = learn_gates(
+        model,
+        fit,
+        validation,
+        start=stepped[step],
+        n_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        penalty=settings.penalty,
+        batch_size=settings.batch_size,
+        precision=precision,
+        seed=seed,
+    )
+    tell("zeroing")
+    by_size = {float(size): _zeroed(stepped[step], effects, size) for size in settings.zeroed}
+    size = trial.choose({size: gates.values for size, gates in by_size.items()})
+    bias = answer_bias(fit.targets(), trial.clean.shape[1])
+    weight = trial.choose_bias(bias)
+    gates = {
+        "gradient": stepped[step],
+        "learned": learned,
+        "zeroed": by_size[size],
+        "shuffled": learned.shuffled(seed),
+    }
+    outcomes = {}
+    for name, one in gates.items():
+        tell(name)
+        logits = trial.held_out_logits(one.values)
+        outcomes[name] = trial.correct(logits)
+        if name == "learned":
+            outcomes["learned + answer bias"] = trial.correct(logits + weight * bias)
+    outcomes["answer bias"] = trial.correct(trial.clean + weight * bias)
+    chosen = {"step": step, "n_zeroed": size, "bias_weight": weight}
+    return TaskGates(gates, chosen, trial.correct(trial.clean), outcomes)
+
+
+def answer_bias(targets: Int[Tensor, " scenario"], n_tokens: int) -> Float[Tensor, " d_vocab"]:
+    """What to add to logits so that tokens count as often as they are answers: log(1 + count).
+
+    The baseline of anything that learns from a task's answers without looking at the prompt.
+
+    Args:
+        targets: The training scenarios' answers.
+        n_tokens: Size of the vocabulary.
+    """
+    return torch.bincount(targets, minlength=n_tokens).float().log1p()
+
+
+class _Trial:
+    """One task's validation and held-out scenarios, and the unchanged model's logits on them."""
+
+    def __init__(
+        self,
+        model: Any,
+        validation: Scenarios,
+        held_out: Scenarios,
+        batch_size: int,
+        precision: torch.dtype | None,
+    ) -> None:
+        self._model = model
+        self._validation = validation
+        self._held_out = held_out
+        self._options: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
+        self._clean_validation = scaled_logits(model, validation, **self._options)
+        self.clean = scaled_logits(model, held_out, **self._options)
+
+    def held_out_logits(self, gates: np.ndarray) -> Float[Tensor, "scenario d_vocab"]:
+        return scaled_logits(self._model, self._held_out, gates, **self._options)
+
+    def correct(self, logits: Float[Tensor, "scenario d_vocab"]) -> NDArray[np.bool_]:
+        return (logits.argmax(dim=-1) == self._held_out.targets()).numpy()
+
+    def choose(self, candidates: dict[float, np.ndarray]) -> float:
+        """The candidate with which the answers of the validation scenarios are most probable."""
+        scores = {
+            name: self._log_p(scaled_logits(self._model, self._validation, gates, **self._options))
+            for name, gates in candidates.items()
+        }
+        return max(scores, key=lambda name: scores[name])
+
+    def choose_bias(self, bias: Float[Tensor, " d_vocab"]) -> float:
+        scores = {w: self._log_p(self._clean_validation + w * bias) for w in BIAS_WEIGHTS}
+        return max(scores, key=lambda weight: scores[weight])
+
+    def _log_p(self, logits: Float[Tensor, "scenario d_vocab"]) -> float:
+        targets = self._validation.targets()[:, None]
+        return float(logits.log_softmax(dim=-1).gather(1, targets).double().mean())
+
+
+def _step(model: Any, effects: HeadEffects, step: float) -> HeadGates:
+    info = describe_model(model)
+    return HeadGates.from_effects(
+        effects,
+        model_name=info.name,
+        n_layers=info.n_layers,
+        n_heads=info.n_heads,
+        step=step,
+    )
+
+
+def _zeroed(like: HeadGates, effects: HeadEffects, size: int) -> HeadGates:
+    """The heads zeroed whose removal is estimated to help the answers most."""
+    values = np.ones_like(like.values)
+    for place in np.argsort(-effects.values.mean(axis=1), kind="stable")[:size]:
+        values[effects.heads[place]] = 0
+    return HeadGates(values, like.model_name, {"method": "zeroed", "size": size})
+
+
+def join_trials(held_out: Sequence[Scenarios], results: Sequence[TaskGates]) -> GateTrials:
+    """All tasks' outcomes in one table, task after task."""
+    names = list(results[0].outcomes)
+    return GateTrials(
+        [task for scenarios in held_out for task in scenarios.tasks],
+        [file for scenarios in held_out for file in scenarios.files],
+        np.concatenate([result.clean for result in results]),
+        {name: np.concatenate([result.outcomes[name] for result in results]) for name in names},
+    )
+
+
+def load_task(path: Path, n_held_out: int) -> TaskGates | None:
+    """A task that was done before; None when it was not.
+
+    Raises:
+        ValueError: When the file is damaged, or of other scenarios.
+    """
+    if not path.exists():
+        return None
+    found = TaskGates.load(path)
+    if len(found.clean) != n_held_out:
+        raise ValueError(
+            f"{path} holds outcomes of {len(found.clean)} scenarios, this study holds out "
+            f"{n_held_out} of that task: delete it"
+        )
+    return found
