@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from aplens.heads import Head, HeadRanking, parse_heads
     from aplens.interventions import (
         AblationSweep,
+        HeadGates,
         ablate_heads,
         estimate_effects,
+        learn_gates,
         measure_effects,
+        scale_heads,
         sweep_ablations,
     )
     from aplens.mae import APMAE, APMAEConfig, train_apmae
@@ -26,7 +29,15 @@ if TYPE_CHECKING:
     from aplens.prompts import Prompts, read_prompts
     from aplens.ranking import rank_heads
     from aplens.scenarios import Scenario, Scenarios, make_scenarios, mine_scenarios
-    from aplens.scoring import HeadScorer, Observations, observe, pattern_distances, score_heads
+    from aplens.scoring import (
+        HeadScorer,
+        Observations,
+        TemplateCatalogue,
+        observe,
+        pattern_distances,
+        sample_patterns,
+        score_heads,
+    )
     from aplens.viz import View, show_clusters, show_heads, show_reconstruction
 
 _HOME = {
@@ -38,7 +49,10 @@ _HOME = {
     "HeadRanking": "aplens.heads",
     "parse_heads": "aplens.heads",
     "AblationSweep": "aplens.interventions",
+    "HeadGates": "aplens.interventions",
     "ablate_heads": "aplens.interventions",
+    "learn_gates": "aplens.interventions",
+    "scale_heads": "aplens.interventions",
     "estimate_effects": "aplens.interventions",
     "measure_effects": "aplens.interventions",
     "sweep_ablations": "aplens.interventions",
@@ -59,7 +73,9 @@ _HOME = {
     "read_prompts": "aplens.prompts",
     "HeadScorer": "aplens.scoring",
     "Observations": "aplens.scoring",
+    "TemplateCatalogue": "aplens.scoring",
     "observe": "aplens.scoring",
+    "sample_patterns": "aplens.scoring",
     "pattern_distances": "aplens.scoring",
     "score_heads": "aplens.scoring",
     "View": "aplens.viz",
@@ -91,10 +107,15 @@ __all__ = [  # noqa: RUF022 - in the order a user meets them
     "rank_heads",
     "score_heads",
     "pattern_distances",
+    "sample_patterns",
+    "TemplateCatalogue",
     "Head",
     "HeadRanking",
     "parse_heads",
     "ablate_heads",
+    "scale_heads",
+    "HeadGates",
+    "learn_gates",
     "measure_effects",
     "estimate_effects",
     "sweep_ablations",

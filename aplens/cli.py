@@ -189,6 +189,37 @@ def evaluate(
         console.print(text, markup=False, soft_wrap=True)
 
 
+@app.command()
+def catalogue(
+    study_file: StudyFile,
+    folder: Folder = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model to look at; without, the study's own. Repeatable."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts of each language.")] = 60,
+    clusters: Annotated[int, typer.Option(help="Clusters of all patterns together.")] = 24,
+    changes: Changes = None,
+) -> None:
+    """Catalogue recurring patterns across heads, domains and models, and check their names."""
+    from aplens.study import StudySettings
+    from aplens.study.catalogue import catalogue_study
+
+    with _reporting() as (console, reporter):
+        if not join_processes().is_main:
+            return  # it is not shared
+        text = catalogue_study(
+            StudySettings.from_toml(study_file, changes or ()),
+            _target(study_file, folder),
+            models=model or (),
+            prompts=prompts,
+            n_clusters=clusters,
+            reporter=reporter,
+            command=_command(),
+        )
+        console.print(text, markup=False, soft_wrap=True)
+
+
 @app.command(name="run")
 def run_study(
     study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None

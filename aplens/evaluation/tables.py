@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aplens._markdown import table_lines
 from aplens.evaluation.measure import REPEATED, Evaluation, EvaluationSettings
 from aplens.evaluation.probes import DETECTED, LAYER
 from aplens.evaluation.reconstruction import ALL, LAYER_THIRDS
@@ -56,7 +57,7 @@ def _reconstruction_by(frame: pd.DataFrame, by: str, names: Sequence[str]) -> It
         f"{'domain' if by == 'domain' else 'layer'}, its ratio to the mean patch's. {_INTERVAL}"
     )
     yield ""
-    yield from _table(
+    yield from table_lines(
         ["predictor", "error × 1000", *names],
         (
             [
@@ -80,7 +81,7 @@ def _probes(frame: pd.DataFrame) -> Iterator[str]:
         )
         yield ""
         targets = part.set_index(["input", "target"])
-        yield from _table(
+        yield from table_lines(
             ["input", "dims", *(name.replace("_", " ") for name in (*DETECTED, LAYER))],
             (
                 [
@@ -100,7 +101,7 @@ def _correctness(frame: pd.DataFrame) -> Iterator[str]:
         f"logistic regression over all heads. {_INTERVAL}"
     )
     yield ""
-    yield from _table(
+    yield from table_lines(
         ["input", "AUC", "accuracy"],
         (
             [row["input"], _interval(row, "auc"), _interval(row, "accuracy")]
@@ -127,15 +128,3 @@ def _over(row: Any) -> str:
 
 def _others(values: Iterable[str], *known: str) -> list[str]:
     return sorted(set(values) - set(known))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield _row(header)
-    yield _row(["---"] * len(header))
-    for row in rows:
-        yield _row(row)
-    yield ""
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

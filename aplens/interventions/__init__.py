@@ -1,7 +1,8 @@
-"""Switching heads off: one choice, each head by itself, or a sweep with its baselines."""
+"""Switching heads off or scaling them: chosen, each by itself, swept, or learned."""
 
 from aplens.interventions.ablation import AblationMethod, ablate_heads
 from aplens.interventions.effects import HeadEffects, Metric, estimate_effects, measure_effects
+from aplens.interventions.gates import HeadGates, learn_gates
 from aplens.interventions.results import (
     CHOICES,
     AblationSweep,
@@ -9,7 +10,9 @@ from aplens.interventions.results import (
     Setting,
     SettingResult,
 )
+from aplens.interventions.scaling import scale_heads
 from aplens.interventions.sweep import PAPER_SIZES, sweep_ablations
+from aplens.interventions.trials import GateTrials, try_scales
 
 __all__ = [
     "CHOICES",
@@ -17,12 +20,17 @@ __all__ = [
     "AblationMethod",
     "AblationSweep",
     "Choice",
+    "GateTrials",
     "HeadEffects",
+    "HeadGates",
     "Metric",
     "Setting",
     "SettingResult",
     "ablate_heads",
     "estimate_effects",
+    "learn_gates",
     "measure_effects",
+    "scale_heads",
     "sweep_ablations",
+    "try_scales",
 ]

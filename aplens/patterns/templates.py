@@ -44,7 +44,7 @@ MIXED_BELOW = 0.4
 
 #: Where a template's largest possible share is not this much above chance, a query or two decide,
 #: and its strength says nothing.
-_LEAST_RANGE = 0.1
+LEAST_RANGE = 0.1
 
 
 class TemplateNames(NamedTuple):
@@ -118,7 +118,7 @@ def template_strengths(
     queries = keys.any(-1).float().mean(-1)
     chance = torch.cat([by_uniform, by_one_key[None]]).to(scores)
     most = torch.cat([queries, torch.ones(1)]).to(scores)
-    telling = most - chance >= _LEAST_RANGE
+    telling = most - chance >= LEAST_RANGE
     return torch.where(telling, (scores - chance) / (most - chance), torch.nan)
 
 

@@ -63,7 +63,7 @@ def evaluate_study(
     reporter = reporter or Reporter()
     loaded, text = _load(maes), ""
     results: list[Evaluation] = []
-    for name, study in _studies(settings, Path(folder), models, reporter):
+    for name, study in studies_of(settings, Path(folder), models, reporter):
         study.run("mine")
         started = time.monotonic()
         reporter.start("evaluate", f"{', '.join(loaded)} on {name}")
@@ -87,7 +87,7 @@ def _load(maes: Sequence[str]) -> dict[str, APMAE]:
     return {label: APMAE.from_pretrained(name) for label, name in zip(labels, maes, strict=True)}
 
 
-def _studies(
+def studies_of(
     settings: StudySettings, folder: Path, models: Sequence[str], reporter: Reporter
 ) -> Iterator[tuple[str, Study]]:
     """The study of each model; that of the study's own model is the study itself."""

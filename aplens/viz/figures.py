@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from aplens.circuits import PatchingTable
     from aplens.mae import Reconstruction
+    from aplens.scoring.catalogue import TemplateCatalogue
 
 #: What a ranking's scores are, by the method that made it, and their unit.
 _QUANTITIES = {
@@ -465,3 +466,21 @@ def _draw_pattern(axes: Axes, pattern: Any) -> Any:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     return image
+
+
+def plot_catalogue(catalogue: TemplateCatalogue, columns: int = 6) -> Figure:
+    """The typical pattern of every cluster, the most frequent first, with its name and share."""
+    n = len(catalogue.pictures)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(WIDTH, 1.35 * WIDTH / columns * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    total = catalogue.counts.sum()
+    for axis in axes:
+        axis.set_axis_off()
+    shown = zip(axes, catalogue.pictures, catalogue.names, catalogue.counts, strict=False)
+    for axis, picture, name, count in shown:
+        above = np.triu(np.ones_like(picture, dtype=bool), 1)
+        masked = np.ma.masked_array(picture, above)
+        axis.imshow(masked, cmap=PATTERN_COLORS, interpolation="nearest")
+        axis.set_title(f"{name}\n{count / total:.1%}".replace(" + ", " +\n"), fontsize=7)
+    return figure

@@ -1,0 +1,533 @@
+"""One catalogue of recurring patterns across heads, domains and models.
+
+The paper clusters each head alone and leaves the clusters unnamed. Here the patterns of all heads
+are clustered together, so that the same template in two heads, or two models, is one entry; every
+cluster is named by scores measured on its members, and a catalogue that was saved places the
+patterns of another model without clustering again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from aplens._io import atomic_write, fingerprint, hash_tensors
+from aplens.heads import Head
+from aplens.models import describe_model
+from aplens.patterns import log_normalize, stream_patterns
+from aplens.patterns.templates import MIXED, MIXED_BELOW, TEMPLATES, template_strengths
+from aplens.patterns.templates import template_scores as score_templates
+from aplens.patterns.text_templates import TEXT_TEMPLATES, text_template_strengths
+from aplens.prompts import PromptsLike, read_prompts
+from aplens.scoring.clusters import unit_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aplens.mae import APMAE
+
+#: What strengths are of, in their order.
+SCORES = (*TEMPLATES, *TEXT_TEMPLATES)
+
+#: Directions of the embeddings that clusters are found in.
+_N_DIRECTIONS = 24
+
+#: Rows and columns of a typical picture.
+PICTURE_SIZE = 32
+
+#: A cluster that follows no template is named by the two strongest when each has this strength.
+_PART_FROM = 0.15
+
+_FORMAT = "aplens.template_catalogue"
+
+
+@dataclass(frozen=True)
+class PatternSample:
+    """The patterns of one model's heads on some prompts.
+
+    Attributes:
+        source: Where they come from, such as "smollm2-135m, java".
+        heads: The heads.
+        embeddings: `Float16[ndarray, "prompt head d_embed"]`.
+        strengths: `Float32[ndarray, "prompt head score"]`, of `SCORES`; NaN where a prompt says
+            nothing about one.
+        pictures: `Float16[ndarray, "prompt head 32 32"]`, log-normalized patterns made smaller.
+    """
+
+    source: str
+    heads: tuple[Head, ...]
+    embeddings: np.ndarray
+    strengths: np.ndarray
+    pictures: np.ndarray
+
+    def __len__(self) -> int:
+        """Prompts."""
+        return len(self.embeddings)
+
+
+@torch.no_grad()
+def sample_patterns(
+    model: Any,
+    prompts: PromptsLike,
+    mae: APMAE,
+    source: str = "",
+    *,
+    batch_size: int = 8,
+    progress: Callable[[int, int], object] | None = None,
+) -> PatternSample:
+    """Run a model and describe every head's pattern on every prompt.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge with a tokenizer, which tells delimiters and
+            brackets.
+        prompts: In any form that `read_prompts` takes, of up to the AP-MAE's context.
+        mae: The AP-MAE that encodes.
+        source: What to call it (default: the model's name).
+        batch_size: Prompts a forward pass.
+        progress: Called with (prompts done, prompts in all).
+
+    Raises:
+        ValueError: When prompts are empty, too long or not the model's, or it has no tokenizer.
+    """
+    info = describe_model(model)
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"{info.name} has no tokenizer: delimiters and brackets cannot be told")
+    read = read_prompts(model, prompts)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    heads: tuple[Head, ...] = ()
+    for rows, patterns, _ in stream_patterns(model, read, None, batch_size):
+        heads = patterns.heads
+        for place, prompt in enumerate(range(rows.start, rows.stop)):
+            attention, ids = patterns.prompt(place), read.ids(prompt)
+            texts = [tokenizer.decode([token]) for token in ids]
+            parts.append(_describe(attention, torch.tensor(ids), texts, mae))
+        if progress is not None:
+            progress(rows.stop, len(read))
+    embeddings, strengths, pictures = (np.stack(each) for each in zip(*parts, strict=True))
+    return PatternSample(source or info.name, heads, embeddings, strengths, pictures)
+
+
+def _describe(
+    attention: Float[Tensor, "head query key"],
+    tokens: Int[Tensor, " pos"],
+    texts: Sequence[str],
+    mae: APMAE,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    named = template_strengths(score_templates(attention, tokens), tokens)
+    strengths = torch.cat([named, text_template_strengths(attention, texts)], dim=-1)
+    pictures = F.interpolate(
+        log_normalize(attention)[:, None], (PICTURE_SIZE, PICTURE_SIZE), mode="area"
+    )[:, 0]
+    embeddings = mae.encode(attention)
+    return (
+        embeddings.cpu().half().numpy(),
+        strengths.float().cpu().numpy(),
+        pictures.cpu().half().numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class TemplateCatalogue:
+    """Clusters of patterns with their names.
+
+    Attributes:
+        centre: `Float[ndarray, "d_embed"]`, what is taken off unit embeddings.
+        directions: `Float[ndarray, "direction d_embed"]`.
+        centres: `Float[ndarray, "cluster direction"]`; a pattern belongs to the nearest.
+        strengths: `Float[ndarray, "cluster score"]`, means over the members.
+        pictures: `Float[ndarray, "cluster 32 32"]`, the typical pattern of each.
+        counts: `Int[ndarray, "cluster"]`, members when it was made.
+        mae: Fingerprint of the AP-MAE whose embeddings these are.
+        metadata: JSON-able facts about how it was made.
+    """
+
+    centre: np.ndarray
+    directions: np.ndarray
+    centres: np.ndarray
+    strengths: np.ndarray
+    pictures: np.ndarray
+    counts: np.ndarray
+    mae: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    _ARRAYS = ("centre", "directions", "centres", "strengths", "pictures", "counts")
+
+    @classmethod
+    def fit(
+        cls,
+        samples: Sequence[PatternSample],
+        mae: APMAE,
+        *,
+        n_clusters: int = 24,
+        seed: int = 0,
+    ) -> TemplateCatalogue:
+        """Cluster the patterns of all samples together (PCA, then k-means on unit embeddings).
+
+        Every sample counts the same, however many patterns it has.
+
+        Args:
+            samples: What `sample_patterns` gave.
+            mae: The AP-MAE they were encoded by.
+            n_clusters: How many clusters; several may get the same name.
+            seed: Of k-means.
+
+        Raises:
+            ValueError: When there are fewer patterns than clusters.
+        """
+        from sklearn.cluster import KMeans
+
+        rows = np.concatenate([_unit(sample) for sample in samples])
+        if not 1 < n_clusters <= len(rows):
+            raise ValueError(f"n_clusters must be 2 to {len(rows)} (patterns), got {n_clusters}")
+        weights = np.concatenate([np.full(_n_patterns(s), 1 / _n_patterns(s)) for s in samples])
+        weights /= weights.mean()
+        centre = np.average(rows, axis=0, weights=weights)
+        directions = _directions(rows - centre, weights, min(_N_DIRECTIONS, rows.shape[1]))
+        reduced = (rows - centre) @ directions.T
+        means = KMeans(n_clusters, n_init=3, random_state=seed)
+        labels = means.fit_predict(reduced, sample_weight=weights)
+        strengths = np.concatenate([_flat(sample.strengths) for sample in samples])
+        pictures = np.concatenate([_flat(sample.pictures) for sample in samples])
+        order = np.argsort(-np.bincount(labels, weights, n_clusters), kind="stable")
+        members = [np.flatnonzero(labels == cluster) for cluster in order]
+        return cls(
+            centre=centre.astype(np.float32),
+            directions=directions.astype(np.float32),
+            centres=means.cluster_centers_[order].astype(np.float32),
+            strengths=np.stack([_mean(strengths[some], weights[some]) for some in members]),
+            pictures=np.stack([_mean(pictures[some], weights[some]) for some in members]),
+            counts=np.array([len(some) for some in members]),
+            mae=_fingerprint(mae),
+            metadata={
+                "sources": [sample.source for sample in samples],
+                "n_patterns": len(rows),
+                "seed": seed,
+                "scores": list(SCORES),
+            },
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Each cluster's name, from its members' mean strengths."""
+        return [name_cluster(row) for row in self.strengths]
+
+    def assign(
+        self, embeddings: Float[np.ndarray, "*pattern d_embed"]
+    ) -> Int[np.ndarray, "*pattern"]:
+        """The cluster of each pattern, which may be of another model.
+
+        Args:
+            embeddings: As the AP-MAE gives them, with the pooling of the samples.
+
+        Raises:
+            ValueError: When the width differs, or a value is not finite.
+        """
+        values = np.asarray(embeddings, dtype=np.float32)
+        if values.shape[-1] != len(self.centre):
+            raise ValueError(f"expected embeddings of {len(self.centre)}, got {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError("embeddings contain NaN or infinity")
+        flat = unit_rows(values.reshape(-1, values.shape[-1]))
+        reduced = (flat - self.centre) @ self.directions.T
+        # |a - b|² without |a|², which is the same for every centre.
+        distances = np.square(self.centres).sum(axis=1) - 2 * reduced @ self.centres.T
+        return distances.argmin(axis=1).reshape(values.shape[:-1])
+
+    def assign_names(self, embeddings: Float[np.ndarray, "*pattern d_embed"]) -> np.ndarray:
+        """The name of each pattern's template."""
+        return np.array(self.names, dtype=object)[self.assign(embeddings)]
+
+    def require_mae(self, mae: APMAE) -> None:
+        """Refuse embeddings of another AP-MAE.
+
+        Raises:
+            ValueError: When it is not the one the catalogue was made with.
+        """
+        if _fingerprint(mae) != self.mae:
+            raise ValueError(
+                "this catalogue was made with another AP-MAE: embeddings of different AP-MAEs have "
+                "nothing to do with each other"
+            )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a cluster, the most frequent first: `name`, `count`, and the mean strengths."""
+        import pandas as pd
+
+        frame = pd.DataFrame({"name": self.names, "count": self.counts})
+        frame[list(SCORES)] = self.strengths
+        return frame
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the catalogue as one safetensors file."""
+        from safetensors.numpy import save_file
+
+        facts = {"format": _FORMAT, "version": "1", "mae": self.mae}
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self._ARRAYS}
+        with atomic_write(path) as temporary:
+            save_file(arrays, temporary, {**facts, "metadata": json.dumps(self.metadata)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TemplateCatalogue:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When it holds no catalogue, or a damaged one; the message names the file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                facts = file.metadata() or {}
+                if facts.get("format") != _FORMAT or facts.get("version") != "1":
+                    raise ValueError("it is not one of version 1")
+                missing = sorted(set(cls._ARRAYS) - set(file.keys()))
+                if missing:
+                    raise ValueError(f"{missing[0]} is missing")
+                arrays = {name: file.get_tensor(name) for name in cls._ARRAYS}
+            metadata = json.loads(facts.get("metadata", "{}"))
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{path} holds no template catalogue: {error}") from error
+        catalogue = cls(**arrays, mae=facts.get("mae", ""), metadata=metadata)
+        catalogue._check(path)
+        return catalogue
+
+    def _check(self, path: str | os.PathLike[str]) -> None:
+        n, width = len(self.centres), len(self.centre)
+        expected = {
+            "directions": (self.centres.shape[-1], width),
+            "strengths": (n, len(SCORES)),
+            "pictures": (n, PICTURE_SIZE, PICTURE_SIZE),
+            "counts": (n,),
+        }
+        for name, shape in expected.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                raise ValueError(
+                    f"{path} holds no template catalogue: {name} must be {shape}, got {found}"
+                )
+
+
+def name_cluster(strengths: Float[np.ndarray, " score"]) -> str:
+    """Name a cluster by the mean strengths of its members.
+
+    The strongest template, if it reaches `MIXED_BELOW` ("local" only where neither "previous_token"
+    nor "self" does, whose keys lie in its window); else the two strongest joined by "+", where both
+    are there in part; else "mixed".
+    """
+    strong = dict(zip(SCORES, np.nan_to_num(strengths, nan=-np.inf), strict=True))
+    if max(strong["previous_token"], strong["self"]) >= MIXED_BELOW:
+        strong["local"] = -np.inf
+    first, second = sorted(strong, key=lambda name: -strong[name])[:2]
+    if strong[first] >= MIXED_BELOW:
+        return first
+    if strong[second] >= _PART_FROM:
+        return " + ".join(sorted((first, second), key=SCORES.index))
+    return MIXED
+
+
+def describe_samples(
+    catalogue: TemplateCatalogue, samples: Sequence[PatternSample]
+) -> pd.DataFrame:
+    """How often each template occurs, and in how many heads.
+
+    Returns:
+        One row for each sample and name: `source`, `name`, `share` (of the sample's patterns),
+        `n_heads` (heads in which it is the commonest), `n_heads_with` (heads in which at least a
+        tenth of the patterns are of it), `top_heads` (the five with most of it).
+    """
+    import pandas as pd
+
+    rows = []
+    for sample in samples:
+        shares = head_shares(catalogue, sample)
+        most = shares.idxmax(axis=1)
+        for name in shares.columns:
+            top = shares[name].sort_values(ascending=False, kind="stable")
+            rows.append(
+                {
+                    "source": sample.source,
+                    "name": name,
+                    "share": shares[name].mean(),
+                    "n_heads": int((most == name).sum()),
+                    "n_heads_with": int((shares[name] >= 0.1).sum()),
+                    "top_heads": ", ".join(top.index[top >= 0.1][:5]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def head_shares(catalogue: TemplateCatalogue, sample: PatternSample) -> pd.DataFrame:
+    """How a head switches: one row a head, one column a name, the share of its patterns."""
+    import pandas as pd
+
+    found = catalogue.assign_names(sample.embeddings)
+    names = list(dict.fromkeys(catalogue.names))
+    shares = {name: (found == name).mean(axis=0) for name in names}
+    return pd.DataFrame(shares, index=pd.Index([str(head) for head in sample.heads], name="head"))
+
+
+def describe_switching(
+    catalogue: TemplateCatalogue, samples: Sequence[PatternSample]
+) -> pd.DataFrame:
+    """How much heads switch between templates with the input.
+
+    Returns:
+        One row a sample: `source`; `one`, `two`, `more`: heads with that many templates of at least
+        a tenth of their patterns each; `commonest`, the share of patterns that follow their head's
+        commonest template; `most_switching`, the head whose commonest template has the smallest
+        share, with its templates.
+    """
+    import pandas as pd
+
+    rows = []
+    for sample in samples:
+        shares = head_shares(catalogue, sample)
+        n_templates = (shares >= 0.1).sum(axis=1)
+        least = int(np.argmin(shares.max(axis=1)))
+        mix = shares.iloc[least].sort_values(ascending=False, kind="stable")
+        rows.append(
+            {
+                "source": sample.source,
+                "one": int((n_templates == 1).sum()),
+                "two": int((n_templates == 2).sum()),
+                "more": int((n_templates > 2).sum()),
+                "commonest": float(shares.max(axis=1).mean()),
+                "most_switching": f"{sample.heads[least]}: "
+                + ", ".join(f"{name} {share:.0%}" for name, share in mix[mix >= 0.1].items()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def compare_with_scores(
+    catalogue: TemplateCatalogue, samples: Sequence[PatternSample]
+) -> pd.DataFrame:
+    """Whether names given through embeddings agree with what is measured on the patterns.
+
+    TransformerLens `detect_head` measures "previous_token", "duplicate_token" and "induction"; its
+    scores are those that strengths are made of.
+
+    Returns:
+        One row for each sample and score that names a cluster: `source`, `name`, `heads` (whose
+        mean strength reaches `MIXED_BELOW`), `found` (of these, heads whose commonest template has
+        that name), `named` (heads whose commonest template has it), and `correlation` (Spearman,
+        over heads, of mean strength and the share of patterns so named).
+    """
+    import pandas as pd
+    from scipy.stats import spearmanr
+
+    rows = []
+    for sample in samples:
+        shares, means = head_shares(catalogue, sample), np.nanmean(sample.strengths, axis=0)
+        most = shares.idxmax(axis=1).to_numpy()
+        for score, name in enumerate(SCORES):
+            if name not in shares:
+                continue
+            strong = means[:, score] >= MIXED_BELOW
+            together = spearmanr(means[:, score], shares[name]).statistic
+            rows.append(
+                {
+                    "source": sample.source,
+                    "name": name,
+                    "heads": int(strong.sum()),
+                    "found": int((strong & (most == name)).sum()),
+                    "named": int((most == name).sum()),
+                    "correlation": float(together),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def measure_stability(
+    catalogue: TemplateCatalogue,
+    samples: Sequence[PatternSample],
+    mae: APMAE,
+    seeds: Sequence[int] = (1, 2, 3),
+) -> pd.DataFrame:
+    """Adjusted Rand index between a catalogue and others of other seeds, or of half the prompts.
+
+    Returns:
+        One row a refit: `refit` ("seed" or "half the prompts"), `seed`, `clusters` and `names`: the
+        adjusted Rand index of the two partitions of all patterns, by cluster and by name.
+    """
+    import pandas as pd
+    from sklearn.metrics import adjusted_rand_score
+
+    every = np.concatenate([_flat(sample.embeddings) for sample in samples])
+    clusters, names = catalogue.assign(every), catalogue.assign_names(every)
+    rows = []
+    for seed in seeds:
+        halves = [_half(sample, seed) for sample in samples]
+        for refit, some in (("seed", list(samples)), ("half the prompts", halves)):
+            other = TemplateCatalogue.fit(some, mae, n_clusters=len(catalogue.centres), seed=seed)
+            rows.append(
+                {
+                    "refit": refit,
+                    "seed": seed,
+                    "clusters": adjusted_rand_score(clusters, other.assign(every)),
+                    "names": adjusted_rand_score(
+                        names.astype(str), other.assign_names(every).astype(str)
+                    ),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _half(sample: PatternSample, seed: int) -> PatternSample:
+    rows = np.random.default_rng(seed).permutation(len(sample))[: max(1, len(sample) // 2)]
+    return PatternSample(
+        sample.source,
+        sample.heads,
+        sample.embeddings[rows],
+        sample.strengths[rows],
+        sample.pictures[rows],
+    )
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1, *values.shape[2:])
+
+
+def _unit(sample: PatternSample) -> Float[np.ndarray, "pattern d_embed"]:
+    return unit_rows(_flat(sample.embeddings).astype(np.float32))
+
+
+def _n_patterns(sample: PatternSample) -> int:
+    return sample.embeddings.shape[0] * sample.embeddings.shape[1]
+
+
+def _directions(
+    rows: Float[np.ndarray, "pattern d_embed"], weights: Float[np.ndarray, " pattern"], n: int
+) -> Float[np.ndarray, "direction d_embed"]:
+    """The directions in which weighted rows vary most."""
+    covariance = (rows * weights[:, None]).T @ rows
+    _, vectors = np.linalg.eigh(covariance)
+    chosen = vectors[:, ::-1][:, :n].T
+    # An eigenvector's sign is arbitrary: the largest entry is made positive.
+    largest = chosen[np.arange(n), np.abs(chosen).argmax(axis=1)]
+    return chosen * np.sign(largest)[:, None]
+
+
+def _mean(values: np.ndarray, weights: Float[np.ndarray, " pattern"]) -> np.ndarray:
+    """The weighted mean over patterns; a strength that is NaN counts for nothing."""
+    values = values.astype(np.float32)
+    shape = (len(weights),) + (1,) * (values.ndim - 1)
+    known = ~np.isnan(values) * weights.reshape(shape)
+    total = known.sum(axis=0)
+    summed = (np.nan_to_num(values) * known).sum(axis=0)
+    return np.divide(summed, total, out=np.full_like(summed, np.nan), where=total > 0)
+
+
+def _fingerprint(mae: APMAE) -> str:
+    return fingerprint([mae.config.to_dict(), hash_tensors(mae.state_dict())])

@@ -1,0 +1,161 @@
+"""Making one catalogue of templates from a study's corpora, on one model or several."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aplens._io import atomic_write
+from aplens.study.config import StudySettings
+from aplens.study.evaluate import studies_of
+from aplens.study.stages import Reporter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aplens.mae import APMAE
+    from aplens.scoring.catalogue import PatternSample, TemplateCatalogue
+    from aplens.study.run import Study
+
+
+def catalogue_study(
+    settings: StudySettings,
+    folder: str | os.PathLike[str],
+    *,
+    models: Sequence[str] = (),
+    prompts: int = 60,
+    n_clusters: int = 24,
+    reporter: Reporter | None = None,
+    command: str = "",
+) -> str:
+    """Catalogue the templates of a study's corpora, and check the names.
+
+    Writes `catalogue/catalogue.safetensors`, `templates.parquet` (how often each occurs),
+    `agreement.parquet`, `stability.parquet`, `transfer.parquet` (with several models: a catalogue
+    of the first one applied to the others), `templates.png` and `catalogue.md` below the folder.
+    Prompts are mined where they are missing.
+
+    Args:
+        settings: The study; `mae.pretrained` names the AP-MAE.
+        folder: Its folder.
+        models: Models (default: the study's). Each is asked about the same corpora in tokens of its
+            own, below `models/` in the folder.
+        prompts: Prompts of each language, of different files as far as there are enough.
+        n_clusters: Clusters of all patterns together.
+        reporter: Told what happens.
+        command: How this was started, for the tables.
+
+    Returns:
+        The tables, in Markdown.
+
+    Raises:
+        ValueError: When `mae.pretrained` is empty, or as `TemplateCatalogue.fit`.
+        CheckpointError: When the AP-MAE cannot be loaded.
+    """
+    from aplens.mae import APMAE
+    from aplens.scoring.catalogue import TemplateCatalogue
+
+    if not settings.mae.pretrained:
+        raise ValueError("a catalogue needs a pretrained AP-MAE: set mae.pretrained")
+    reporter = reporter or Reporter()
+    mae = APMAE.from_pretrained(settings.mae.pretrained)
+    started = time.monotonic()
+    by_model: dict[str, list[PatternSample]] = {}
+    for name, study in studies_of(settings, Path(folder), models, reporter):
+        study.run("mine")
+        reporter.start("catalogue", f"the patterns of {name}")
+        by_model[name] = _sample_languages(study, name, mae, prompts)
+    samples = [sample for group in by_model.values() for sample in group]
+    catalogue = TemplateCatalogue.fit(samples, mae, n_clusters=n_clusters, seed=settings.seed)
+    tables = _tables(catalogue, by_model, mae)
+    wrote = _write(catalogue, tables, Path(folder) / "catalogue", command)
+    reporter.finish("catalogue", time.monotonic() - started, wrote)
+    return wrote[0].read_text(encoding="utf-8")
+
+
+def _sample_languages(study: Study, name: str, mae: APMAE, n: int) -> list[PatternSample]:
+    from aplens.scoring.catalogue import sample_patterns
+
+    samples = []
+    for language in sorted(set(study.scenarios.languages)):
+        places = _first_of_files(study, language, n)
+        samples.append(
+            sample_patterns(
+                study.model,
+                study.scenarios.select(places),
+                mae,
+                f"{name}, {language}",
+                progress=study.reporter.update,
+            )
+        )
+    return samples
+
+
+def _first_of_files(study: Study, language: str, n: int) -> list[int]:
+    """Places of n prompts of a language, one of each file before a second of any."""
+    rounds: dict[str, int] = {}
+    order = []
+    scenarios = study.scenarios
+    for place, (file, each) in enumerate(zip(scenarios.files, scenarios.languages, strict=True)):
+        if each == language:
+            order.append((rounds.setdefault(file, 0), place))
+            rounds[file] += 1
+    return sorted(place for _, place in sorted(order)[:n])
+
+
+def _tables(
+    catalogue: TemplateCatalogue, by_model: dict[str, list[PatternSample]], mae: APMAE
+) -> dict[str, pd.DataFrame]:
+    import pandas as pd
+
+    from aplens.scoring.catalogue import (
+        TemplateCatalogue,
+        compare_with_scores,
+        describe_samples,
+        describe_switching,
+        measure_stability,
+    )
+
+    samples = [sample for group in by_model.values() for sample in group]
+    tables = {
+        "clusters": catalogue.to_frame(),
+        "templates": describe_samples(catalogue, samples),
+        "switching": describe_switching(catalogue, samples),
+        "agreement": compare_with_scores(catalogue, samples),
+        "stability": measure_stability(catalogue, samples, mae),
+    }
+    if len(by_model) > 1:
+        transferred = []
+        for name, group in by_model.items():
+            alone = TemplateCatalogue.fit(
+                group, mae, n_clusters=len(catalogue.centres), seed=catalogue.metadata["seed"]
+            )
+            others = [s for other, some in by_model.items() if other != name for s in some]
+            table = compare_with_scores(alone, others)
+            transferred.append(table.assign(made_on=name))
+        tables["transfer"] = pd.concat(transferred, ignore_index=True)
+    return tables
+
+
+def _write(
+    catalogue: TemplateCatalogue, tables: dict[str, pd.DataFrame], folder: Path, command: str
+) -> list[Path]:
+    from aplens._markdown import frame_to_markdown
+    from aplens.viz.figures import plot_catalogue
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"Made by `{command}`.\n" if command else ""
+    for name, table in tables.items():
+        text += f"\n## {name}\n\n{frame_to_markdown(table)}\n"
+        with atomic_write(folder / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+    paths = [folder / "catalogue.md", folder / "catalogue.safetensors", folder / "templates.png"]
+    with atomic_write(paths[0]) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    catalogue.save(paths[1])
+    with atomic_write(paths[2]) as temporary:
+        plot_catalogue(catalogue).savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+    return paths

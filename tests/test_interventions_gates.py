@@ -1,0 +1,199 @@
+"""Gates: made, learned, kept and tried."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_interventions_sweep import make_scenarios
+
+from aplens import HeadGates, estimate_effects, learn_gates, measure_effects, scale_heads
+from aplens.interventions import GateTrials, try_scales
+from aplens.interventions.trials import MEAN_OF_TASKS
+
+SHAPE = {"model_name": "tiny", "n_layers": 3, "n_heads": 4}
+
+
+@torch.no_grad()
+def log_p(model, scenarios, gates=None):
+    with scale_heads(model, np.ones((3, 4)) if gates is None else gates):
+        logits = model(scenarios.tokens())[:, -1]
+    return logits.log_softmax(-1).gather(1, scenarios.targets()[:, None]).mean().item()
+
+
+def test_a_step_along_the_gradient(any_model):
+    scenarios = make_scenarios(any_model)
+    effects = estimate_effects(any_model, scenarios)
+    gates = HeadGates.from_effects(effects, **SHAPE, step=0.5)
+    scales = torch.ones(3, 4, requires_grad=True)
+    with scale_heads(any_model, scales):
+        logits = any_model(scenarios.tokens())[:, -1]
+    found = logits.log_softmax(-1).gather(1, scenarios.targets()[:, None]).mean()
+    (gradient,) = torch.autograd.grad(found, scales)
+    expected = (1 + 0.5 * gradient).clamp(0, 2)
+    np.testing.assert_allclose(gates.values, expected, atol=1e-4)
+    assert log_p(any_model, scenarios, gates) > log_p(any_model, scenarios)
+    large = HeadGates.from_effects(effects, **SHAPE, step=1e4)
+    assert set(np.unique(large.values)) <= {0.0, 2.0}
+
+
+def test_measured_effects_are_no_gradient(any_model):
+    effects = measure_effects(any_model, make_scenarios(any_model), "L0H0")
+    with pytest.raises(ValueError, match="got measured effects of 'zero'"):
+        HeadGates.from_effects(effects, **SHAPE)
+
+
+def test_learned_gates_make_answers_more_probable_and_leave_the_model_alone(tiny_model):
+    scenarios = make_scenarios(tiny_model)
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    asked = [parameter.requires_grad for parameter in tiny_model.parameters()]
+    with torch.no_grad():  # as a user may have it
+        gates = learn_gates(tiny_model, scenarios, n_epochs=8, learning_rate=0.05, penalty=0.0)
+    assert log_p(tiny_model, scenarios, gates) > log_p(tiny_model, scenarios) + 0.05
+    assert gates.values.min() >= 0
+    assert gates.values.max() <= 2
+    assert [parameter.requires_grad for parameter in tiny_model.parameters()] == asked
+    assert all(parameter.grad is None for parameter in tiny_model.parameters())
+    for name, value in tiny_model.state_dict().items():
+        assert torch.equal(value, before[name])
+    again = learn_gates(tiny_model, scenarios, n_epochs=8, learning_rate=0.05, penalty=0.0)
+    np.testing.assert_array_equal(again.values, gates.values)
+    held = learn_gates(tiny_model, scenarios, n_epochs=8, learning_rate=0.05, penalty=10.0)
+    assert np.abs(held.values - 1).max() < np.abs(gates.values - 1).max()
+
+
+def test_validation_keeps_the_best_epoch_even_the_start(any_model):
+    scenarios = make_scenarios(any_model)
+    other = make_scenarios(any_model, n_correct=20, seed=5)
+    gates = learn_gates(any_model, scenarios, other, n_epochs=3, learning_rate=0.3, penalty=0.0)
+    scores = gates.metadata["validation"]
+    assert len(scores) == 4
+    assert gates.metadata["epoch"] == int(np.argmax(scores))
+    assert log_p(any_model, other, gates) == pytest.approx(max(scores), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_epochs": 0}, "n_epochs must be 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate above 0"),
+        ({"limits": (1.0, 1.0)}, "limits"),
+        ({"start": HeadGates(np.ones((2, 2)), "other")}, r"\(3, 4\).*got \(2, 2\)"),
+    ],
+)
+def test_what_cannot_be_learned_with_is_refused(any_model, change, message):
+    with pytest.raises(ValueError, match=message):
+        learn_gates(any_model, make_scenarios(any_model), **change)
+    with pytest.raises(ValueError, match="no scenarios"):
+        learn_gates(any_model, make_scenarios(any_model)[:0])
+
+
+def test_gates_come_back_as_they_were(tmp_path):
+    values = np.random.default_rng(0).uniform(0, 2, (3, 4))
+    gates = HeadGates(values, "tiny", {"step": 2.0})
+    gates.save(tmp_path / "gates.json")
+    loaded = HeadGates.load(tmp_path / "gates.json")
+    np.testing.assert_array_equal(loaded.values, values)
+    assert (loaded.model_name, loaded.metadata) == ("tiny", {"step": 2.0})
+    frame = loaded.to_frame()
+    assert frame["gate"].sub(1).abs().is_monotonic_decreasing
+    assert frame.loc["L1H2", "gate"] == values[1, 2]
+    dealt = gates.shuffled(0)
+    assert sorted(dealt.values.ravel()) == sorted(values.ravel())
+    assert not np.array_equal(dealt.values, values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format", "other", "is not head gates"),
+        ("version", 2, "version 2"),
+        ("values", [[1.0], [1.0, 2.0]], "rows of one length"),
+        ("values", [["a"]], "finite number, got 'a'"),
+        ("values", [], "rows of one length"),
+        ("model_name", 3, "model_name must be a text"),
+    ],
+)
+def test_damaged_gates_are_named(tmp_path, key, value, message):
+    path = tmp_path / "gates.json"
+    HeadGates(np.ones((3, 4)), "tiny").save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=message) as caught:
+        HeadGates.load(path)
+    assert "gates.json" in str(caught.value)
+
+
+# Trials
+
+
+def test_outcomes_are_those_of_running_each_prompt_alone(tiny_model):
+    scenarios = make_scenarios(tiny_model)
+    gates = np.random.default_rng(3).uniform(0, 2, (3, 4))
+    found = try_scales(tiny_model, scenarios, gates, batch_size=5)
+    for scenario, correct in zip(scenarios, found, strict=True):
+        with torch.no_grad(), scale_heads(tiny_model, gates):
+            predicted = tiny_model(torch.tensor([scenario.prompt]))[0, -1].argmax()
+        assert correct == (predicted == scenario.target)
+    assert 0 < found.sum() < len(found)
+    unchanged = try_scales(tiny_model, scenarios)
+    assert unchanged.sum() == 14
+
+
+def make_trials():
+    tasks = ["a"] * 10 + ["b"] * 10
+    clean = np.array([True] * 8 + [False] * 2 + [True] * 5 + [False] * 5)
+    mended = clean.copy()
+    mended[[8, 15, 16]] = True  # half of a's wrong ones, two fifths of b's
+    broken = mended.copy()
+    broken[[0, 1]] = False  # a quarter of a's right ones
+    files = [f"F{i // 2}" for i in range(20)]
+    return GateTrials(tasks, files, clean, {"mends": mended, "mixed": broken})
+
+
+def test_balanced_gain_gives_either_outcome_the_same_weight():
+    frame = make_trials().to_frame().set_index(["intervention", "task"])
+    assert frame.loc[("mends", "a"), "gain"] == pytest.approx((1 + 1 / 2) / 2 - 0.5)
+    assert frame.loc[("mends", "b"), "gain"] == pytest.approx((1 + 2 / 5) / 2 - 0.5)
+    assert frame.loc[("mixed", "a"), "gain"] == pytest.approx((3 / 4 + 1 / 2) / 2 - 0.5)
+    assert frame.loc[("mixed", "a"), "change"] == pytest.approx(-0.1)
+    mean = frame.loc[("mends", MEAN_OF_TASKS)]
+    assert mean["gain"] == pytest.approx((0.25 + 0.2) / 2)
+    assert (mean["n"], mean["incorrect_to_correct"], mean["correct_to_incorrect"]) == (20, 3, 0)
+    for _, row in frame.iterrows():
+        assert row["gain_low"] <= row["gain"] <= row["gain_high"]
+        assert row["change_low"] <= row["change"] <= row["change_high"]
+
+
+def test_balancing_by_weights_is_what_drawing_balanced_scenarios_gives_on_average():
+    rng = np.random.default_rng(0)
+    clean = rng.random(400) < 0.7
+    correct = np.where(clean, rng.random(400) < 0.9, rng.random(400) < 0.3)
+    trials = GateTrials(["a"] * 400, [f"F{i}" for i in range(400)], clean, {"one": correct})
+    gain = trials.to_frame().iloc[0]["gain"]
+    wrong, right = np.flatnonzero(~clean), np.flatnonzero(clean)
+    draws = [
+        correct[np.concatenate([wrong, rng.choice(right, len(wrong), replace=False)])].mean()
+        for _ in range(2000)
+    ]
+    assert gain == pytest.approx(np.mean(draws) - 0.5, abs=0.002)
+
+
+def test_a_task_without_wrong_predictions_has_no_balanced_gain():
+    trials = GateTrials(["a"] * 4, list("wxyz"), np.ones(4, bool), {"one": np.ones(4, bool)})
+    row = trials.to_frame().iloc[0]
+    assert np.isnan(row["gain"])
+    assert row["change"] == 0
+
+
+def test_applying_only_where_an_error_is_expected():
+    trials = make_trials()
+    where = ~trials.clean  # a perfect predictor
+    gated = trials.apply_where(where, " gated")
+    assert list(gated.outcomes) == ["mends gated", "mixed gated"]
+    frame = pd.concat([trials.to_frame(), gated.to_frame()]).set_index(["intervention", "task"])
+    assert frame.loc[("mixed gated", "a"), "correct_to_incorrect"] == 0
+    assert frame.loc[("mixed gated", "a"), "gain"] == frame.loc[("mends", "a"), "gain"]
