@@ -1,0 +1,200 @@
+"""The stage `gates` and the command `catalogue`, on a small model that knows a little Java."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from study_fixtures import STUDY
+
+from aplens.interventions import try_scales
+from aplens.scoring import TemplateCatalogue
+from aplens.study import Reporter, Study, StudySettings
+from aplens.study.catalogue import catalogue_study
+from aplens.study.gates import TaskGates, answer_bias
+
+GATES = """
+[split]
+autoencoder = 0.1
+fit = 0.4
+rank = 0.2
+ablate = 0.3
+[observe]
+surprise = true
+held_out = true
+[gates]
+steps = [1.0, 4.0]
+zeroed = [1, 2]
+epochs = 2
+predictor = "surprise+confidence"
+"""
+
+
+def settings_of(tmp_path, tiny_saved, java_zip, more=GATES):
+    path = tmp_path / "study.toml"
+    text = STUDY.format(model=tiny_saved, corpus=java_zip, kind="bridge")
+    path.write_text(text.replace("[rank]\n", '[rank]\ncompare = ["task", "surprise"]\n') + more)
+    return StudySettings.from_toml(path)
+
+
+class Notes(Reporter):
+    def __init__(self, stop_at=None):
+        self.notes = []
+        self.stop_at = stop_at
+
+    def update(self, done, total, note=""):
+        self.notes.append(note)
+        if note == self.stop_at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_saved, java_zip):
+    folder = tmp_path_factory.mktemp("gates")
+    study = Study(settings_of(folder, tiny_saved, java_zip), folder / "out", Notes())
+    study.run("gates")
+    return study
+
+
+def held_out(study, task):
+    scenarios = study.parts["ablate"]
+    return scenarios.select([i for i, each in enumerate(scenarios.tasks) if each == task])
+
+
+def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
+    tasks = sorted(set(study.parts["ablate"].tasks))
+    assert sorted(path.stem for path in (study.folder / "gates").iterdir()) == tasks
+    for task in tasks:
+        found = TaskGates.load(study.folder / "gates" / f"{task}.json")
+        assert found.chosen["step"] in (1.0, 4.0)
+        scenarios = held_out(study, task)
+        np.testing.assert_array_equal(found.clean, try_scales(study.model, scenarios))
+        for name, gates in found.gates.items():
+            outcome = try_scales(study.model, scenarios, gates)
+            np.testing.assert_array_equal(found.outcomes[name], outcome)
+        zeroed = found.gates["zeroed"].values
+        assert (zeroed == 0).sum() == found.chosen["n_zeroed"]
+        assert set(np.unique(zeroed)) == {0.0, 1.0}
+        learned, shuffled = found.gates["learned"].values, found.gates["shuffled"].values
+        assert sorted(learned.ravel()) == sorted(shuffled.ravel())
+
+
+def test_the_table_compares_with_baselines_everywhere_and_where_errors_are_expected(study):
+    frame = pd.read_parquet(study.folder / "gates.parquet")
+    names = ["gradient", "learned", "zeroed", "shuffled", "answer bias", "learned + answer bias"]
+    wanted = [*names, *(f"{name} where an error is expected" for name in names)]
+    assert set(frame["intervention"]) == set(wanted)
+    tasks = {*study.parts["ablate"].tasks, "mean of tasks"}
+    assert (frame.groupby("intervention")["task"].agg(set) == tasks).all()
+    rows = frame.set_index(["intervention", "task"])
+    for name in names:  # what is applied to fewer scenarios changes fewer
+        gated = rows.loc[f"{name} where an error is expected"]
+        for column in ("incorrect_to_correct", "correct_to_incorrect"):
+            assert (gated[column] <= rows.loc[name][column]).all()
+
+
+def test_files_of_the_parts_are_apart(study):
+    files = [set(study.parts[name].files) for name in ("fit", "rank", "ablate")]
+    assert not files[0] & files[1]
+    assert not (files[0] | files[1]) & files[2]
+
+
+def test_predictors_are_compared_on_all_parts(study):
+    frame = study.predictors
+    assert set(frame["features"]) == {"task", "surprise"}
+    n = sum(len(study.parts[name]) for name in ("fit", "rank", "ablate"))
+    assert set(frame["n_scenarios"]) == {n}
+
+
+def test_an_interrupted_stage_keeps_its_tasks_and_goes_on_to_the_same(study, tmp_path):
+    shutil.copytree(study.folder, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "gates")
+    (tmp_path / "out" / "gates.parquet").unlink()
+    tasks = sorted(set(study.parts["ablate"].tasks))
+    again = Study(study.settings, tmp_path / "out", Notes(stop_at=f"{tasks[2]}: learning"))
+    with pytest.raises(KeyboardInterrupt):
+        again.run("gates")
+    kept = sorted(path.stem for path in (tmp_path / "out" / "gates").iterdir())
+    assert kept == tasks[:2]
+    notes = Notes()
+    Study(study.settings, tmp_path / "out", notes).run("gates")
+    assert not any(note.startswith(f"{tasks[0]}:") for note in notes.notes)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "out" / "gates.parquet"),
+        pd.read_parquet(study.folder / "gates.parquet"),
+    )
+
+
+def test_damaged_gates_of_a_task_are_named(study, tmp_path):
+    path = sorted((study.folder / "gates").iterdir())[0]
+    content = json.loads(path.read_text())
+    copy = tmp_path / "task.json"
+    for change, message in (
+        ({"clean": "012"}, "0 and 1"),
+        ({"outcomes": {"learned": "01"}}, "outcomes must be of"),
+        ({"gates": {"learned": 3}}, "gates.learned must be a table"),
+        ({"version": 7}, "version 7"),
+    ):
+        copy.write_text(json.dumps(content | change))
+        with pytest.raises(ValueError, match=message) as caught:
+            TaskGates.load(copy)
+        assert "task.json" in str(caught.value)
+
+
+def test_the_answers_bias_counts_answers():
+    import torch
+
+    bias = answer_bias(torch.tensor([3, 1, 3]), 5)
+    np.testing.assert_allclose(bias, np.log1p([0, 1, 0, 2, 0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("[gates]\nsteps = []", "gates.steps must be numbers above 0"),
+        ("[gates]\nzeroed = [0]", "gates.zeroed must be numbers above 0"),
+        ("[gates]\nepochs = 0", "gates.epochs must be 1"),
+        ("[gates]\nlearning_rate = 0.0", "learning_rate must be above 0"),
+        ('[gates]\npredictor = "confidence"', "gates.predictor needs observe.held_out"),
+        (
+            '[observe]\nheld_out = true\n[gates]\npredictor = "surprise"',
+            "need observe.surprise = true",
+        ),
+        ('[gates]\nprecision = "float8"', "gates.precision must be one of"),
+        ("[gates]\nstep = 3", "unknown key gates.'step'"),
+        ("gates = 3", "gates must be a table"),
+    ],
+)
+def test_settings_that_no_stage_could_use_are_refused(tmp_path, more, message):
+    path = tmp_path / "study.toml"
+    path.write_text(more)
+    with pytest.raises(ValueError, match=message):
+        StudySettings.from_toml(path)
+
+
+def test_a_study_without_gates_has_no_such_stage(tmp_path):
+    with pytest.raises(ValueError, match=r"a table \[gates\]"):
+        Study(StudySettings(), tmp_path / "out").run("gates")
+
+
+def test_the_catalogue_of_a_study(study, tmp_path):
+    with pytest.raises(ValueError, match=r"set mae\.pretrained"):
+        catalogue_study(study.settings, tmp_path / "out")
+    mae = dataclasses.replace(study.settings.mae, pretrained=str(study.folder / "mae"))
+    settings = dataclasses.replace(study.settings, mae=mae)
+    text = catalogue_study(
+        settings, tmp_path / "out", prompts=12, n_clusters=6, command="aplens catalogue …"
+    )
+    folder = tmp_path / "out" / "catalogue"
+    catalogue = TemplateCatalogue.load(folder / "catalogue.safetensors")
+    assert len(catalogue.names) == 6
+    assert catalogue.counts.sum() == 12 * 4
+    templates = pd.read_parquet(folder / "templates.parquet")
+    assert templates["share"].sum() == pytest.approx(1)
+    assert (folder / "templates.png").stat().st_size > 5000
+    assert "Made by `aplens catalogue …`" in text
+    assert "## stability" in text
