@@ -198,7 +198,7 @@ def catalogue(
         typer.Option(help="A model to look at; without, the study's own. Repeatable."),
     ] = None,
     prompts: Annotated[int, typer.Option(help="Prompts of each language.")] = 60,
-    clusters: Annotated[int, typer.Option(help="Clusters of all patterns together.")] = 24,
+    clusters: Annotated[int, typer.Option(help="Clusters of all patterns together.")] = 100,
     changes: Changes = None,
 ) -> None:
     """Catalogue recurring patterns across heads, domains and models, and check their names."""

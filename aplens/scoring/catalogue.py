@@ -4,6 +4,10 @@ The paper clusters each head alone and leaves the clusters unnamed. Here the pat
 are clustered together, so that the same template in two heads, or two models, is one entry; every
 cluster is named by scores measured on its members, and a catalogue that was saved places the
 patterns of another model without clustering again.
+
+Clusters are found along the directions in which embeddings tell how strongly each template is
+followed (a ridge regression a template). In the whole embedding space they part patterns by what
+varies most between them, which is seldom the template.
 """
 
 from __future__ import annotations
@@ -38,8 +42,8 @@ if TYPE_CHECKING:
 #: What strengths are of, in their order.
 SCORES = (*TEMPLATES, *TEXT_TEMPLATES)
 
-#: Directions of the embeddings that clusters are found in.
-_N_DIRECTIONS = 24
+#: Penalty of the regressions, for each pattern, on embeddings of length 1.
+_RIDGE = 2e-6
 
 #: Rows and columns of a typical picture.
 PICTURE_SIZE = 32
@@ -142,8 +146,8 @@ class TemplateCatalogue:
 
     Attributes:
         centre: `Float[ndarray, "d_embed"]`, what is taken off unit embeddings.
-        directions: `Float[ndarray, "direction d_embed"]`.
-        centres: `Float[ndarray, "cluster direction"]`; a pattern belongs to the nearest.
+        directions: `Float[ndarray, "score d_embed"]`, along which embeddings tell each score.
+        centres: `Float[ndarray, "cluster score"]`; a pattern belongs to the nearest.
         strengths: `Float[ndarray, "cluster score"]`, means over the members.
         pictures: `Float[ndarray, "cluster 32 32"]`, the typical pattern of each.
         counts: `Int[ndarray, "cluster"]`, members when it was made.
@@ -168,10 +172,10 @@ class TemplateCatalogue:
         samples: Sequence[PatternSample],
         mae: APMAE,
         *,
-        n_clusters: int = 24,
+        n_clusters: int = 100,
         seed: int = 0,
     ) -> TemplateCatalogue:
-        """Cluster the patterns of all samples together (PCA, then k-means on unit embeddings).
+        """Cluster the patterns of all samples together: k-means along the templates' directions.
 
         Every sample counts the same, however many patterns it has.
 
@@ -192,11 +196,11 @@ class TemplateCatalogue:
         weights = np.concatenate([np.full(_n_patterns(s), 1 / _n_patterns(s)) for s in samples])
         weights /= weights.mean()
         centre = np.average(rows, axis=0, weights=weights)
-        directions = _directions(rows - centre, weights, min(_N_DIRECTIONS, rows.shape[1]))
+        strengths = np.concatenate([_flat(sample.strengths) for sample in samples])
+        directions = _directions(rows - centre, strengths, weights)
         reduced = (rows - centre) @ directions.T
         means = KMeans(n_clusters, n_init=3, random_state=seed)
         labels = means.fit_predict(reduced, sample_weight=weights)
-        strengths = np.concatenate([_flat(sample.strengths) for sample in samples])
         pictures = np.concatenate([_flat(sample.pictures) for sample in samples])
         order = np.argsort(-np.bincount(labels, weights, n_clusters), kind="stable")
         members = [np.flatnonzero(labels == cluster) for cluster in order]
@@ -305,7 +309,8 @@ class TemplateCatalogue:
     def _check(self, path: str | os.PathLike[str]) -> None:
         n, width = len(self.centres), len(self.centre)
         expected = {
-            "directions": (self.centres.shape[-1], width),
+            "directions": (len(SCORES), width),
+            "centres": (n, len(SCORES)),
             "strengths": (n, len(SCORES)),
             "pictures": (n, PICTURE_SIZE, PICTURE_SIZE),
             "counts": (n,),
@@ -449,6 +454,46 @@ def compare_with_scores(
     return pd.DataFrame(rows)
 
 
+def check_names(
+    samples: Sequence[PatternSample], mae: APMAE, *, n_clusters: int = 100, seed: int = 0
+) -> pd.DataFrame:
+    """Names given to patterns of new prompts, beside those that their own strengths give.
+
+    A catalogue of half of each sample's prompts names the patterns of the other half.
+
+    Returns:
+        One row for each sample and name, and one for all names: `source`, `name`, `measured` and
+        `named` (patterns), `precision` (share of those named that are measured so), `recall`.
+    """
+    import pandas as pd
+
+    halves = [_halves(sample, seed) for sample in samples]
+    catalogue = TemplateCatalogue.fit(
+        [one for one, _ in halves], mae, n_clusters=n_clusters, seed=seed
+    )
+    rows = []
+    for _, new in halves:
+        found = catalogue.assign_names(new.embeddings).ravel()
+        measured = np.array([name_cluster(row) for row in _flat(new.strengths)], dtype=object)
+        right = found == measured
+        shown = {"all": np.ones(len(found), dtype=bool)}
+        shown |= {name: measured == name for name in dict.fromkeys([*SCORES, *catalogue.names])}
+        for name, of_name in shown.items():
+            named = found == name if name != "all" else of_name
+            if named.any() or of_name.any():
+                rows.append(
+                    {
+                        "source": new.source,
+                        "name": name,
+                        "measured": int(of_name.sum()),
+                        "named": int(named.sum()),
+                        "precision": float(right[named].mean()) if named.any() else np.nan,
+                        "recall": float(right[of_name].mean()) if of_name.any() else np.nan,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
 def measure_stability(
     catalogue: TemplateCatalogue,
     samples: Sequence[PatternSample],
@@ -468,7 +513,7 @@ def measure_stability(
     clusters, names = catalogue.assign(every), catalogue.assign_names(every)
     rows = []
     for seed in seeds:
-        halves = [_half(sample, seed) for sample in samples]
+        halves = [_halves(sample, seed)[0] for sample in samples]
         for refit, some in (("seed", list(samples)), ("half the prompts", halves)):
             other = TemplateCatalogue.fit(some, mae, n_clusters=len(catalogue.centres), seed=seed)
             rows.append(
@@ -484,15 +529,22 @@ def measure_stability(
     return pd.DataFrame(rows)
 
 
-def _half(sample: PatternSample, seed: int) -> PatternSample:
-    rows = np.random.default_rng(seed).permutation(len(sample))[: max(1, len(sample) // 2)]
-    return PatternSample(
-        sample.source,
-        sample.heads,
-        sample.embeddings[rows],
-        sample.strengths[rows],
-        sample.pictures[rows],
+def _halves(sample: PatternSample, seed: int) -> tuple[PatternSample, PatternSample]:
+    """A sample's prompts, dealt out at random; one of a single prompt is both halves."""
+    order = np.random.default_rng(seed).permutation(len(sample))
+    middle = max(1, len(sample) // 2)
+    parts = (order[:middle], order[middle:] if len(sample) > 1 else order)
+    first, second = (
+        PatternSample(
+            sample.source,
+            sample.heads,
+            sample.embeddings[rows],
+            sample.strengths[rows],
+            sample.pictures[rows],
+        )
+        for rows in parts
     )
+    return first, second
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
@@ -508,15 +560,20 @@ def _n_patterns(sample: PatternSample) -> int:
 
 
 def _directions(
-    rows: Float[np.ndarray, "pattern d_embed"], weights: Float[np.ndarray, " pattern"], n: int
-) -> Float[np.ndarray, "direction d_embed"]:
-    """The directions in which weighted rows vary most."""
-    covariance = (rows * weights[:, None]).T @ rows
-    _, vectors = np.linalg.eigh(covariance)
-    chosen = vectors[:, ::-1][:, :n].T
-    # An eigenvector's sign is arbitrary: the largest entry is made positive.
-    largest = chosen[np.arange(n), np.abs(chosen).argmax(axis=1)]
-    return chosen * np.sign(largest)[:, None]
+    rows: Float[np.ndarray, "pattern d_embed"],
+    strengths: Float[np.ndarray, "pattern score"],
+    weights: Float[np.ndarray, " pattern"],
+) -> Float[np.ndarray, "score d_embed"]:
+    """Ridge regressions of each score; one that no pattern has gets a direction of zeros."""
+    directions = np.zeros((strengths.shape[1], rows.shape[1]))
+    damping = _RIDGE * len(rows) * np.eye(rows.shape[1])
+    for score, values in enumerate(strengths.T):
+        known = ~np.isnan(values)
+        if known.any():
+            x, y, w = rows[known], values[known], weights[known, None]
+            y = y - np.average(y, weights=weights[known])
+            directions[score] = np.linalg.solve((x * w).T @ x + damping, (x * w).T @ y)
+    return directions
 
 
 def _mean(values: np.ndarray, weights: Float[np.ndarray, " pattern"]) -> np.ndarray:

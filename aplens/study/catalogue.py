@@ -27,14 +27,14 @@ def catalogue_study(
     *,
     models: Sequence[str] = (),
     prompts: int = 60,
-    n_clusters: int = 24,
+    n_clusters: int = 100,
     reporter: Reporter | None = None,
     command: str = "",
 ) -> str:
     """Catalogue the templates of a study's corpora, and check the names.
 
     Writes `catalogue/catalogue.safetensors`, `templates.parquet` (how often each occurs),
-    `agreement.parquet`, `stability.parquet`, `transfer.parquet` (with several models: a catalogue
+    `switching.parquet`, `agreement.parquet`, `names.parquet`, `stability.parquet`, `transfer.parquet` (with several models: a catalogue
     of the first one applied to the others), `templates.png` and `catalogue.md` below the folder.
     Prompts are mined where they are missing.
 
@@ -113,6 +113,7 @@ def _tables(
 
     from aplens.scoring.catalogue import (
         TemplateCatalogue,
+        check_names,
         compare_with_scores,
         describe_samples,
         describe_switching,
@@ -125,6 +126,9 @@ def _tables(
         "templates": describe_samples(catalogue, samples),
         "switching": describe_switching(catalogue, samples),
         "agreement": compare_with_scores(catalogue, samples),
+        "names": check_names(
+            samples, mae, n_clusters=len(catalogue.centres), seed=catalogue.metadata["seed"]
+        ),
         "stability": measure_stability(catalogue, samples, mae),
     }
     if len(by_model) > 1:
