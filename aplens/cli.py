@@ -197,7 +197,7 @@ def catalogue(
         list[str] | None,
         typer.Option(help="A model to look at; without, the study's own. Repeatable."),
     ] = None,
-    prompts: Annotated[int, typer.Option(help="Prompts of each language.")] = 60,
+    prompts: Annotated[int, typer.Option(help="Prompts of each language.")] = 40,
     clusters: Annotated[int, typer.Option(help="Clusters of all patterns together.")] = 100,
     changes: Changes = None,
 ) -> None:

@@ -440,7 +440,8 @@ def compare_with_scores(
             if name not in shares:
                 continue
             strong = means[:, score] >= MIXED_BELOW
-            together = spearmanr(means[:, score], shares[name]).statistic
+            varies = shares[name].nunique() > 1 and np.ptp(means[:, score]) > 0
+            together = spearmanr(means[:, score], shares[name]).statistic if varies else np.nan
             rows.append(
                 {
                     "source": sample.source,

@@ -26,16 +26,17 @@ def catalogue_study(
     folder: str | os.PathLike[str],
     *,
     models: Sequence[str] = (),
-    prompts: int = 60,
+    prompts: int = 40,
     n_clusters: int = 100,
     reporter: Reporter | None = None,
     command: str = "",
 ) -> str:
     """Catalogue the templates of a study's corpora, and check the names.
 
-    Writes `catalogue/catalogue.safetensors`, `templates.parquet` (how often each occurs),
-    `switching.parquet`, `agreement.parquet`, `names.parquet`, `stability.parquet`, `transfer.parquet` (with several models: a catalogue
-    of the first one applied to the others), `templates.png` and `catalogue.md` below the folder.
+    Writes into `catalogue/` below the folder: `catalogue.safetensors`; tables as Parquet
+    (`clusters`, `templates`: how often each occurs, `switching`, `agreement`, `names`, `stability`,
+    and with several models `transfer`: a catalogue of one applied to the others); all of them in
+    `catalogue.md`; and `templates.png`, the most frequent clusters' typical patterns.
     Prompts are mined where they are missing.
 
     Args:
