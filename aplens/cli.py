@@ -119,6 +119,14 @@ def gates(
 
 
 @app.command()
+def truth(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
+    """Ablate every head by itself, and compare rankings with what that does."""
+    _run(study_file, folder, "truth", redo, changes)
+
+
+@app.command()
 def report(
     study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
 ) -> None:

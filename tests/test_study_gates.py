@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 from study_fixtures import STUDY
 
-from aplens.interventions import try_scales
+from aplens.heads import Head
+from aplens.interventions import HeadEffects, try_scales
 from aplens.scoring import TemplateCatalogue
 from aplens.study import Reporter, Study, StudySettings
 from aplens.study.catalogue import catalogue_study
 from aplens.study.gates import TaskGates, answer_bias
+from aplens.study.truth import compare_rankings
 
 GATES = """
 [split]
@@ -31,6 +33,9 @@ steps = [1.0, 4.0]
 zeroed = [1, 2]
 epochs = 2
 predictor = "surprise+confidence"
+[truth]
+per_task = 3
+attribution_per_task = 3
 """
 
 
@@ -56,7 +61,7 @@ class Notes(Reporter):
 def study(tmp_path_factory, tiny_saved, java_zip):
     folder = tmp_path_factory.mktemp("gates")
     study = Study(settings_of(folder, tiny_saved, java_zip), folder / "out", Notes())
-    study.run("gates")
+    study.run("truth")
     return study
 
 
@@ -95,6 +100,37 @@ def test_the_table_compares_with_baselines_everywhere_and_where_errors_are_expec
         gated = rows.loc[f"{name} where an error is expected"]
         for column in ("incorrect_to_correct", "correct_to_incorrect"):
             assert (gated[column] <= rows.loc[name][column]).all()
+
+
+def test_rankings_are_compared_with_every_heads_own_ablation(study):
+    frame = pd.read_parquet(study.folder / "truth.parquet").set_index("ranking")
+    assert list(frame.index)[-2:] == ["random", "the other half of the prompts"]
+    assert {"SHAP of statistics", "attribution"} <= set(frame.index)
+    assert frame["correlation"].abs().max() <= 1
+    assert "recall_10" not in frame  # there are four heads
+
+
+def make_effects(values, files):
+    heads = [Head(0, head) for head in range(len(values))]
+    return HeadEffects(
+        tuple(heads), values, np.zeros(values.shape[1]), "log_prob", "zero", False, files, 1, 0
+    )
+
+
+def test_a_ranking_that_is_the_truth_and_one_that_is_its_opposite():
+    rng = np.random.default_rng(0)
+    sizes = np.arange(60) / 10.0
+    values = sizes[:, None] * np.where(rng.random(60) < 0.5, -1, 1)[:, None]
+    values = values + 0.01 * rng.normal(size=(60, 12))
+    truth = make_effects(values, [f"F{i // 2}" for i in range(12)])
+    table = compare_rankings(truth, {"same": sizes, "opposite": -sizes}).set_index("ranking")
+    assert table.loc["same", "correlation"] > 0.99
+    assert table.loc["same", ["recall_10", "recall_20", "recall_40"]].tolist() == [0.5, 1, 1]
+    assert table.loc["opposite", ["recall_10", "recall_40"]].tolist() == [0, 0]
+    assert table.loc["the other half of the prompts", "recall_20"] > 0.95
+    assert abs(table.loc["random", "correlation"]) < 0.4
+    with pytest.raises(ValueError, match="short: expected a finite score for each of 60"):
+        compare_rankings(truth, {"short": sizes[1:]})
 
 
 def test_files_of_the_parts_are_apart(study):

@@ -45,6 +45,7 @@ def check_values(settings: StudySettings) -> None:
         ("observe.precision", settings.observe.precision),
         ("ablate.precision", settings.ablate.precision),
         ("gates.precision", settings.gates.precision if settings.gates else ""),
+        ("truth.precision", settings.truth.precision if settings.truth else ""),
     ):
         _require_choice(name, precision, ("", "bfloat16"))
     _require_choice("observe.storage", settings.observe.storage, get_args(Storage))
@@ -60,6 +61,8 @@ def check_values(settings: StudySettings) -> None:
     if predictor and not settings.observe.held_out:
         raise ValueError("gates.predictor needs observe.held_out = true")
     _check_gates(settings.gates)
+    for name in ("per_task", "attribution_per_task", "batch_size") if settings.truth else ():
+        _require_range(f"truth.{name}", getattr(settings.truth, name))
     _check_ablate(settings)
 
 

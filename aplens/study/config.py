@@ -191,6 +191,23 @@ class GateSettings:
 
 
 @dataclass(frozen=True)
+class TruthSettings:
+    """`[truth]`: rankings against ablating every head by itself; only where the table is there.
+
+    Attributes:
+        per_task: Held-out scenarios of each task on which every head is ablated.
+        attribution_per_task: Scenarios of the part `rank` from which ablations are estimated.
+        batch_size: Prompts a pass.
+        precision: "bfloat16", or the model's own when empty.
+    """
+
+    per_task: int = 4
+    attribution_per_task: int = 4
+    batch_size: int = 16
+    precision: str = ""
+
+
+@dataclass(frozen=True)
 class StudySettings:
     """Everything a study needs to know."""
 
@@ -204,6 +221,7 @@ class StudySettings:
     rank: RankSettings = field(default_factory=RankSettings)
     ablate: AblateSettings = field(default_factory=AblateSettings)
     gates: GateSettings | None = None
+    truth: TruthSettings | None = None
 
     def __post_init__(self) -> None:
         """Refuse corpora whose prompts could not stand in one tensor.

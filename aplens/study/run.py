@@ -35,6 +35,7 @@ _MESSAGES = {
     "rank": "clusters, predictors of correctness, SHAP",
     "ablate": "ranked and random heads on held-out scenarios",
     "gates": "heads scaled, task by task, on held-out scenarios",
+    "truth": "every head ablated by itself, on held-out scenarios",
     "report": "one HTML file",
 }
 STAGES = tuple(_MESSAGES)
@@ -46,7 +47,11 @@ _TAKES = {
     "rank": ("fit", "rank"),
     "ablate": ("fit", "ablate"),
     "gates": ("fit", "rank", "ablate"),
+    "truth": ("rank", "ablate"),
 }
+
+#: Stages that a study has only where its file has their table.
+_OPTIONAL = ("gates", "truth")
 
 #: Stages that several processes do together.
 _SHARED = ("train", "observe")
@@ -90,10 +95,10 @@ class Study:
         """
         if until not in STAGES:
             raise ValueError(f"unknown stage {until!r}: the stages are {list(STAGES)}")
-        self._require_parts(STAGES[: STAGES.index(until) + 1])
-        if until == "gates" and self.settings.gates is None:
-            raise ValueError("this study has no gates: give its file a table [gates]")
+        if until in _OPTIONAL and getattr(self.settings, until) is None:
+            raise ValueError(f"this study has no {until}: give its file a table [{until}]")
         stages = self._stages(until)
+        self._require_parts([one.name for one in stages])
         run_stages(stages, self.folder, self.reporter, redo=redo)
 
     def _require_parts(self, stages: Sequence[str]) -> None:
@@ -213,12 +218,12 @@ class Study:
             stage("rank", ranked, self._rank, settings.rank),
             stage("ablate", ["ablations"], self._ablate, settings.ablate),
             stage("gates", ["gates", "gates.parquet"], self._gates, settings.gates),
+            stage("truth", ["truth.parquet"], self._truth, settings.truth),
             stage("report", ["report.html"], self._report),
         ]
-        last = STAGES.index(until)
-        return [
-            one for one in stages[: last + 1] if one.name != "gates" or settings.gates is not None
-        ]
+        absent = {name for name in _OPTIONAL if getattr(settings, name) is None}
+        wanted = set(STAGES[: STAGES.index(until) + 1]) - absent
+        return [one for one in stages if one.name in wanted]
 
     def _mine(self) -> None:
         from aplens.scenarios import list_tasks
@@ -408,6 +413,38 @@ class Study:
         expected = predictor.decision_function(self.observed_part("ablate")) > 0
         tasks = np.array(self.parts["ablate"].tasks)
         return np.concatenate([expected[tasks == part.tasks[0]] for part in held_out])
+
+    def _truth(self) -> None:
+        from aplens.interventions import estimate_effects, measure_effects
+        from aplens.models import compute_in
+        from aplens.scoring import STATISTICS
+        from aplens.study.truth import compare_rankings
+
+        wanted = self.settings.truth
+        assert wanted is not None
+        held_out, ranked_on = (
+            self.parts[part].select(_first_of_each(self.parts[part].tasks, n))
+            for part, n in (("ablate", wanted.per_task), ("rank", wanted.attribution_per_task))
+        )
+        with compute_in(self.model, _dtype(wanted.precision)):
+            truth = measure_effects(
+                self.model,
+                held_out,
+                batch_size=wanted.batch_size,
+                progress=self.reporter.update,
+            )
+            estimates = estimate_effects(self.model, ranked_on, batch_size=wanted.batch_size)
+        importance = self.ranking.to_frame().set_index(["layer", "head"])["importance"]
+        entropy = self.observed_part("rank").statistics[:, :, STATISTICS.index("last_entropy")]
+        scores = {
+            f"SHAP of {self.settings.rank.features}": importance.loc[list(truth.heads)].to_numpy(),
+            "attribution": abs(estimates.values.mean(axis=1)),
+            "low entropy of the last query": -entropy.mean(axis=0),
+            "high entropy of the last query": entropy.mean(axis=0),
+        }
+        table = compare_rankings(truth, scores, seed=self.settings.seed)
+        with atomic_write(self.folder / "truth.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
 
     def _report(self) -> None:
         from aplens.study.report import gather_report
