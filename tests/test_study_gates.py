@@ -42,7 +42,13 @@ attribution_per_task = 3
 def settings_of(tmp_path, tiny_saved, java_zip, more=GATES):
     path = tmp_path / "study.toml"
     text = STUDY.format(model=tiny_saved, corpus=java_zip, kind="bridge")
-    path.write_text(text.replace("[rank]\n", '[rank]\ncompare = ["task", "surprise"]\n') + more)
+    path.write_text(
+        text.replace(
+            "[rank]\n",
+            '[rank]\ncompare = ["task", "confidence", "surprise"]\nshuffled = ["surprise"]\n',
+        )
+        + more
+    )
     return StudySettings.from_toml(path)
 
 
@@ -141,7 +147,17 @@ def test_files_of_the_parts_are_apart(study):
 
 def test_predictors_are_compared_on_all_parts(study):
     frame = study.predictors
-    assert set(frame["features"]) == {"task", "surprise"}
+    names = {"task", "confidence", "surprise", "surprise, outcomes shuffled"}
+    assert set(frame["features"]) == names
+    rows = frame.set_index("features")
+    over = rows["auc"] - rows.loc["confidence", "auc"]
+    told = rows["over_confidence"].dropna()
+    pd.testing.assert_series_equal(told, over[told.index], check_names=False)
+    assert rows.loc["confidence", ["over_confidence_low", "over_confidence_high"]].tolist() == [
+        0,
+        0,
+    ]
+    assert rows.loc["surprise, outcomes shuffled", "auc_low"] < 0.5
     n = sum(len(study.parts[name]) for name in ("fit", "rank", "ablate"))
     assert set(frame["n_scenarios"]) == {n}
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from aplens._io import fingerprint
 from aplens.scoring.clusters import HeadClusters
-from aplens.scoring.intervals import FileBootstrap
+from aplens.scoring.intervals import FileBootstrap, estimate_from
 from aplens.scoring.observations import Observations
 from aplens.scoring.observing import Progress
 from aplens.scoring.predictions import FoldPredictions, describe_data
@@ -53,7 +53,9 @@ def evaluate_predictors(
     Returns:
         One row a feature set (and task): `features`, `task` ("all" for all together),
         `n_scenarios`, `n_files`, and `auc` and `accuracy`, each with `_low` and `_high`. An AUC is
-        NaN where a task has only one outcome.
+        NaN where a task has only one outcome. Where "confidence" is among the features,
+        `over_confidence`, with `_low` and `_high`, is the AUC less that of confidence alone: its
+        interval compares both on the same resamples.
 
     Raises:
         ValueError: When there is only one outcome, fewer files than folds, or NaN; or `keep` is
@@ -224,16 +226,26 @@ def score_table(
     for task, chosen in groups.items():
         files = [file for file, keep in zip(observations.files, chosen, strict=True) if keep]
         bootstrap = FileBootstrap(files, seed=seed)
+        known = None
+        if "confidence" in scores:
+            known = bootstrap.auc_values(
+                scores["confidence"][chosen], incorrect[chosen], folds[chosen]
+            )
         for name, probability in scores.items():
             if not np.isfinite(probability).all():
                 raise ValueError(f"the scores of {name!r} contain NaN or infinity")
             hits = (probability > 0.5) == incorrect
-            area = bootstrap.auc(probability[chosen], incorrect[chosen], folds[chosen])
+            areas = bootstrap.auc_values(probability[chosen], incorrect[chosen], folds[chosen])
+            area = estimate_from(areas)
             accuracy = bootstrap.mean(hits[chosen].astype(float))
             row: dict[str, Any] = {"features": name, "task": task}
             row |= {"n_scenarios": len(files), "n_files": len(set(files))}
             row |= {"auc": area.value, "auc_low": area.low, "auc_high": area.high}
             row |= {"accuracy": accuracy.value}
             row |= {"accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
+            if known is not None:
+                gain = estimate_from(areas - known)
+                row |= {"over_confidence": gain.value}
+                row |= {"over_confidence_low": gain.low, "over_confidence_high": gain.high}
             rows.append(row)
     return pd.DataFrame(rows)

@@ -58,6 +58,18 @@ class FileBootstrap:
             folds: Only scenarios of the same fold are compared: scores of predictors fitted on
                 different folds differ in level, which says nothing about how they rank.
         """
+        return estimate_from(self.auc_values(scores, positive, folds))
+
+    def auc_values(
+        self,
+        scores: Float[np.ndarray, " scenario"],
+        positive: Bool[np.ndarray, " scenario"],
+        folds: Int[np.ndarray, " scenario"] | None = None,
+    ) -> Float[np.ndarray, " resample"]:
+        """`auc` in the sample and in every resample; NaN where it is not defined.
+
+        The difference of two predictors' values has an interval of its own: they share resamples.
+        """
         folds = np.zeros(len(scores), dtype=np.int64) if folds is None else folds
         concordant, pairs = np.zeros(len(self.weights)), np.zeros(len(self.weights))
         for fold in np.unique(folds):
@@ -65,7 +77,7 @@ class FileBootstrap:
             counts = _count_pairs(scores[chosen], positive[chosen], self.weights[:, chosen])
             concordant += counts[0]
             pairs += counts[1]
-        return _estimate(concordant, pairs)
+        return _ratios(concordant, pairs)
 
     def mean(self, values: Float[np.ndarray, " scenario"]) -> Estimate:
         """The mean over scenarios, such as of hits for accuracy."""
@@ -77,7 +89,7 @@ class FileBootstrap:
         denominator: Float[np.ndarray, " scenario"],
     ) -> Estimate:
         """A sum over scenarios divided by another, such as an error by a baseline's."""
-        return _estimate(self.weights @ numerator, self.weights @ denominator)
+        return estimate_from(_ratios(self.weights @ numerator, self.weights @ denominator))
 
 
 def _count_pairs(
@@ -94,12 +106,12 @@ def _count_pairs(
     return (up * (below + down / 2)).sum(axis=1), up.sum(axis=1) * down.sum(axis=1)
 
 
-def _estimate(
+def _ratios(
     numerator: Float[np.ndarray, " resample"], denominator: Float[np.ndarray, " resample"]
-) -> Estimate:
-    """The sample's ratio and the middle 95 % of the resamples', where they are defined."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return estimate_from(np.where(denominator > 0, numerator / denominator, np.nan))
+) -> Float[np.ndarray, " resample"]:
+    """NaN where the denominator is 0."""
+    defined = denominator > 0
+    return np.divide(numerator, denominator, out=np.full(len(defined), np.nan), where=defined)
 
 
 def estimate_from(values: Float[np.ndarray, " resample"]) -> Estimate:

@@ -54,7 +54,9 @@ def check_values(settings: StudySettings) -> None:
     _require_range("rank.folds", settings.rank.folds, 2)
     _require_choice("rank.reducer", settings.rank.reducer, get_args(Reducer))
     predictor = settings.gates.predictor if settings.gates else ""
-    for features in (settings.rank.features, *settings.rank.compare, predictor or "confidence"):
+    rank = settings.rank
+    named = (rank.features, *rank.compare, *rank.shuffled, predictor or "confidence")
+    for features in named:
         make_features(features, HeadClusters("pca"))
         if "surprise" in features.split("+") and not settings.observe.surprise:
             raise ValueError(f"features {shorten(features)} need observe.surprise = true")

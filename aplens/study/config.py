@@ -137,6 +137,8 @@ class RankSettings:
         folds: Of the comparison of predictors.
         compare: The feature sets that are compared; the usual ones when empty.
         by_task: Whether they are compared task by task as well.
+        shuffled: Feature sets that are tried on shuffled outcomes too: what then is above chance
+            would be leaking.
     """
 
     features: str = "clusters"
@@ -144,6 +146,7 @@ class RankSettings:
     folds: int = 5
     compare: tuple[str, ...] = ()
     by_task: bool = False
+    shuffled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -319,6 +319,8 @@ class Study:
         )
 
     def _rank(self) -> None:
+        import pandas as pd
+
         from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer
 
         wanted, seed = self.settings.rank, self.settings.seed
@@ -334,10 +336,30 @@ class Study:
             progress=self.reporter.update,
             keep=self.folder / "predictions.json",
         )
+        if wanted.shuffled:
+            table = pd.concat([table, self._evaluate_shuffled()], ignore_index=True)
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
         scorer.fit(fit).rank(held_out).save(self.folder / "ranking.json")
         with atomic_write(self.folder / "predictors.parquet") as temporary:
             table.to_parquet(temporary, index=False)
+
+    def _evaluate_shuffled(self) -> pd.DataFrame:
+        """Predictors of outcomes that were dealt out at random: at chance, unless they leak."""
+        import numpy as np
+
+        from aplens.scoring import evaluate_predictors
+
+        wanted, seed = self.settings.rank, self.settings.seed
+        correct = self.observations.table["correct"].to_numpy(dtype=bool)
+        dealt = np.random.default_rng(seed).permutation(correct)
+        table = evaluate_predictors(
+            self.observations.with_outcomes(dealt),
+            features=wanted.shuffled,
+            n_folds=wanted.folds,
+            seed=seed,
+            progress=self.reporter.update,
+        )
+        return table.assign(features=table["features"] + ", outcomes shuffled")
 
     def _ablate(self) -> None:
         from aplens.interventions import sweep_ablations
