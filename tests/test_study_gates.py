@@ -67,7 +67,7 @@ class Notes(Reporter):
 def study(tmp_path_factory, tiny_saved, java_zip):
     folder = tmp_path_factory.mktemp("gates")
     study = Study(settings_of(folder, tiny_saved, java_zip), folder / "out", Notes())
-    study.run("truth")
+    study.run()
     return study
 
 
@@ -137,6 +137,14 @@ def test_a_ranking_that_is_the_truth_and_one_that_is_its_opposite():
     assert abs(table.loc["random", "correlation"]) < 0.4
     with pytest.raises(ValueError, match="short: expected a finite score for each of 60"):
         compare_rankings(truth, {"short": sizes[1:]})
+
+
+def test_the_report_shows_it(study):
+    text = (study.folder / "report.html").read_text(encoding="utf-8")
+    for words in ("Scaling heads", "learned where an error is expected", "Task by task"):
+        assert words in text
+    assert "Which heads matter when each is ablated by itself" in text
+    assert "AUC over confidence" in text
 
 
 def test_files_of_the_parts_are_apart(study):

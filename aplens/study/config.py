@@ -16,6 +16,9 @@ from aplens._documents import check
 from aplens._words import shorten
 from aplens.study.checks import check_values
 
+#: What stands after a feature set's name where outcomes were shuffled.
+SHUFFLED = ", outcomes shuffled"
+
 
 @dataclass(frozen=True)
 class ModelSettings:

@@ -13,6 +13,7 @@ import numpy as np
 from aplens._io import read_json
 from aplens.evaluation import BASELINES, compare_reconstruction
 from aplens.heads import Head
+from aplens.study.config import SHUFFLED
 from aplens.study.stages import StageRecord
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def gather_report(study: Study) -> ReportData:
 
     observations = study.observations
     shown = study.ranking.top(_SHOWN_HEADS)
+    whole = (study.predictors["task"] == "all") & ~study.predictors["features"].str.endswith(
+        SHUFFLED
+    )
     return ReportData(
         title=study.settings.title,
         facts=_facts(study),
@@ -48,10 +52,13 @@ def gather_report(study: Study) -> ReportData:
         reconstruction_labels=[str(head) for head in shown],
         reconstruction_error=_reconstruction_error(study),
         reconstruction_baselines=BASELINES,
-        predictors=study.predictors,
+        predictors=study.predictors[whole],
+        predictor_details=study.predictors[~whole],
         predictor_baselines=PREDICTOR_BASELINES,
         ranking=study.ranking,
         sweep=study.sweep,
+        gates=None if study.settings.gates is None else study.gates,
+        truth=None if study.settings.truth is None else study.truth,
         timings=StageRecord(study.folder).seconds,
         samples=_samples(study),
     )
@@ -138,7 +145,7 @@ def _samples(study: Study) -> list[SampleScenario]:
     from aplens.viz import SampleScenario
 
     tokenizer = study.model.tokenizer
-    observed = Scenarios([*study.parts["fit"], *study.parts["rank"]])
+    observed = Scenarios(s for part in study.observed_parts for s in study.parts[part])
     table = study.observations.table.reset_index(drop=True)
     order = np.random.default_rng(study.settings.seed).permutation(len(table))
     drawn = table.iloc[order].drop_duplicates(["task", "correct"])

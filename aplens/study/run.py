@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aplens._io import atomic_write, write_json
 from aplens._processes import join_processes
-from aplens.study.config import ScenarioSettings, StudySettings
+from aplens.study.config import SHUFFLED, ScenarioSettings, StudySettings
 from aplens.study.stages import Reporter, Stage, run_stages
 
 if TYPE_CHECKING:
@@ -161,7 +161,8 @@ class Study:
         return Observations.open(self.folder / "observations")
 
     @property
-    def _observed_parts(self) -> tuple[str, ...]:
+    def observed_parts(self) -> tuple[str, ...]:
+        """The parts that are observed, in the order of `observations`."""
         return ("fit", "rank", "ablate") if self.settings.observe.held_out else ("fit", "rank")
 
     def observed_part(self, name: str) -> Observations:
@@ -171,7 +172,7 @@ class Study:
             ValueError: When that part was not observed.
         """
         start = 0
-        for part in self._observed_parts:
+        for part in self.observed_parts:
             stop = start + len(self.parts[part])
             if part == name:
                 return self.observations.select(range(start, stop))
@@ -198,6 +199,20 @@ class Study:
         from aplens.interventions import AblationSweep
 
         return AblationSweep.load(self.folder / "ablations" / "sweep.json")
+
+    @cached_property
+    def gates(self) -> pd.DataFrame:
+        """What scaled heads change, task by task; see `GateTrials.to_frame`."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / "gates.parquet")
+
+    @cached_property
+    def truth(self) -> pd.DataFrame:
+        """Rankings against every head's own ablation; see `compare_rankings`."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / "truth.parquet")
 
     # --- the stages ----------------------------------------------------------------------------
 
@@ -306,7 +321,7 @@ class Study:
         wanted = self.settings.observe
         observe(
             self.model,
-            Scenarios(s for part in self._observed_parts for s in self.parts[part]),
+            Scenarios(s for part in self.observed_parts for s in self.parts[part]),
             self.mae,
             self.folder / "observations",
             batch_size=wanted.batch_size,
@@ -359,7 +374,7 @@ class Study:
             seed=seed,
             progress=self.reporter.update,
         )
-        return table.assign(features=table["features"] + ", outcomes shuffled")
+        return table.assign(features=table["features"] + SHUFFLED)
 
     def _ablate(self) -> None:
         from aplens.interventions import sweep_ablations

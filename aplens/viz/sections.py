@@ -6,11 +6,13 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from aplens.interventions.trials import MEAN_OF_TASKS
 from aplens.viz import figures, findings
 from aplens.viz.style import to_svg
 
@@ -110,6 +112,10 @@ def build_sections(report: ReportData) -> Iterator[Section]:
         yield _ranking_section(report.ranking)
     if report.sweep is not None and report.sweep.results:
         yield _ablation_section(report.sweep)
+    if _has_rows(report.gates):
+        yield _gates_section(report.gates)
+    if _has_rows(report.truth):
+        yield _truth_section(report.truth)
     if report.timings:
         yield _timing_section(report)
 
@@ -218,6 +224,27 @@ def _pattern_table(reconstruction: Reconstruction, labels: Sequence[str]) -> Tab
 
 def _predictor_section(frame: pd.DataFrame, report: ReportData) -> Section:
     ordered = frame.sort_values("auc", ascending=False)
+    columns: dict[str, Callable[[Any], str]] = {
+        "features": lambda row: str(row["features"]),
+        "kind": lambda row: (
+            "baseline"
+            if findings.is_baseline(row["features"], report.predictor_baselines)
+            else "AP-MAE"
+        ),
+        "AUC [95 %]": lambda row: _interval(row, "auc", "auc_low", "auc_high"),
+        "accuracy, % [95 %]": lambda row: _percent(
+            row, "accuracy", "accuracy_low", "accuracy_high"
+        ),
+    }
+    if "over_confidence" in frame:
+        columns["AUC over confidence [95 %]"] = lambda row: _interval(
+            row, "over_confidence", "over_confidence_low", "over_confidence_high", "+.3f"
+        )
+    tables = [_table("Predictors of correctness", ordered, columns, folded=False)]
+    if _has_rows(report.predictor_details):
+        with_task = {"task": lambda row: str(row["task"]), **columns}
+        details = report.predictor_details
+        tables.append(_table("Task by task, and on shuffled outcomes", details, with_task))
     return Section(
         name="predictors",
         title="Predicting whether the model is right",
@@ -233,25 +260,7 @@ def _predictor_section(frame: pd.DataFrame, report: ReportData) -> Section:
                 "bootstrapped over source files.",
             )
         ],
-        tables=[
-            _table(
-                "Predictors of correctness",
-                ordered,
-                {
-                    "features": lambda row: str(row["features"]),
-                    "kind": lambda row: (
-                        "baseline"
-                        if findings.is_baseline(row["features"], report.predictor_baselines)
-                        else "AP-MAE"
-                    ),
-                    "AUC [95 %]": lambda row: _interval(row, "auc", "auc_low", "auc_high"),
-                    "accuracy, % [95 %]": lambda row: _percent(
-                        row, "accuracy", "accuracy_low", "accuracy_high"
-                    ),
-                },
-                folded=False,
-            )
-        ],
+        tables=tables,
     )
 
 
@@ -358,6 +367,52 @@ def _ablation_section(sweep: AblationSweep) -> Section:
     )
 
 
+def _gates_section(frame: pd.DataFrame) -> Section:
+    columns: dict[str, Callable[[Any], str]] = {
+        "intervention": lambda row: str(row["intervention"]),
+        "balanced gain, points [95 %]": lambda row: _points(row, "gain"),
+        "change as they come, points [95 %]": lambda row: _points(row, "change"),
+        "incorrect → correct": lambda row: str(row["incorrect_to_correct"]),
+        "correct → incorrect": lambda row: str(row["correct_to_incorrect"]),
+    }
+    means = frame[frame["task"] == MEAN_OF_TASKS]
+    by_task = frame[frame["task"] != MEAN_OF_TASKS].sort_values(["task"], kind="stable")
+    return Section(
+        name="gates",
+        title="Scaling heads",
+        text=[
+            "Gates made for each task on other source files. Balanced: correct and incorrect "
+            "scenarios count the same, so that the unchanged model has 50 %. An answer bias knows "
+            "how often each token is an answer, and does not look at the prompt."
+        ],
+        pictures=[],
+        tables=[
+            _table("Mean over tasks, each task alike", means, columns, folded=False),
+            _table("Task by task", by_task, {"task": lambda row: str(row["task"]), **columns}),
+        ],
+    )
+
+
+def _truth_section(frame: pd.DataFrame) -> Section:
+    columns: dict[str, Callable[[Any], str]] = {
+        "ranking": lambda row: str(row["ranking"]),
+        "rank correlation [95 %]": partial(_estimate, "correlation"),
+    }
+    for name in map(str, frame.columns):
+        if budget := re.fullmatch(r"recall_(\d+)", name):
+            columns[f"found among the first {budget[1]} [95 %]"] = partial(_estimate, name)
+    return Section(
+        name="truth",
+        title="Which heads matter when each is ablated by itself",
+        text=[
+            "Rankings against the measured change of the answer's log-probability when one head "
+            "is zeroed, on held-out scenarios: the share of the 20 largest that a ranking finds."
+        ],
+        pictures=[],
+        tables=[_table("Rankings", frame, columns, folded=False)],
+    )
+
+
 def _timing_section(report: ReportData) -> Section:
     rows = [[visible(stage), _duration(seconds)] for stage, seconds in report.timings.items()]
     total = ["all", _duration(sum(report.timings.values()))]
@@ -395,6 +450,11 @@ def _interval(row: Any, value: str, low: str, high: str, number: str = ".3f") ->
     if pd.isna(row[low]) or pd.isna(row[high]):
         return shown[0]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]".replace(" ", _NO_BREAK)
+
+
+def _estimate(name: str, row: Any) -> str:
+    """A figure with its interval, in two digits."""
+    return _interval(row, name, f"{name}_low", f"{name}_high", ".2f")
 
 
 def _percent(row: Any, value: str, low: str, high: str, number: str = ".1%") -> str:
