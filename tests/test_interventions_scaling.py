@@ -106,16 +106,16 @@ def test_gradients_reach_the_scales(any_model, tiny_tokens):
         assert gradient[head].item() == pytest.approx(difference.item(), rel=0.05, abs=1e-3)
 
 
-def test_generated_tokens_are_scaled_too(any_model):
+def test_generated_tokens_are_scaled_too(tiny_model):
     tokens = torch.arange(1, 9)[None]
     options = {"max_new_tokens": 5, "do_sample": False, "stop_at_eos": False, "verbose": False}
     options |= {"use_past_kv_cache": False, "return_type": "tokens"}
     scales = {"L0H0, L0H1, L1H2, L2H0": 0.0}
-    with scale_heads(any_model, scales):
-        generated = any_model.generate(tokens, **options)
+    with scale_heads(tiny_model, scales):
+        generated = tiny_model.generate(tokens, **options)
         by_hand = tokens
         for _ in range(5):
-            following = logits_of(any_model, by_hand)[:, -1].argmax(-1, keepdim=True)
+            following = logits_of(tiny_model, by_hand)[:, -1].argmax(-1, keepdim=True)
             by_hand = torch.cat([by_hand, following], dim=1)
     assert generated.tolist() == by_hand.tolist()
 

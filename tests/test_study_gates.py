@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -145,6 +146,13 @@ def test_the_report_shows_it(study):
         assert words in text
     assert "Which heads matter when each is ablated by itself" in text
     assert "AUC over confidence" in text
+
+
+def test_the_tables_are_there_in_markdown(study):
+    text = (study.folder / "results.md").read_text(encoding="utf-8")
+    assert "| surprise, outcomes shuffled | " in text
+    assert re.search(r"\| learned \| mean of tasks \| -?\d\.\d{3} \[-?\d\.\d{3}, ", text)
+    assert text.count("\n## ") == 6
 
 
 def test_files_of_the_parts_are_apart(study):

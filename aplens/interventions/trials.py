@@ -100,7 +100,8 @@ class GateTrials:
         Columns: `intervention`, `task`, `n`, `n_correct` (of the unchanged model), `balanced` (see
         above) less 0.5 as `gain` with its 95 % interval `gain_low`, `gain_high`; `change` of the
         accuracy on all scenarios as they come, with `change_low`, `change_high`; and the counts
-        `incorrect_to_correct`, `correct_to_incorrect`. NaN where a task has one outcome only.
+        `incorrect_to_correct`, `correct_to_incorrect`. A task with one outcome only has no gain,
+        and is left out of its mean.
         """
         import pandas as pd
 
@@ -118,9 +119,20 @@ class GateTrials:
                 counts = _counts(self.clean[chosen], correct[chosen])
                 rows.append(_row(intervention, task, counts, gains[-1], changes[-1]))
             counts = _counts(self.clean, correct)
-            means = np.mean(gains, axis=0), np.mean(changes, axis=0)
+            means = (_mean_where_defined(np.stack(values)) for values in (gains, changes))
             rows.append(_row(intervention, MEAN_OF_TASKS, counts, *means))
         return pd.DataFrame(rows)
+
+
+def _mean_where_defined(
+    values: Float[np.ndarray, "task resample"],
+) -> Float[np.ndarray, " resample"]:
+    """The mean over the tasks that have a value in the sample itself, its first column."""
+    known = values[~np.isnan(values[:, 0])]
+    if not len(known):
+        return np.full(values.shape[1], np.nan)
+    defined = (~np.isnan(known)).sum(axis=0)
+    return np.nansum(known, axis=0) / np.where(defined > 0, defined, np.nan)
 
 
 def _balanced_gain(

@@ -234,7 +234,7 @@ class Study:
             stage("ablate", ["ablations"], self._ablate, settings.ablate),
             stage("gates", ["gates", "gates.parquet"], self._gates, settings.gates),
             stage("truth", ["truth.parquet"], self._truth, settings.truth),
-            stage("report", ["report.html"], self._report),
+            stage("report", ["report.html", "results.md"], self._report),
         ]
         absent = {name for name in _OPTIONAL if getattr(settings, name) is None}
         wanted = set(STAGES[: STAGES.index(until) + 1]) - absent
@@ -485,8 +485,11 @@ class Study:
 
     def _report(self) -> None:
         from aplens.study.report import gather_report
+        from aplens.study.results import results_to_markdown
         from aplens.viz import write_report
 
+        with atomic_write(self.folder / "results.md") as temporary:
+            temporary.write_text(results_to_markdown(self), encoding="utf-8")
         write_report(self.folder / "report.html", gather_report(self))
 
     def summary(self) -> str:

@@ -1,0 +1,56 @@
+"""A study's tables in Markdown, to be put into a text: `results.md` beside the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from aplens._markdown import frame_to_markdown
+from aplens.interventions.trials import MEAN_OF_TASKS
+from aplens.study.report import task_accuracy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aplens.study.run import Study
+
+_PREDICTORS = ["features", "auc", "accuracy", "over_confidence"]
+_SWEEP = ["choice", "size", "n_seeds", "accuracy", "change", "over_random"]
+_GATES = ["intervention", "task", "gain", "change", "incorrect_to_correct", "correct_to_incorrect"]
+
+
+def results_to_markdown(study: Study) -> str:
+    """Every table of a study, each with what it is over; intervals are 95 %, over source files."""
+    settings = study.settings
+    parts = ", ".join(f"{name} {len(part)}" for name, part in study.parts.items())
+    lines = [f"# {settings.title}", "", f"Command: `{study.command}`, seed {settings.seed}.", ""]
+    lines += [f"Scenarios by part, no source file in two: {parts}.", ""]
+    for title, table in _tables(study):
+        lines += [f"## {title}", "", frame_to_markdown(table), ""]
+    return "\n".join(lines)
+
+
+def _tables(study: Study) -> Iterator[tuple[str, pd.DataFrame]]:
+    yield "The model", task_accuracy(study.observations.table)
+    predictors, sweep = study.predictors, study.sweep
+    shown = [name for name in _PREDICTORS if name in predictors]
+    whole = predictors["task"] == "all"
+    yield "Predictors of correctness", _with_bounds(predictors[whole], shown)
+    if not whole.all():
+        yield "Task by task", _with_bounds(predictors[~whole], ["task", *shown])
+    title = f"Ablations ({sweep.setup['method']}) on {len(sweep.clean)} held-out scenarios"
+    yield f"{title}, {sweep.clean_accuracy:.3f} correct", _with_bounds(sweep.summary(), _SWEEP)
+    if study.settings.gates is not None:
+        means = study.gates["task"] == MEAN_OF_TASKS
+        yield "Gates, mean of tasks", _with_bounds(study.gates[means], _GATES)
+        yield "Gates, task by task", _with_bounds(study.gates[~means], _GATES)
+    if study.settings.truth is not None:
+        yield "Rankings against every head's own ablation", study.truth
+
+
+def _with_bounds(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Some columns, each with its interval where it has one."""
+    wanted = [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
+    alias = {"low": "accuracy_low", "high": "accuracy_high"}
+    named = frame.rename(columns=alias) if "accuracy_low" not in frame else frame
+    return named[[column for column in wanted if column in named]]
