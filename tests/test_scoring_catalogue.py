@@ -36,7 +36,7 @@ def make_sample(source="planted", n_prompts=60, seed=0, noise=0.02):
     embeddings = np.eye(len(SCORES), 16)[choice] + noise * rng.normal(size=(*choice.shape, 16))
     strengths = 0.8 * np.eye(len(SCORES))[choice] + 0.02 * rng.normal(size=(*choice.shape, 1))
     heads = tuple(Head(0, head) for head in range(len(HEADS)))
-    pictures = np.full((*choice.shape, 32, 32), choice[..., None, None], dtype=np.float16)
+    pictures = np.full((*choice.shape, 2, 32, 32), choice[..., None, None, None], np.float16)
     return PatternSample(
         source, heads, embeddings.astype(np.float16), strengths.astype(np.float32), pictures
     )
@@ -110,6 +110,18 @@ def test_every_sample_counts_the_same(mae):
     strengths = dict(zip(catalogue.names, catalogue.strengths.max(axis=1), strict=True))
     # A cluster's mean is half way between the large sample's 0.8 and the small one's 0.1.
     assert max(strengths.values()) < 0.6
+
+
+def test_the_figure_has_two_pictures_for_each_template(catalogue):
+    from aplens.viz.figures import plot_catalogue
+
+    figure = plot_catalogue(catalogue)
+    titles = {panel._suptitle.get_text() for panel in figure.subfigs if panel._suptitle}
+    assert titles == {f"{name}, 25.0%" for name in HEADS[:3]} | {
+        f"{name}, {catalogue.counts[catalogue.names.index(name)] / 240:.1%}"
+        for name in ("induction", "delimiter")
+    }
+    assert sum(len(axis.images) for panel in figure.subfigs for axis in panel.axes) == 10
 
 
 def test_a_catalogue_comes_back_and_names_the_same(tmp_path, catalogue, mae):

@@ -64,7 +64,8 @@ class PatternSample:
         embeddings: `Float16[ndarray, "prompt head d_embed"]`.
         strengths: `Float32[ndarray, "prompt head score"]`, of `SCORES`; NaN where a prompt says
             nothing about one.
-        pictures: `Float16[ndarray, "prompt head 32 32"]`, log-normalized patterns made smaller.
+        pictures: `Float16[ndarray, "prompt head 2 32 32"]`: the log-normalized pattern made
+            smaller, and the corner of the last 32 tokens as it is (0 before a shorter prompt).
     """
 
     source: str
@@ -129,9 +130,11 @@ def _describe(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     named = template_strengths(score_templates(attention, tokens), tokens)
     strengths = torch.cat([named, text_template_strengths(attention, texts)], dim=-1)
-    pictures = F.interpolate(
-        log_normalize(attention)[:, None], (PICTURE_SIZE, PICTURE_SIZE), mode="area"
-    )[:, 0]
+    scaled = log_normalize(attention)
+    whole = F.interpolate(scaled[:, None], (PICTURE_SIZE, PICTURE_SIZE), mode="area")
+    corner = scaled[:, None, -PICTURE_SIZE:, -PICTURE_SIZE:]
+    before = PICTURE_SIZE - corner.shape[-1]
+    pictures = torch.cat([whole, F.pad(corner, (before, 0, before, 0))], dim=1)
     embeddings = mae.encode(attention)
     return (
         embeddings.cpu().half().numpy(),
@@ -149,7 +152,7 @@ class TemplateCatalogue:
         directions: `Float[ndarray, "score d_embed"]`, along which embeddings tell each score.
         centres: `Float[ndarray, "cluster score"]`; a pattern belongs to the nearest.
         strengths: `Float[ndarray, "cluster score"]`, means over the members.
-        pictures: `Float[ndarray, "cluster 32 32"]`, the typical pattern of each.
+        pictures: `Float[ndarray, "cluster 2 32 32"]`, the mean of the members' pictures.
         counts: `Int[ndarray, "cluster"]`, members when it was made.
         mae: Fingerprint of the AP-MAE whose embeddings these are.
         metadata: JSON-able facts about how it was made.
@@ -312,7 +315,7 @@ class TemplateCatalogue:
             "directions": (len(SCORES), width),
             "centres": (n, len(SCORES)),
             "strengths": (n, len(SCORES)),
-            "pictures": (n, PICTURE_SIZE, PICTURE_SIZE),
+            "pictures": (n, 2, PICTURE_SIZE, PICTURE_SIZE),
             "counts": (n,),
         }
         for name, shape in expected.items():

@@ -36,7 +36,7 @@ def catalogue_study(
     Writes into `catalogue/` below the folder: `catalogue.safetensors`; tables as Parquet
     (`clusters`, `templates`: how often each occurs, `switching`, `agreement`, `names`, `stability`,
     and with several models `transfer`: a catalogue of one applied to the others); all of them in
-    `catalogue.md`; and `templates.png`, the most frequent clusters' typical patterns.
+    `catalogue.md`; and `templates.png`, each template's typical pattern.
     Prompts are mined where they are missing.
 
     Args:

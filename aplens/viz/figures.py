@@ -468,19 +468,23 @@ def _draw_pattern(axes: Axes, pattern: Any) -> Any:
     return image
 
 
-def plot_catalogue(catalogue: TemplateCatalogue, columns: int = 6) -> Figure:
-    """The typical pattern of every cluster, the most frequent first, with its name and share."""
-    n = len(catalogue.pictures)
-    rows = -(-n // columns)
-    figure = Figure(figsize=(WIDTH, 1.35 * WIDTH / columns * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    total = catalogue.counts.sum()
-    for axis in axes:
-        axis.set_axis_off()
-    shown = zip(axes, catalogue.pictures, catalogue.names, catalogue.counts, strict=False)
-    for axis, picture, name, count in shown:
-        above = np.triu(np.ones_like(picture, dtype=bool), 1)
-        masked = np.ma.masked_array(picture, above)
-        axis.imshow(masked, cmap=PATTERN_COLORS, interpolation="nearest")
-        axis.set_title(f"{name}\n{count / total:.1%}".replace(" + ", " +\n"), fontsize=7)
+def plot_catalogue(catalogue: TemplateCatalogue, columns: int = 4) -> Figure:
+    """The typical pattern of every template, the most frequent first.
+
+    Beside the whole pattern, made smaller, stands the corner of its last 32 tokens.
+    """
+    names, counts = np.array(catalogue.names), catalogue.counts
+    found = sorted(set(names), key=lambda name: -counts[names == name].sum())
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(1.2 * WIDTH, 0.8 * WIDTH / columns * rows), layout="constrained")
+    panels = figure.subfigures(rows, columns, squeeze=False).ravel()
+    above = np.triu(np.ones(catalogue.pictures.shape[-2:], dtype=bool), 1)
+    for panel, name in zip(panels, found, strict=False):
+        members = names == name
+        pictures = np.average(catalogue.pictures[members], axis=0, weights=counts[members])
+        panel.suptitle(f"{name}, {counts[members].sum() / counts.sum():.1%}", fontsize=7)
+        for axis, picture in zip(panel.subplots(1, 2), pictures, strict=True):
+            axis.set_axis_off()
+            masked = np.ma.masked_array(picture, above)
+            axis.imshow(masked, cmap=PATTERN_COLORS, interpolation="nearest")
     return figure
