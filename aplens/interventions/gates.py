@@ -7,7 +7,8 @@ to zero, and are found by following the gradient of the answer's log-probability
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -259,18 +260,16 @@ def learn_gates(
     )
 
 
-class _frozen:
-    """No parameter asks for a gradient inside the block: passes back go through to the gates."""
-
-    def __init__(self, model: Any) -> None:
-        self._asking = [one for one in model.parameters() if one.requires_grad]
-
-    def __enter__(self) -> None:
-        for one in self._asking:
-            one.requires_grad_(False)
-
-    def __exit__(self, *error: object) -> None:
-        for one in self._asking:
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """No parameter asks for a gradient inside the block: what goes back reaches the gates alone."""
+    asking = [one for one in model.parameters() if one.requires_grad]
+    for one in asking:
+        one.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for one in asking:
             one.requires_grad_(True)
 
 
