@@ -478,12 +478,13 @@ def plot_catalogue(catalogue: TemplateCatalogue, columns: int = 4) -> Figure:
     rows = -(-len(found) // columns)
     figure = Figure(figsize=(1.2 * WIDTH, 0.8 * WIDTH / columns * rows), layout="constrained")
     panels = figure.subfigures(rows, columns, squeeze=False).ravel()
-    above = np.triu(np.ones(catalogue.pictures.shape[-2:], dtype=bool), 1)
+    # Cells on the diagonal of the whole, made smaller, mix the pattern with what lies above it.
+    hidden = [np.triu(np.ones(catalogue.pictures.shape[-2:], dtype=bool), k) for k in (0, 1)]
     for panel, name in zip(panels, found, strict=False):
         members = names == name
         pictures = np.average(catalogue.pictures[members], axis=0, weights=counts[members])
         panel.suptitle(f"{name}, {counts[members].sum() / counts.sum():.1%}", fontsize=7)
-        for axis, picture in zip(panel.subplots(1, 2), pictures, strict=True):
+        for axis, picture, above in zip(panel.subplots(1, 2), pictures, hidden, strict=True):
             axis.set_axis_off()
             masked = np.ma.masked_array(picture, above)
             axis.imshow(masked, cmap=PATTERN_COLORS, interpolation="nearest")
