@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -76,32 +77,26 @@ class ConfidenceFeatures:
         return observations.table[["top_probability", "entropy"]].to_numpy(dtype=float)
 
 
-class StatisticsFeatures:
-    """The eight hand-made statistics of every head."""
+class HeadNumberFeatures:
+    """Numbers that observing kept for every head, as they are.
+
+    Args:
+        name: "statistics" (eight hand-made ones) or "surprise" (four: how the last query departs
+            from what AP-MAE expects).
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
-        n_heads, n_statistics = observations.statistics.shape[1:]
-        self.column_heads = np.repeat(np.arange(n_heads), n_statistics)
-        return self.transform(observations)
-
-    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
-        """See `FeatureBlock`."""
-        return observations.statistics.reshape(len(observations), -1).astype(float)
-
-
-class SurpriseFeatures:
-    """The four numbers that say how every head departs from what AP-MAE expects."""
-
-    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
-        """See `FeatureBlock`."""
-        n_heads, n_numbers = observations.surprise.shape[1:]
+        n_heads, n_numbers = getattr(observations, self._name).shape[1:]
         self.column_heads = np.repeat(np.arange(n_heads), n_numbers)
         return self.transform(observations)
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
-        return observations.surprise.reshape(len(observations), -1).astype(float)
+        return getattr(observations, self._name).reshape(len(observations), -1).astype(float)
 
 
 class EmbeddingFeatures:
@@ -168,8 +163,8 @@ def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
         "majority": MajorityFeatures,
         "task": TaskFeatures,
         "confidence": ConfidenceFeatures,
-        "statistics": StatisticsFeatures,
-        "surprise": SurpriseFeatures,
+        "statistics": partial(HeadNumberFeatures, "statistics"),
+        "surprise": partial(HeadNumberFeatures, "surprise"),
         "embeddings": EmbeddingFeatures,
         "clusters": lambda: ClusterFeatures(clusters),
     }
