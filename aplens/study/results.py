@@ -31,7 +31,8 @@ def results_to_markdown(study: Study) -> str:
 
 
 def _tables(study: Study) -> Iterator[tuple[str, pd.DataFrame]]:
-    yield "The model", task_accuracy(study.observations.table)
+    accuracy = task_accuracy(study.observations.table)
+    yield "The model", _with_bounds(accuracy, ["task", "n", "accuracy"])
     predictors, sweep = study.predictors, study.sweep
     shown = [name for name in _PREDICTORS if name in predictors]
     whole = predictors["task"] == "all"
