@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: What stands for NaN.
+_NONE = "–"
 
 
 def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -26,7 +31,7 @@ def frame_to_markdown(frame: pd.DataFrame, digits: int = 3) -> str:
 
     def cell(row: Any, name: str) -> str:
         text = _format(row[name], digits)
-        if f"{name}_low" in bounds:
+        if f"{name}_low" in bounds and text != _NONE:
             ends = (_format(row[f"{name}_{end}"], digits) for end in ("low", "high"))
             text += f" [{', '.join(ends)}]"
         return text
@@ -36,7 +41,9 @@ def frame_to_markdown(frame: pd.DataFrame, digits: int = 3) -> str:
 
 
 def _format(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return _NONE if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _row(cells: Sequence[str]) -> str:
