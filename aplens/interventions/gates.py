@@ -22,6 +22,7 @@ from aplens._io import write_json
 from aplens.heads import all_heads
 from aplens.interventions.effects import HeadEffects
 from aplens.interventions.scaling import scale_heads
+from aplens.interventions.trials import scaled_logits
 from aplens.models import compute_in, describe_model, last_token_logits
 from aplens.prompts import read_prompts
 
@@ -231,7 +232,7 @@ def learn_gates(
             batch = prompts[rows]
             with compute_in(model, precision), scale_heads(model, gates), _frozen(model):
                 logits = last_token_logits(model, batch.tokens, batch.lengths)
-                loss = -_log_p(logits, targets[rows]).mean()
+                loss = -log_p(logits, targets[rows]).mean()
                 loss = loss + penalty * (gates - 1).square().sum()
                 optimizer.zero_grad()
                 loss.backward()
@@ -273,7 +274,7 @@ def _frozen(model: Any) -> Iterator[None]:
             one.requires_grad_(True)
 
 
-def _log_p(
+def log_p(
     logits: Float[Tensor, "prompt d_vocab"], targets: Int[Tensor, " prompt"]
 ) -> Float[Tensor, " prompt"]:
     """Log-probability of the answers, in nats.
@@ -288,14 +289,8 @@ def _log_p(
     return found
 
 
-@torch.no_grad()
 def _mean_log_p(
     model: Any, scenarios: Scenarios, gates: np.ndarray, precision: torch.dtype | None
 ) -> float:
-    found = []
-    targets = scenarios.targets().split(16)
-    for batch, expected in zip(read_prompts(model, scenarios).split(16), targets, strict=True):
-        with compute_in(model, precision), scale_heads(model, gates):
-            logits = last_token_logits(model, batch.tokens, batch.lengths)
-        found.append(_log_p(logits, expected).cpu())
-    return float(torch.cat(found).double().mean())
+    logits = scaled_logits(model, scenarios, gates, precision=precision)
+    return float(log_p(logits, scenarios.targets()).double().mean())

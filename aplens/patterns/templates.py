@@ -44,7 +44,7 @@ MIXED_BELOW = 0.4
 
 #: Where a template's largest possible share is not this much above chance, a query or two decide,
 #: and its strength says nothing.
-LEAST_RANGE = 0.1
+_LEAST_RANGE = 0.1
 
 
 class TemplateNames(NamedTuple):
@@ -85,7 +85,7 @@ def template_scores(
     values = attention.float()
     keys = _template_keys(tokens).to(values)
     held = torch.einsum("...qk,tqk->...t", values, keys)
-    as_uniform = values.minimum(_uniform(len(tokens)).to(values)).sum((-2, -1))
+    as_uniform = values.minimum(uniform_attention(len(tokens)).to(values)).sum((-2, -1))
     total = values.sum((-2, -1)).clamp_min(torch.finfo(values.dtype).tiny)
     shares = torch.cat([held, as_uniform[..., None]], dim=-1) / total[..., None]
     return shares.clamp(max=1)  # rounding may leave it just above
@@ -112,13 +112,22 @@ def template_strengths(
         in a prompt as short as the window).
     """
     keys = _template_keys(tokens)
-    uniform = _uniform(len(tokens))
+    uniform = uniform_attention(len(tokens))
     by_uniform = (uniform * keys).sum((-2, -1)) / len(tokens)
     by_one_key = uniform.diagonal().mean()
     queries = keys.any(-1).float().mean(-1)
     chance = torch.cat([by_uniform, by_one_key[None]]).to(scores)
     most = torch.cat([queries, torch.ones(1)]).to(scores)
-    telling = most - chance >= LEAST_RANGE
+    return strengths_between(scores, chance, most)
+
+
+def strengths_between(
+    scores: Float[Tensor, "*pattern template"],
+    chance: Float[Tensor, " template"],
+    most: Float[Tensor, " template"],
+) -> Float[Tensor, "*pattern template"]:
+    """(share - chance) / (most - chance); NaN where the range is too small to tell anything."""
+    telling = most - chance >= _LEAST_RANGE
     return torch.where(telling, (scores - chance) / (most - chance), torch.nan)
 
 
@@ -165,6 +174,6 @@ def _template_keys(tokens: Int[Tensor, " pos"]) -> Bool[Tensor, "template query 
     )
 
 
-def _uniform(n_tokens: int) -> Float[Tensor, "query key"]:
+def uniform_attention(n_tokens: int) -> Float[Tensor, "query key"]:
     """Uniform causal attention."""
     return torch.ones(n_tokens, n_tokens).tril() / torch.arange(1, n_tokens + 1)[:, None]

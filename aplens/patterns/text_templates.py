@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from aplens.patterns.templates import LEAST_RANGE
+from aplens.patterns.templates import strengths_between, uniform_attention
 
 #: What a query attends to.
 TEXT_TEMPLATES = (
@@ -52,11 +52,9 @@ def text_template_strengths(
     keys = template_keys(texts).to(attention.device)
     values = attention.float()
     shares = torch.einsum("...qk,tqk->...t", values, keys.to(values)) / n
-    uniform = torch.ones(n, n).tril() / torch.arange(1, n + 1)[:, None]
-    chance = (uniform.to(values) * keys).sum((-2, -1)) / n
+    chance = (uniform_attention(n).to(values) * keys).sum((-2, -1)) / n
     most = keys.any(-1).float().mean(-1)
-    strengths = (shares - chance) / (most - chance).clamp_min(LEAST_RANGE)
-    return torch.where(most - chance >= LEAST_RANGE, strengths, torch.nan)
+    return strengths_between(shares, chance, most)
 
 
 def template_keys(texts: Sequence[str]) -> Bool[Tensor, "template query key"]:

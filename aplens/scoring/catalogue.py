@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens._io import atomic_write, fingerprint, hash_tensors
+from aplens._io import atomic_write
 from aplens.heads import Head
 from aplens.models import describe_model
 from aplens.patterns import log_normalize, stream_patterns
@@ -33,6 +33,7 @@ from aplens.patterns.templates import template_scores as score_templates
 from aplens.patterns.text_templates import TEXT_TEMPLATES, text_template_strengths
 from aplens.prompts import PromptsLike, read_prompts
 from aplens.scoring.clusters import unit_rows
+from aplens.scoring.observing import fingerprint_mae
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,7 +215,7 @@ class TemplateCatalogue:
             strengths=np.stack([_mean(strengths[some], weights[some]) for some in members]),
             pictures=np.stack([_mean(pictures[some], weights[some]) for some in members]),
             counts=np.array([len(some) for some in members]),
-            mae=_fingerprint(mae),
+            mae=fingerprint_mae(mae),
             metadata={
                 "sources": [sample.source for sample in samples],
                 "n_patterns": len(rows),
@@ -260,7 +261,7 @@ class TemplateCatalogue:
         Raises:
             ValueError: When it is not the one the catalogue was made with.
         """
-        if _fingerprint(mae) != self.mae:
+        if fingerprint_mae(mae) != self.mae:
             raise ValueError(
                 "this catalogue was made with another AP-MAE: embeddings of different AP-MAEs have "
                 "nothing to do with each other"
@@ -588,7 +589,3 @@ def _mean(values: np.ndarray, weights: Float[np.ndarray, " pattern"]) -> np.ndar
     total = known.sum(axis=0)
     summed = (np.nan_to_num(values) * known).sum(axis=0)
     return np.divide(summed, total, out=np.full_like(summed, np.nan), where=total > 0)
-
-
-def _fingerprint(mae: APMAE) -> str:
-    return fingerprint([mae.config.to_dict(), hash_tensors(mae.state_dict())])

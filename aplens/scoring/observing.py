@@ -248,6 +248,11 @@ def _join_tables(batches: Sequence[_Batch], scenarios: Scenarios, rows: slice) -
     return table.join(outcomes)[list(COLUMNS)]
 
 
+def fingerprint_mae(mae: APMAE) -> str:
+    """Of its configuration and weights: embeddings of AP-MAEs that differ do not compare."""
+    return fingerprint([mae.config.to_dict(), hash_tensors(mae.state_dict())])
+
+
 def to_float16(
     embeddings: Float[Tensor, "head *some d_embed"], heads: Sequence[Head]
 ) -> Float16[Tensor, "head *some d_embed"]:
@@ -321,7 +326,7 @@ def _describe_run(
         "d_head": info.d_head,
         "model_dtype": str(info.dtype),
         "heads": [list(head) for head in info.heads],
-        "mae": fingerprint([mae.config.to_dict(), hash_tensors(mae.state_dict())]),
+        "mae": fingerprint_mae(mae),
         "pool": list(DEFAULT_POOL),
         "n_scenarios": len(scenarios),
         "scenarios": fingerprint(scenarios.to_frame().to_dict(orient="list")),

@@ -23,7 +23,7 @@ from torch import Tensor
 from aplens._documents import check, read_document, take
 from aplens._io import write_json
 from aplens.interventions.effects import HeadEffects, estimate_effects
-from aplens.interventions.gates import HeadGates, learn_gates
+from aplens.interventions.gates import HeadGates, learn_gates, log_p
 from aplens.interventions.results import read_bits, write_bits
 from aplens.interventions.trials import GateTrials, scaled_logits
 from aplens.models import compute_in, describe_model
@@ -215,8 +215,7 @@ class _Trial:
         return max(scores, key=lambda weight: scores[weight])
 
     def _log_p(self, logits: Float[Tensor, "scenario d_vocab"]) -> float:
-        targets = self._validation.targets()[:, None]
-        return float(logits.log_softmax(dim=-1).gather(1, targets).double().mean())
+        return float(log_p(logits, self._validation.targets()).double().mean())
 
 
 def _step(model: Any, effects: HeadEffects, step: float) -> HeadGates:
