@@ -103,6 +103,14 @@ def rank(
 
 
 @app.command()
+def tries(
+    study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
+) -> None:
+    """Predict correctness in other ways: other classifiers, fewer files, one task at a time."""
+    _run(study_file, folder, "tries", redo, changes)
+
+
+@app.command()
 def ablate(
     study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None
 ) -> None:

@@ -14,9 +14,11 @@ from aplens.scoring import (
     HeadClusters,
     evaluate_holdout,
     evaluate_predictors,
+    evaluate_single_tasks,
     split_by_file,
 )
 from aplens.scoring.evaluation import assign_folds
+from aplens.scoring.single_tasks import MEAN
 
 PCA = HeadClusters("pca")
 FEATURES = ("majority", "task", "confidence", "clusters", "embeddings")
@@ -190,3 +192,58 @@ def test_predictions_of_something_else_are_refused(tmp_path):
     file.write_text('{"format": "aplens.predictions", "version": 1, "predictions": {"a": ["x"]}}')
     with pytest.raises(ValueError, match=r"predictions\.json"):
         evaluate_predictors(observations, features=["confidence"], n_folds=3, keep=file)
+
+
+def test_fewer_training_files_predict_worse_on_the_same_scenarios(tmp_path):
+    observations = make_observations(n=400, planted=Head(1, 1))
+    whole, part = (
+        evaluate_predictors(
+            observations,
+            features=["embeddings"],
+            train_share=share,
+            keep=tmp_path / f"{share}.json",
+        ).iloc[0]
+        for share in (1.0, 0.1)
+    )
+    assert whole["n_scenarios"] == part["n_scenarios"] == 400
+    assert part["auc"] < whole["auc"]
+    with pytest.raises(ValueError, match="predictions of something else"):
+        evaluate_predictors(
+            observations, features=["embeddings"], train_share=0.2, keep=tmp_path / "0.1.json"
+        )
+    for wrong in (0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"at most 1, got {wrong}"):
+            evaluate_predictors(observations, train_share=wrong)
+
+
+def test_calibration_is_told_for_every_predictor():
+    observations = make_observations(n=400, planted=Head(1, 1))
+    row = evaluate_predictors(observations, features=["embeddings"]).iloc[0]
+    assert row["calibration_error_low"] <= row["calibration_error"] < 0.15
+
+
+def test_single_tasks_are_balanced_and_their_mean_counts_each_alike():
+    observations = make_observations(n=400, planted=Head(1, 1))
+    rare = observations.table["correct"] & (np.arange(400) % 3 > 0)
+    observations = observations.with_outcomes(rare)  # most are wrong: guessing would be above 0.5
+    features = ["majority", "embeddings"]
+    table = evaluate_single_tasks(observations, features=features).set_index(["features", "task"])
+    tasks = ["eol", "identifiers"]
+    mean = table.loc[("embeddings", MEAN)]
+    assert mean["accuracy"] == pytest.approx(table.loc["embeddings"].loc[tasks, "accuracy"].mean())
+    assert mean["accuracy_low"] > 0.55
+    assert mean["auc_low"] > 0.6
+    assert abs(table.loc[("majority", MEAN), "accuracy"] - 0.5) < 0.1
+    n_correct = observations.table.groupby("task")["correct"].sum()
+    for task in tasks:
+        assert table.loc[("embeddings", task), "n_scenarios"] == 2 * n_correct[task]
+    assert mean["n_scenarios"] == 2 * n_correct.sum()
+
+
+def test_a_task_without_both_outcomes_is_left_out_of_the_single_ones():
+    observations = make_observations(n=200, planted=Head(1, 1))
+    always = (observations.table["task"] == "eol") | observations.table["correct"]
+    table = evaluate_single_tasks(observations.with_outcomes(always), features=["embeddings"])
+    assert list(table["task"]) == ["identifiers", MEAN]
+    with pytest.raises(ValueError, match="no task has 5 scenarios of either outcome"):
+        evaluate_single_tasks(observations.with_outcomes(np.ones(200, dtype=bool)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -81,3 +82,31 @@ def test_same_seed_same_resamples():
     first, again, other = (FileBootstrap(files, seed=seed).weights for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
+
+
+def test_calibration_is_the_gap_between_what_is_said_and_what_happens():
+    rng = np.random.default_rng(0)
+    n = 20_000
+    probability = rng.random(n)
+    positive = rng.random(n) < probability
+    bootstrap = FileBootstrap([str(i) for i in range(n)], n_resamples=50)
+    honest = bootstrap.calibration_error(probability, positive)
+    assert honest.value < 0.015
+    boasting = bootstrap.calibration_error(np.full(n, 0.9), rng.random(n) < 0.6)
+    assert abs(boasting.value - 0.3) < 0.015
+    assert boasting.low < 0.3 + 0.01
+    assert boasting.high > 0.3 - 0.01
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(1, 40), n_bins=st.integers(1, 12))
+def test_calibration_error_is_the_sum_over_bins(seed, n, n_bins):
+    rng = np.random.default_rng(seed)
+    probability, positive = rng.random(n), rng.random(n) < 0.5
+    found = FileBootstrap(["one"] * n, n_resamples=2).calibration_error(
+        probability, positive, n_bins
+    )
+    order = np.argsort(probability, kind="stable")
+    edges = np.unique(np.linspace(0, n, n_bins + 1).astype(int))
+    bins = [order[a:b] for a, b in itertools.pairwise(edges)]
+    expected = sum(abs((probability[b] - positive[b]).sum()) for b in bins) / n
+    assert found.value == pytest.approx(expected)

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 from study_fixtures import STUDY
 
 from aplens.heads import Head
@@ -29,6 +30,10 @@ ablate = 0.3
 [observe]
 surprise = true
 held_out = true
+[tries]
+features = ["confidence", "surprise+confidence"]
+shares = [0.5]
+single_tasks = ["statistics", "confidence"]
 [gates]
 steps = [1.0, 4.0]
 zeroed = [1, 2]
@@ -152,7 +157,59 @@ def test_the_tables_are_there_in_markdown(study):
     text = (study.folder / "results.md").read_text(encoding="utf-8")
     assert "| surprise, outcomes shuffled | " in text
     assert re.search(r"\| learned \| mean of tasks \| -?\d\.\d{3} \[-?\d\.\d{3}, ", text)
-    assert text.count("\n## ") == 6
+    assert text.count("\n## ") == 7
+
+
+def test_other_predictors_are_tried_on_the_same_scenarios(study):
+    tries = study.tries
+    assert list(dict.fromkeys(tries["tried"])) == [
+        "nothing fitted",
+        "boosting",
+        "pooling",
+        "0.5 of the files",
+        "one predictor a task, balanced",
+    ]
+    read = tries.groupby("tried")["features"].agg(set)
+    assert read["pooling"] == {"surprise+confidence"}  # confidence has nothing to pool over
+    assert read["boosting"] == {"confidence", "surprise+confidence"}
+    assert read["one predictor a task, balanced"] == {"statistics", "confidence"}
+    raw = tries.set_index("tried").loc["nothing fitted"]
+    table = study.observations.table
+    expected = roc_auc_score(table["correct"], table["top_probability"])
+    assert raw["auc"] == pytest.approx(expected)
+
+
+def test_gates_of_some_tasks_only(study, tmp_path, tiny_saved, java_zip):
+    task = sorted(set(study.parts["ablate"].tasks))[-1]
+    more = GATES.replace("[gates]\n", f'[gates]\ntasks = ["{task}"]\n')
+    folder = tmp_path / "out"
+    shutil.copytree(study.folder, folder)
+    again = Study(settings_of(tmp_path, tiny_saved, java_zip, more), folder, Notes())
+    again.run("gates", redo="gates")
+    frame = again.gates
+    assert set(frame["task"]) == {task, "mean of tasks"}
+    before = study.gates[study.gates["task"] == task].reset_index(drop=True)
+    after = frame[frame["task"] == task].reset_index(drop=True)
+    counts = ["intervention", "n", "incorrect_to_correct", "correct_to_incorrect"]
+    pd.testing.assert_frame_equal(before[counts], after[counts])
+    with pytest.raises(ValueError, match=r"gates.tasks\[0\] must be one of"):
+        settings_of(tmp_path, tiny_saved, java_zip, more.replace(f'["{task}"]', '["sonnets"]'))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('classifiers = ["forest"]', r"tries.classifiers\[0\] must be one of"),
+        ("shares = [0.0]", r"tries.shares\[0\] must be above 0 and at most 1, got 0.0"),
+        ('features = ["confidence"]', "reads features of heads, but tries.features has none"),
+        ("features = []\nclassifiers = []", "tries.features must not be empty"),
+        ('features = ["luck"]', "features must be one of"),
+    ],
+)
+def test_tries_that_could_not_run_are_refused(tmp_path, tiny_saved, java_zip, lines, message):
+    more = f"[observe]\nsurprise = true\n[tries]\n{lines}\n"
+    with pytest.raises(ValueError, match=message):
+        settings_of(tmp_path, tiny_saved, java_zip, more)
 
 
 def test_files_of_the_parts_are_apart(study):

@@ -9,6 +9,7 @@ from aplens.scoring.observations import Observations
 from aplens.scoring.observing import observe
 from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
 from aplens.scoring.scorer import HeadScorer
+from aplens.scoring.single_tasks import evaluate_single_tasks
 from aplens.scoring.statistics import STATISTICS, pattern_statistics
 from aplens.scoring.surprise import SURPRISES
 from aplens.scoring.unsupervised import score_heads
@@ -27,6 +28,7 @@ __all__ = [
     "attribute_heads",
     "evaluate_holdout",
     "evaluate_predictors",
+    "evaluate_single_tasks",
     "observe",
     "pattern_distances",
     "pattern_statistics",

@@ -65,8 +65,13 @@ def attribute_heads(
         observations: Scenarios the predictor was not fitted on.
 
     Raises:
+        ValueError: When the predictor's classifier is "pooling".
         RuntimeError: When the installed shap misreads the trees, so that its values do not add up.
     """
+    if predictor.classifier == "pooling":
+        raise ValueError(
+            'SHAP values are exact for classifiers "boosting" and "logistic", got "pooling"'
+        )
     columns = predictor.columns(observations)
     values, expected = _explain(predictor.model_, columns)
     margin = predictor.model_.decision_function(columns)

@@ -27,6 +27,7 @@ def evaluate_predictors(
     features: Sequence[str] = FEATURE_SETS,
     n_folds: int = 5,
     by_task: bool = False,
+    train_share: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
     keep: str | os.PathLike[str] | None = None,
@@ -44,6 +45,8 @@ def evaluate_predictors(
         n_folds: Folds; no file is in two.
         by_task: One row a task as well, on the same predictions. For a predictor of one task alone
             (the paper has one a task) pass that task's observations.
+        train_share: Fit on this share of each fold's training files, drawn at random: what fewer
+            scenarios would have given, judged on the same ones.
         seed: Decides the folds, the resamples and the predictors.
         progress: Called with (predictors fitted, predictors in all).
         keep: A file in which predictions are kept as they are made; run again, only those that are
@@ -52,21 +55,29 @@ def evaluate_predictors(
 
     Returns:
         One row a feature set (and task): `features`, `task` ("all" for all together),
-        `n_scenarios`, `n_files`, and `auc` and `accuracy`, each with `_low` and `_high`. An AUC is
-        NaN where a task has only one outcome. Where "confidence" is among the features,
+        `n_scenarios`, `n_files`, and `auc`, `accuracy` and `calibration_error` (see
+        `FileBootstrap`), each with `_low` and `_high`. An AUC is NaN where a task has only one
+        outcome. Where "confidence" is among the features,
         `over_confidence`, with `_low` and `_high`, is the AUC less that of confidence alone: its
         interval compares both on the same resamples.
 
     Raises:
-        ValueError: When there is only one outcome, fewer files than folds, or NaN; or `keep` is
-            damaged, or holds predictions of something else.
+        ValueError: When there is only one outcome, fewer files than folds, a share that is not
+            above 0 and at most 1, or NaN; or `keep` is damaged, or holds predictions of something
+            else.
     """
+    if not 0 < train_share <= 1:
+        raise ValueError(f"train_share must be above 0 and at most 1, got {train_share}")
     folds = assign_folds(observations, n_folds, seed)
-    made = FoldPredictions(keep, _describe_setup(observations, n_folds, seed, settings))
+    setup = _describe_setup(observations, n_folds, seed, settings)
+    if train_share < 1:
+        setup["train_share"] = train_share
+    made = FoldPredictions(keep, setup)
     scores = {name: np.empty(len(observations)) for name in features}
     for fold in range(n_folds):
         held_out = folds == fold
         train, test = observations.select(~held_out), observations.select(held_out)
+        train = _draw_files(train, train_share, seed + fold)
         for number, name in enumerate(features):
             predicted = made.get(name, fold, len(test))
             if predicted is None:
@@ -77,6 +88,15 @@ def evaluate_predictors(
             if progress is not None:
                 progress(fold * len(features) + number + 1, n_folds * len(features))
     return score_table(observations, scores, folds=folds, by_task=by_task, seed=seed)
+
+
+def _draw_files(observations: Observations, share: float, seed: int) -> Observations:
+    """The scenarios of a share of the source files."""
+    if share == 1:
+        return observations
+    names = np.unique(observations.files)
+    drawn = np.random.default_rng(seed).permutation(names)[: max(1, round(share * len(names)))]
+    return observations.select(np.isin(observations.files, drawn))
 
 
 def _describe_setup(
@@ -243,6 +263,9 @@ def score_table(
             row |= {"auc": area.value, "auc_low": area.low, "auc_high": area.high}
             row |= {"accuracy": accuracy.value}
             row |= {"accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
+            off = bootstrap.calibration_error(probability[chosen], incorrect[chosen])
+            row |= {"calibration_error": off.value}
+            row |= {"calibration_error_low": off.low, "calibration_error_high": off.high}
             if known is not None:
                 gain = estimate_from(areas - known)
                 row |= {"over_confidence": gain.value}

@@ -18,6 +18,10 @@ from aplens.scoring.observations import Observations
 N_COMPONENTS = 8
 
 
+#: The features that describe heads.
+HEAD_FEATURES = ("statistics", "surprise", "embeddings", "clusters")
+
+
 class FeatureBlock(Protocol):
     """One kind of feature as columns of numbers, fitted on training observations alone.
 
@@ -175,6 +179,11 @@ def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
             f"features must be one of {list(blocks)}, or several joined by '+', got {shorten(name)}"
         )
     return [blocks[part]() for part in parts]
+
+
+def describe_heads(name: str) -> bool:
+    """Whether a feature set such as "surprise+confidence" has features of heads."""
+    return not set(HEAD_FEATURES).isdisjoint(name.split("+"))
 
 
 def _tasks_of(observations: Observations) -> np.ndarray:

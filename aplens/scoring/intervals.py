@@ -44,6 +44,13 @@ class FileBootstrap:
         )
         self.weights = np.vstack([np.ones(len(file)), draws[:, file]])
 
+    @classmethod
+    def of_weights(cls, weights: Float[np.ndarray, "resample scenario"]) -> FileBootstrap:
+        """Resamples that were drawn before, such as the part of them that is one task's."""
+        bootstrap = cls.__new__(cls)
+        bootstrap.weights = weights
+        return bootstrap
+
     def auc(
         self,
         scores: Float[np.ndarray, " scenario"],
@@ -82,6 +89,29 @@ class FileBootstrap:
     def mean(self, values: Float[np.ndarray, " scenario"]) -> Estimate:
         """The mean over scenarios, such as of hits for accuracy."""
         return self.ratio(values, np.ones(len(values)))
+
+    def calibration_error(
+        self,
+        probability: Float[np.ndarray, " scenario"],
+        positive: Bool[np.ndarray, " scenario"],
+        n_bins: int = 10,
+    ) -> Estimate:
+        """How far probabilities are from the shares that come true (expected calibration error).
+
+        Scenarios are put into bins of neighbouring probabilities, as many in each; the error is the
+        mean over scenarios of the distance between their bin's mean probability and its share of
+        positive ones. Noise adds to it: a perfect predictor has about 0.4 / sqrt(scenarios a bin).
+
+        Args:
+            probability: Of being positive.
+            positive: The truth.
+            n_bins: How many bins; fewer where there are fewer scenarios.
+        """
+        order = np.argsort(probability, kind="stable")
+        surplus = (probability - positive)[order]
+        edges = np.unique(np.linspace(0, len(order), n_bins + 1).astype(int)[:-1])
+        sums = np.add.reduceat(self.weights[:, order] * surplus, edges, axis=1)
+        return estimate_from(_ratios(np.abs(sums).sum(axis=1), self.weights.sum(axis=1)))
 
     def ratio(
         self,

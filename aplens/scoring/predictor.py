@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
@@ -12,8 +13,9 @@ from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.features import make_features
 from aplens.scoring.logistic import fit_logistic
 from aplens.scoring.observations import Observations
+from aplens.scoring.pooling import fit_pooling
 
-Classifier = Literal["boosting", "logistic"]
+Classifier = Literal["boosting", "logistic", "pooling"]
 
 #: The paper's predictor and its successor, between their baselines.
 FEATURE_SETS = (
@@ -44,6 +46,7 @@ class CorrectnessPredictor:
         classifier: "boosting": gradient-boosted trees, as the paper; the default for clusters.
             "logistic": linear, its L2 penalty chosen by cross-validation over source files; the
             default for everything else.
+            "pooling": attention pooling over heads, a small network; it has no exact SHAP values.
         clusters: The settings of "clusters".
         seed: Of the trees and of the inner folds.
 
@@ -83,17 +86,26 @@ class CorrectnessPredictor:
         with _few_threads(observations):
             parts = [block.fit_transform(observations) for block in self._blocks]
             columns = self._join(parts)
+            #: Which head each column describes, -1 for none.
+            self.column_heads_: Int[np.ndarray, " column"] = np.concatenate(
+                [[-1], *(block.column_heads for block in self._blocks)]
+            ).astype(int)
             widths = [1, *(part.shape[1] for part in parts)]
-            self.model_: Any = (
-                _fit_boosting(columns, incorrect, self.seed)
-                if self.classifier == "boosting"
-                else fit_logistic(columns, incorrect, observations.files, widths, self.seed)
-            )
-        #: Which head each column describes, -1 for none.
-        self.column_heads_: Int[np.ndarray, " column"] = np.concatenate(
-            [[-1], *(block.column_heads for block in self._blocks)]
-        ).astype(int)
+            self.model_: Any = self._fit_model(columns, incorrect, observations.files, widths)
         return self
+
+    def _fit_model(
+        self,
+        columns: Float[np.ndarray, "scenario column"],
+        incorrect: Bool[np.ndarray, " scenario"],
+        files: Sequence[str],
+        widths: Sequence[int],
+    ) -> Any:
+        if self.classifier == "boosting":
+            return _fit_boosting(columns, incorrect, self.seed)
+        if self.classifier == "pooling":
+            return fit_pooling(columns, incorrect, files, self.column_heads_, self.seed)
+        return fit_logistic(columns, incorrect, files, widths, self.seed)
 
     def columns(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """The features as the fitted model reads them."""

@@ -66,6 +66,11 @@ class HeadScorer:
         self.seed = seed
         self._settings: dict[str, Any] = {"classifier": classifier, "clusters": clusters}
         self._new_predictor(features)  # refuses wrong settings before any work is done
+        if classifier == "pooling":
+            raise ValueError(
+                'classifier "pooling" has no exact SHAP values to rank heads by: expected '
+                '"boosting" or "logistic"'
+            )
 
     def observe(
         self,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ScenarioSettings,
         SplitSettings,
         StudySettings,
+        TrySettings,
     )
 
 _PRESETS = ("small", "paper", "paper_tiny")
@@ -55,14 +56,16 @@ def check_values(settings: StudySettings) -> None:
     _require_choice("rank.reducer", settings.rank.reducer, get_args(Reducer))
     predictor = settings.gates.predictor if settings.gates else ""
     rank = settings.rank
-    named = (rank.features, *rank.compare, *rank.shuffled, predictor or "confidence")
+    tried = (*settings.tries.features, *settings.tries.single_tasks) if settings.tries else ()
+    named = (rank.features, *rank.compare, *rank.shuffled, predictor or "confidence", *tried)
     for features in named:
         make_features(features, HeadClusters("pca"))
         if "surprise" in features.split("+") and not settings.observe.surprise:
             raise ValueError(f"features {shorten(features)} need observe.surprise = true")
     if predictor and not settings.observe.held_out:
         raise ValueError("gates.predictor needs observe.held_out = true")
-    _check_gates(settings.gates)
+    _check_gates(settings.gates, settings.scenarios)
+    _check_tries(settings.tries)
     for name in ("per_task", "attribution_per_task", "batch_size") if settings.truth else ():
         _require_range(f"truth.{name}", getattr(settings.truth, name))
     _check_ablate(settings)
@@ -124,9 +127,16 @@ def _check_ablate(settings: StudySettings) -> None:
         _require_range(f"ablate.random_seeds[{i}]", seed, 0, _LAST_SEED)
 
 
-def _check_gates(gates: GateSettings | None) -> None:
+def _check_gates(gates: GateSettings | None, scenarios: Sequence[ScenarioSettings]) -> None:
+    from aplens.scenarios import LANGUAGES, list_tasks
+
     if gates is None:
         return
+    # Which language a corpus is of shows only when it is found: any language's tasks may be meant.
+    every = {task for language in LANGUAGES for task in list_tasks(language)}
+    known = {task for table in scenarios for task in table.tasks or every}
+    for i, task in enumerate(gates.tasks):
+        _require_choice(f"gates.tasks[{i}]", task, sorted(known))
     for key in ("steps", "zeroed"):
         values = getattr(gates, key)
         if not values or min(values) <= 0:
@@ -138,6 +148,28 @@ def _check_gates(gates: GateSettings | None) -> None:
             "gates.learning_rate must be above 0 and gates.penalty 0 or more, got "
             f"{gates.learning_rate} and {gates.penalty}"
         )
+
+
+def _check_tries(tries: TrySettings | None) -> None:
+    from aplens.scoring.features import describe_heads
+    from aplens.scoring.predictor import Classifier
+
+    if tries is None:
+        return
+    for i, classifier in enumerate(tries.classifiers):
+        _require_choice(f"tries.classifiers[{i}]", classifier, get_args(Classifier))
+    if "pooling" in tries.classifiers and not any(map(describe_heads, tries.features)):
+        raise ValueError(
+            'tries.classifiers has "pooling", which reads features of heads, but tries.features '
+            f"has none: {list(tries.features)}"
+        )
+    for i, share in enumerate(tries.shares):
+        if not 0 < share <= 1:
+            raise ValueError(f"tries.shares[{i}] must be above 0 and at most 1, got {share}")
+    if not (tries.classifiers or tries.shares) and not tries.single_tasks:
+        raise ValueError("tries must name classifiers, shares or single_tasks, got none")
+    if (tries.classifiers or tries.shares) and not tries.features:
+        raise ValueError("tries.features must not be empty where classifiers or shares are tried")
 
 
 def _require_range(name: str, value: int, least: int = 1, most: int = _MOST) -> None:

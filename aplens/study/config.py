@@ -153,6 +153,24 @@ class RankSettings:
 
 
 @dataclass(frozen=True)
+class TrySettings:
+    """`[tries]`: other predictors of correctness; only where the table is there.
+
+    Attributes:
+        features: The feature sets that are tried with other classifiers and fewer files.
+        classifiers: Classifiers, see `aplens.scoring.CorrectnessPredictor`.
+        shares: Shares of each fold's training files to fit on; judged on the same scenarios.
+        single_tasks: The feature sets that are tried as in the paper: one predictor a task, on as
+            many correct as incorrect scenarios.
+    """
+
+    features: tuple[str, ...] = ("confidence", "surprise+confidence")
+    classifiers: tuple[str, ...] = ("boosting", "pooling")
+    shares: tuple[float, ...] = (0.25, 0.5)
+    single_tasks: tuple[str, ...] = ("clusters", "confidence", "surprise+confidence")
+
+
+@dataclass(frozen=True)
 class AblateSettings:
     """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`.
 
@@ -175,6 +193,7 @@ class GateSettings:
     """`[gates]`: gates for each task, see `aplens.scale_heads`; made only where the table is there.
 
     Attributes:
+        tasks: The tasks to make gates for; all that the study has when empty.
         steps: Steps along the gradient; the best on the part `rank` is taken.
         zeroed: Numbers of heads to zero instead; likewise.
         epochs: Passes over the part `fit` to learn gates.
@@ -186,6 +205,7 @@ class GateSettings:
         precision: "bfloat16", or the model's own when empty.
     """
 
+    tasks: tuple[str, ...] = ()
     steps: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     zeroed: tuple[int, ...] = (1, 2, 5, 10)
     epochs: int = 2
@@ -225,6 +245,7 @@ class StudySettings:
     mae: MAESettings = field(default_factory=MAESettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
     rank: RankSettings = field(default_factory=RankSettings)
+    tries: TrySettings | None = None
     ablate: AblateSettings = field(default_factory=AblateSettings)
     gates: GateSettings | None = None
     truth: TruthSettings | None = None

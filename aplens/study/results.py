@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from aplens.study.run import Study
 
-_PREDICTORS = ["features", "auc", "accuracy", "over_confidence"]
+_PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "calibration_error"]
 _SWEEP = ["choice", "size", "n_seeds", "accuracy", "change", "over_random"]
 _GATES = ["intervention", "task", "gain", "change", "incorrect_to_correct", "correct_to_incorrect"]
 
@@ -39,6 +39,8 @@ def _tables(study: Study) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "Predictors of correctness", _with_bounds(predictors[whole], shown)
     if not whole.all():
         yield "Task by task", _with_bounds(predictors[~whole], ["task", *shown])
+    if study.settings.tries is not None:
+        yield "Tries", _with_bounds(study.tries, ["tried", "task", *_PREDICTORS])
     title = f"Ablations ({sweep.setup['method']}) on {len(sweep.clean)} held-out scenarios"
     yield f"{title}, {sweep.clean_accuracy:.3f} correct", _with_bounds(sweep.summary(), _SWEEP)
     if study.settings.gates is not None:

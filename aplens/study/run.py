@@ -33,6 +33,7 @@ _MESSAGES = {
     "train": "AP-MAE on this model's attention patterns",
     "observe": "the model on every scenario, every head's pattern encoded",
     "rank": "clusters, predictors of correctness, SHAP",
+    "tries": "other predictors of correctness",
     "ablate": "ranked and random heads on held-out scenarios",
     "gates": "heads scaled, task by task, on held-out scenarios",
     "truth": "every head ablated by itself, on held-out scenarios",
@@ -51,7 +52,7 @@ _TAKES = {
 }
 
 #: Stages that a study has only where its file has their table.
-_OPTIONAL = ("gates", "truth")
+_OPTIONAL = ("tries", "gates", "truth")
 
 #: Stages that several processes do together.
 _SHARED = ("train", "observe")
@@ -194,6 +195,13 @@ class Study:
         return pd.read_parquet(self.folder / "predictors.parquet")
 
     @cached_property
+    def tries(self) -> pd.DataFrame:
+        """Other predictors of correctness; see `try_predictors`."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / "tries.parquet")
+
+    @cached_property
     def sweep(self) -> AblationSweep:
         """The ablations."""
         from aplens.interventions import AblationSweep
@@ -231,6 +239,7 @@ class Study:
             stage("train", ["mae"], self._train, settings.mae, settings.split),
             stage("observe", ["observations"], self._observe, settings.observe),
             stage("rank", ranked, self._rank, settings.rank),
+            stage("tries", ["tries", "tries.parquet"], self._tries, settings.tries),
             stage("ablate", ["ablations"], self._ablate, settings.ablate),
             stage("gates", ["gates", "gates.parquet"], self._gates, settings.gates),
             stage("truth", ["truth.parquet"], self._truth, settings.truth),
@@ -358,6 +367,24 @@ class Study:
         with atomic_write(self.folder / "predictors.parquet") as temporary:
             table.to_parquet(temporary, index=False)
 
+    def _tries(self) -> None:
+        from aplens.scoring import HeadClusters
+        from aplens.study.tries import try_predictors
+
+        wanted, rank, seed = self.settings.tries, self.settings.rank, self.settings.seed
+        assert wanted is not None
+        table = try_predictors(
+            self.observations,
+            wanted,
+            HeadClusters(rank.reducer, seed=seed),  # type: ignore[arg-type]
+            n_folds=rank.folds,
+            seed=seed,
+            folder=self.folder / "tries",
+            tell=self.reporter.update,
+        )
+        with atomic_write(self.folder / "tries.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+
     def _evaluate_shuffled(self) -> pd.DataFrame:
         """Predictors of outcomes that were dealt out at random: at chance, unless they leak."""
         import numpy as np
@@ -408,7 +435,7 @@ class Study:
         wanted, folder, results = self.settings.gates, self.folder / "gates", []
         assert wanted is not None
         folder.mkdir(exist_ok=True)
-        tasks = sorted(set(self.parts["ablate"].tasks))
+        tasks = sorted(set(wanted.tasks or self.parts["ablate"].tasks))
         held_out = [_of_task(self.parts["ablate"], task) for task in tasks]
         for number, (task, scenarios) in enumerate(zip(tasks, held_out, strict=True)):
             path = folder / f"{task}.json"
