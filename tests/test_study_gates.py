@@ -37,6 +37,9 @@ single_tasks = ["statistics", "confidence"]
 [gates]
 steps = [1.0, 4.0]
 zeroed = [1, 2]
+combine = true
+greedy = 2
+greedy_tried = 3
 epochs = 2
 predictor = "surprise+confidence"
 [truth]
@@ -93,9 +96,15 @@ def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
         for name, gates in found.gates.items():
             outcome = try_scales(study.model, scenarios, gates)
             np.testing.assert_array_equal(found.outcomes[name], outcome)
-        zeroed = found.gates["zeroed"].values
-        assert (zeroed == 0).sum() == found.chosen["n_zeroed"]
-        assert set(np.unique(zeroed)) == {0.0, 1.0}
+        for name, size in (
+            ("zeroed", "n_zeroed"),
+            ("zeroed by gradient and SHAP", "n_combined"),
+            ("zeroed greedily", "n_greedy"),
+        ):
+            zeroed = found.gates[name].values
+            assert (zeroed == 0).sum() == found.chosen[size]
+            assert set(np.unique(zeroed)) <= {0.0, 1.0}
+        assert found.chosen["n_zeroed"] in (1, 2)
         learned, shuffled = found.gates["learned"].values, found.gates["shuffled"].values
         assert sorted(learned.ravel()) == sorted(shuffled.ravel())
 
@@ -103,6 +112,7 @@ def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
 def test_the_table_compares_with_baselines_everywhere_and_where_errors_are_expected(study):
     frame = pd.read_parquet(study.folder / "gates.parquet")
     names = ["gradient", "learned", "zeroed", "shuffled", "answer bias", "learned + answer bias"]
+    names += ["zeroed by gradient and SHAP", "zeroed greedily"]
     wanted = [*names, *(f"{name} where an error is expected" for name in names)]
     assert set(frame["intervention"]) == set(wanted)
     tasks = {*study.parts["ablate"].tasks, "mean of tasks"}

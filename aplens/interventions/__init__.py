@@ -3,6 +3,7 @@
 from aplens.interventions.ablation import AblationMethod, ablate_heads
 from aplens.interventions.effects import HeadEffects, Metric, estimate_effects, measure_effects
 from aplens.interventions.gates import HeadGates, learn_gates
+from aplens.interventions.greedy import GreedyChoice, choose_greedily
 from aplens.interventions.results import (
     CHOICES,
     AblationSweep,
@@ -21,12 +22,14 @@ __all__ = [
     "AblationSweep",
     "Choice",
     "GateTrials",
+    "GreedyChoice",
     "HeadEffects",
     "HeadGates",
     "Metric",
     "Setting",
     "SettingResult",
     "ablate_heads",
+    "choose_greedily",
     "estimate_effects",
     "learn_gates",
     "measure_effects",

@@ -196,6 +196,11 @@ class GateSettings:
         tasks: The tasks to make gates for; all that the study has when empty.
         steps: Steps along the gradient; the best on the part `rank` is taken.
         zeroed: Numbers of heads to zero instead; likewise.
+        combine: Whether to zero the heads as well that stand first when the gradient's ranking and
+            the study's SHAP ranking (toward incorrect) are averaged.
+        greedy: At most this many heads are zeroed one after another, each the one that helps the
+            answers of the part `rank` most; no such search when 0.
+        greedy_tried: How many heads the search tries at each step, those first by the gradient.
         epochs: Passes over the part `fit` to learn gates.
         learning_rate: Of learning.
         penalty: Nats for a gate at 0 or 2.
@@ -208,6 +213,9 @@ class GateSettings:
     tasks: tuple[str, ...] = ()
     steps: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     zeroed: tuple[int, ...] = (1, 2, 5, 10)
+    combine: bool = False
+    greedy: int = 0
+    greedy_tried: int = 8
     epochs: int = 2
     learning_rate: float = 0.03
     penalty: float = 0.01

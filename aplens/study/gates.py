@@ -1,9 +1,10 @@
 """The stage `gates`: gates for each task, made on its training files, tried on its held-out ones.
 
-For every task: gates from one gradient and learned ones, heads to zero chosen by the same gradient,
-and three baselines: the learned gates dealt out to other heads, a bias on the output that knows how
-often each token is an answer in the training files, and that bias with the gates. Steps, numbers of
-heads and the bias's weight are chosen on the part `rank`; the part `ablate` is looked at once.
+For every task: gates from one gradient and learned ones, heads to zero chosen by the same gradient
+(and, where asked for, by it and SHAP together, and by greedy search), and three baselines: the
+learned gates dealt out to other heads, a bias on the output that knows how often each token is an
+answer in the training files, and that bias with the gates. Steps, numbers of heads and the bias's
+weight are chosen on the part `rank`; the part `ablate` is looked at once.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch import Tensor
 
 from aplens._documents import check, read_document, take
 from aplens._io import write_json
+from aplens.heads import Head, HeadRanking
 from aplens.interventions.effects import HeadEffects, estimate_effects
 from aplens.interventions.gates import HeadGates, learn_gates, log_p
+from aplens.interventions.greedy import choose_greedily
 from aplens.interventions.results import read_bits, write_bits
 from aplens.interventions.trials import GateTrials, scaled_logits
 from aplens.models import compute_in, describe_model
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 
 #: Weights of the answers' bias that are tried on the validation files; 0 is no bias.
 BIAS_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+COMBINED = "zeroed by gradient and SHAP"
+GREEDY = "zeroed greedily"
 
 _FORMAT = "aplens.task_gates"
 
@@ -110,6 +116,7 @@ def gate_task(
     precision: torch.dtype | None,
     seed: int,
     tell: Callable[[str], object] = lambda note: None,
+    ranking: HeadRanking | None = None,
 ) -> TaskGates:
     """Make one task's gates and try them.
 
@@ -122,6 +129,7 @@ def gate_task(
         precision: As for `scaled_logits`.
         seed: Of learning and of shuffling.
         tell: Called with what is done next.
+        ranking: The study's, which `settings.combine` needs.
     """
     trial = _Trial(model, validation, held_out, settings.batch_size, precision)
     tell("gradient")
@@ -144,16 +152,34 @@ def gate_task(
         seed=seed,
     )
     tell("zeroing")
-    by_size = {float(size): _zeroed(stepped[step], effects, size) for size in settings.zeroed}
-    size = trial.choose({size: gates.values for size, gates in by_size.items()})
+    shape = stepped[step]
+    harmful = [effects.heads[i] for i in np.argsort(-effects.values.mean(axis=1), kind="stable")]
+    size, zeroed = trial.choose_size(shape, harmful, settings.zeroed, "zeroed")
     bias = answer_bias(fit.targets(), trial.clean.shape[1])
     weight = trial.choose_bias(bias)
     gates = {
         "gradient": stepped[step],
         "learned": learned,
-        "zeroed": by_size[size],
+        "zeroed": zeroed,
         "shuffled": learned.shuffled(seed),
     }
+    chosen = {"step": step, "n_zeroed": size, "bias_weight": weight}
+    if settings.combine:
+        assert ranking is not None
+        both = _average_ranks(harmful, ranking)
+        chosen["n_combined"], gates[COMBINED] = trial.choose_size(
+            shape, both, settings.zeroed, COMBINED
+        )
+    if settings.greedy:
+        tell("greedy search")
+        found = choose_greedily(
+            lambda heads: trial.score(_zeroed(shape, heads, GREEDY).values),
+            harmful,
+            settings.greedy,
+            n_tried=settings.greedy_tried,
+        )
+        chosen["n_greedy"] = float(len(found.heads))
+        gates[GREEDY] = _zeroed(shape, found.heads, GREEDY)
     outcomes = {}
     for name, one in gates.items():
         tell(name)
@@ -162,7 +188,6 @@ def gate_task(
         if name == "learned":
             outcomes["learned + answer bias"] = trial.correct(logits + weight * bias)
     outcomes["answer bias"] = trial.correct(trial.clean + weight * bias)
-    chosen = {"step": step, "n_zeroed": size, "bias_weight": weight}
     return TaskGates(gates, chosen, trial.correct(trial.clean), outcomes)
 
 
@@ -202,13 +227,22 @@ class _Trial:
     def correct(self, logits: Float[Tensor, "scenario d_vocab"]) -> NDArray[np.bool_]:
         return (logits.argmax(dim=-1) == self._held_out.targets()).numpy()
 
+    def score(self, gates: np.ndarray) -> float:
+        """The mean log p of the validation scenarios' answers, in nats."""
+        return self._log_p(scaled_logits(self._model, self._validation, gates, **self._options))
+
     def choose(self, candidates: dict[float, np.ndarray]) -> float:
         """The candidate with which the answers of the validation scenarios are most probable."""
-        scores = {
-            name: self._log_p(scaled_logits(self._model, self._validation, gates, **self._options))
-            for name, gates in candidates.items()
-        }
+        scores = {name: self.score(gates) for name, gates in candidates.items()}
         return max(scores, key=lambda name: scores[name])
+
+    def choose_size(
+        self, like: HeadGates, heads: Sequence[Head], sizes: Sequence[int], method: str
+    ) -> tuple[float, HeadGates]:
+        """How many of the first heads to zero, and the gates that do it."""
+        by_size = {float(size): _zeroed(like, heads[:size], method) for size in sizes}
+        size = self.choose({size: gates.values for size, gates in by_size.items()})
+        return size, by_size[size]
 
     def choose_bias(self, bias: Float[Tensor, " d_vocab"]) -> float:
         scores = {w: self._log_p(self._clean_validation + w * bias) for w in BIAS_WEIGHTS}
@@ -229,12 +263,21 @@ def _step(model: Any, effects: HeadEffects, step: float) -> HeadGates:
     )
 
 
-def _zeroed(like: HeadGates, effects: HeadEffects, size: int) -> HeadGates:
-    """The heads zeroed whose removal is estimated to help the answers most."""
+def _zeroed(like: HeadGates, heads: Sequence[Head], method: str) -> HeadGates:
     values = np.ones_like(like.values)
-    for place in np.argsort(-effects.values.mean(axis=1), kind="stable")[:size]:
-        values[effects.heads[place]] = 0
-    return HeadGates(values, like.model_name, {"method": "zeroed", "size": size})
+    for head in heads:
+        values[head] = 0
+    return HeadGates(values, like.model_name, {"method": method, "size": len(heads)})
+
+
+def _average_ranks(harmful: Sequence[Head], ranking: HeadRanking) -> list[Head]:
+    """The heads by the mean of two ranks; of equal ones those that the first ranks higher."""
+    frame = ranking.to_frame().sort_values("mean", ascending=False, kind="stable")
+    by_shap = {
+        Head(layer, head): rank
+        for rank, (layer, head) in enumerate(zip(frame["layer"], frame["head"], strict=True))
+    }
+    return sorted(harmful, key=lambda head: harmful.index(head) + by_shap[head])
 
 
 def join_trials(held_out: Sequence[Scenarios], results: Sequence[TaskGates]) -> GateTrials:

@@ -450,6 +450,7 @@ class Study:
                     _dtype(wanted.precision),
                     self.settings.seed,
                     partial(self._show_task, f"{task}: ", number, len(tasks)),
+                    self.ranking,
                 )
                 result.save(path)
             results.append(result)
