@@ -11,10 +11,10 @@ import numpy as np
 from aplens.heads import HeadRanking
 from aplens.models import describe_model
 from aplens.prompts import PromptsLike
-from aplens.scoring.evaluation import check_split, split_by_file
 from aplens.scoring.observations import Observations
 from aplens.scoring.observing import Progress
 from aplens.scoring.scorer import HeadScorer
+from aplens.scoring.splits import check_split, split_by_file
 
 if TYPE_CHECKING:
     from aplens.mae import APMAE

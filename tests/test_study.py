@@ -149,6 +149,31 @@ def test_a_changed_early_stage_disowns_the_later_ones(tmp_path):
     assert entries == [("start", "first"), ("start", "second")]
 
 
+def test_a_setting_that_is_new_counts_as_its_default(tmp_path):
+    """A folder made before a setting was added is gone on with, the stages after it as well."""
+    run_and_tell(tmp_path, two_stages(tmp_path))
+    stages = two_stages(tmp_path)
+
+    def with_new(value):
+        settings, first = {"x": (1, 2), "new": value}, stages[0].run
+        return Stage("first", "", settings, ["a.txt"], first, defaults={"new": 0, "x": (1, 2)})
+
+    assert run_and_tell(tmp_path, [with_new(0), stages[1]]) == [
+        ("skip", "first"),
+        ("skip", "second"),
+    ]
+    with pytest.raises(ValueError, match="'first' with new = 0, now 1"):
+        run_and_tell(tmp_path, [with_new(1), stages[1]])
+
+
+def test_a_setting_that_is_gone_is_refused(tmp_path):
+    run_and_tell(tmp_path, two_stages(tmp_path))
+    first, second = two_stages(tmp_path)
+    first = Stage("first", "", {}, ["a.txt"], first.run)
+    with pytest.raises(ValueError, match=r"'first' with x = \[1, 2\], now None"):
+        run_and_tell(tmp_path, [first, second])
+
+
 def test_time_is_added_up_over_interruptions(tmp_path):
     with pytest.raises(RuntimeError):
         run_and_tell(tmp_path, two_stages(tmp_path, fail=True))
@@ -328,7 +353,7 @@ def test_changed_corpora_are_refused_by_number(tmp_path, tiny_saved):
         mined(tmp_path, tiny_saved, [table, prose.replace("file = 2", "file = 3"), prose])
     with pytest.raises(ValueError, match="corpora = 3, now 2"):
         mined(tmp_path, tiny_saved, [table, prose])
-    with pytest.raises(ValueError, match="stage 'mine' with corpus = None"):
+    with pytest.raises(ValueError, match="stage 'mine' with corpora = 3, now None"):
         mined(tmp_path, tiny_saved, [table])
 
 

@@ -120,7 +120,7 @@ def evaluate_apmaes(
     """
     import pandas as pd
 
-    from aplens.scoring.evaluation import require_disjoint_files
+    from aplens.scoring.splits import require_disjoint_files
 
     settings = settings or EvaluationSettings()
     if not maes:

@@ -21,15 +21,18 @@ from torch import Tensor
 from aplens.interventions.scaling import ScalesLike, scale_heads
 from aplens.models import compute_in, last_token_logits
 from aplens.prompts import read_prompts
-from aplens.scoring.intervals import Estimate, FileBootstrap, estimate_from
+from aplens.scoring.intervals import (
+    MEAN_OF_TASKS,
+    Estimate,
+    FileBootstrap,
+    average_tasks,
+    estimate_from,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from aplens.scenarios import Scenarios
-
-#: The row of a table of trials that averages over tasks, each task counting the same.
-MEAN_OF_TASKS = "mean of tasks"
 
 
 @torch.no_grad()
@@ -119,20 +122,9 @@ class GateTrials:
                 counts = _counts(self.clean[chosen], correct[chosen])
                 rows.append(_row(intervention, task, counts, gains[-1], changes[-1]))
             counts = _counts(self.clean, correct)
-            means = (_mean_where_defined(np.stack(values)) for values in (gains, changes))
+            means = (average_tasks(np.stack(values)) for values in (gains, changes))
             rows.append(_row(intervention, MEAN_OF_TASKS, counts, *means))
         return pd.DataFrame(rows)
-
-
-def _mean_where_defined(
-    values: Float[np.ndarray, "task resample"],
-) -> Float[np.ndarray, " resample"]:
-    """The mean over the tasks that have a value in the sample itself, its first column."""
-    known = values[~np.isnan(values[:, 0])]
-    if not len(known):
-        return np.full(values.shape[1], np.nan)
-    defined = (~np.isnan(known)).sum(axis=0)
-    return np.nansum(known, axis=0) / np.where(defined > 0, defined, np.nan)
 
 
 def _balanced_gain(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from aplens.heads import Head, HeadRanking
 from aplens.scoring.logistic import LogisticModel
 from aplens.scoring.observations import Observations
-from aplens.scoring.predictor import CorrectnessPredictor
+from aplens.scoring.predictor import CorrectnessPredictor, require_explainable
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,10 @@ def attribute_heads(
         observations: Scenarios the predictor was not fitted on.
 
     Raises:
-        ValueError: When the predictor's classifier is "pooling".
+        ValueError: When the predictor's classifier has no exact SHAP values.
         RuntimeError: When the installed shap misreads the trees, so that its values do not add up.
     """
-    if predictor.classifier == "pooling":
-        raise ValueError(
-            'SHAP values are exact for classifiers "boosting" and "logistic", got "pooling"'
-        )
+    require_explainable(predictor.classifier)
     columns = predictor.columns(observations)
     values, expected = _explain(predictor.model_, columns)
     margin = predictor.model_.decision_function(columns)

@@ -12,10 +12,11 @@ from jaxtyping import Float, Int
 from aplens._io import fingerprint
 from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.intervals import FileBootstrap, estimate_from
-from aplens.scoring.observations import Observations
+from aplens.scoring.observations import Observations, incorrect_labels
 from aplens.scoring.observing import Progress
 from aplens.scoring.predictions import FoldPredictions, describe_data
-from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor, incorrect_labels
+from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
+from aplens.scoring.splits import assign_folds, draw_files, require_disjoint_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,12 +73,50 @@ def evaluate_predictors(
     setup = _describe_setup(observations, n_folds, seed, settings)
     if train_share < 1:
         setup["train_share"] = train_share
-    made = FoldPredictions(keep, setup)
+    scores = cross_validate(
+        observations,
+        folds,
+        features,
+        train_share=train_share,
+        seed=seed,
+        progress=progress,
+        made=FoldPredictions(keep, setup),
+        **settings,
+    )
+    return score_table(observations, scores, folds=folds, by_task=by_task, seed=seed)
+
+
+def cross_validate(
+    observations: Observations,
+    folds: Int[np.ndarray, " scenario"],
+    features: Sequence[str],
+    *,
+    train_share: float = 1.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    made: FoldPredictions | None = None,
+    **settings: Any,
+) -> dict[str, Float[np.ndarray, " scenario"]]:
+    """Probabilities of *incorrect* on every fold, from predictors fitted on the other folds.
+
+    Args:
+        observations: What to predict.
+        folds: Each scenario's fold, from 0, as `assign_folds` numbers them.
+        features: As for `evaluate_predictors`.
+        train_share: As for `evaluate_predictors`.
+        seed: Of the predictors, and of the files drawn.
+        progress: As for `evaluate_predictors`.
+        made: Predictions that were made before; new ones are put there.
+        settings: As for `evaluate_predictors`.
+    """
+    made = made or FoldPredictions(None, {})
+    n_folds = int(folds.max()) + 1
     scores = {name: np.empty(len(observations)) for name in features}
     for fold in range(n_folds):
         held_out = folds == fold
         train, test = observations.select(~held_out), observations.select(held_out)
-        train = _draw_files(train, train_share, seed + fold)
+        if train_share < 1:
+            train = train.select(draw_files(train.files, train_share, seed + fold))
         for number, name in enumerate(features):
             predicted = made.get(name, fold, len(test))
             if predicted is None:
@@ -87,16 +126,7 @@ def evaluate_predictors(
             scores[name][held_out] = predicted
             if progress is not None:
                 progress(fold * len(features) + number + 1, n_folds * len(features))
-    return score_table(observations, scores, folds=folds, by_task=by_task, seed=seed)
-
-
-def _draw_files(observations: Observations, share: float, seed: int) -> Observations:
-    """The scenarios of a share of the source files."""
-    if share == 1:
-        return observations
-    names = np.unique(observations.files)
-    drawn = np.random.default_rng(seed).permutation(names)[: max(1, round(share * len(names)))]
-    return observations.select(np.isin(observations.files, drawn))
+    return scores
 
 
 def _describe_setup(
@@ -150,73 +180,6 @@ def evaluate_holdout(
         if progress is not None:
             progress(number + 1, len(features))
     return score_table(test, scores, by_task=by_task, seed=seed)
-
-
-def assign_folds(
-    observations: Observations, n_folds: int, seed: int
-) -> Int[np.ndarray, " scenario"]:
-    """Number each scenario's fold: whole files, outcomes as even as files allow.
-
-    Raises:
-        ValueError: When there is only one outcome, or fewer files than folds.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    incorrect = incorrect_labels(observations)
-    n_files = len(set(observations.files))
-    if not 2 <= n_folds <= n_files:
-        raise ValueError(
-            f"n_folds must be between 2 and the number of source files, {n_files}; got {n_folds}"
-        )
-    if min(incorrect.sum(), (~incorrect).sum()) < n_folds:
-        raise ValueError(
-            f"{n_folds} folds need {n_folds} scenarios of either outcome, got "
-            f"{incorrect.sum()} incorrect and {(~incorrect).sum()} correct"
-        )
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    folds = np.empty(len(observations), dtype=np.int64)
-    for fold, (_, held_out) in enumerate(splitter.split(incorrect, incorrect, observations.files)):
-        folds[held_out] = fold
-    return folds
-
-
-def split_by_file(
-    observations: Observations, test_fraction: float, seed: int
-) -> tuple[Observations, Observations]:
-    """Divide into training and test observations, whole source files on one side.
-
-    Raises:
-        ValueError: When the fraction is not between 0 and 1, or there are fewer than two files.
-    """
-    from sklearn.model_selection import GroupShuffleSplit
-
-    files = observations.files
-    check_split(files, test_fraction)
-    splitter = GroupShuffleSplit(1, test_size=test_fraction, random_state=seed)
-    train, test = next(splitter.split(files, groups=files))
-    return observations.select(train), observations.select(test)
-
-
-def check_split(files: Sequence[str], test_fraction: float) -> None:
-    """Refuse what `split_by_file` cannot divide, before work is done.
-
-    Raises:
-        ValueError: When the fraction is not between 0 and 1, or there are fewer than two files.
-    """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}")
-    if len(set(files)) < 2:
-        raise ValueError(f"a split by source file needs 2 files or more, got {len(set(files))}")
-
-
-def require_disjoint_files(train: Sequence[str], test: Sequence[str]) -> None:
-    """Refuse a test that shares source files with the training side."""
-    shared = sorted(set(train) & set(test))
-    if shared:
-        raise ValueError(
-            f"{len(shared)} source files are in both training and test, such as {shared[0]!r}: "
-            "split by file"
-        )
 
 
 def score_table(

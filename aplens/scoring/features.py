@@ -181,7 +181,7 @@ def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
     return [blocks[part]() for part in parts]
 
 
-def describe_heads(name: str) -> bool:
+def has_head_features(name: str) -> bool:
     """Whether a feature set such as "surprise+confidence" has features of heads."""
     return not set(HEAD_FEATURES).isdisjoint(name.split("+"))
 

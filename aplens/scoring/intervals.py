@@ -12,6 +12,9 @@ from jaxtyping import Bool, Float, Int
 N_RESAMPLES = 1000
 COVERAGE = 0.95
 
+#: The row of a table that averages over tasks, each task counting the same.
+MEAN_OF_TASKS = "mean of tasks"
+
 
 class Estimate(NamedTuple):
     """A figure with its 95 % interval; NaN where it is not defined."""
@@ -157,3 +160,14 @@ def estimate_from(values: Float[np.ndarray, " resample"]) -> Estimate:
     tail = (1 - COVERAGE) / 2
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
     return Estimate(float(values[0]), float(low), float(high))
+
+
+def average_tasks(values: Float[np.ndarray, "task resample"]) -> Float[np.ndarray, " resample"]:
+    """The mean over tasks, for `estimate_from`: over those defined in the sample, its first column.
+
+    A resample in which one of them is not defined averages the others.
+    """
+    known = values[~np.isnan(values[:, 0])]
+    if not len(known):
+        return np.full(values.shape[1], np.nan)
+    return _ratios(np.nansum(known, axis=0), (~np.isnan(known)).sum(axis=0))

@@ -250,6 +250,21 @@ class Observations:
             )
 
 
+def incorrect_labels(observations: Observations) -> Bool[np.ndarray, " scenario"]:
+    """Whether the model was wrong on each scenario.
+
+    Raises:
+        ValueError: When all outcomes are the same, or there is no scenario.
+    """
+    incorrect = ~observations.table["correct"].to_numpy(dtype=bool)
+    if len(set(incorrect)) < 2:
+        raise ValueError(
+            "predicting correctness needs correct and incorrect predictions, got "
+            f"{(~incorrect).sum()} correct and {incorrect.sum()} incorrect"
+        )
+    return incorrect
+
+
 def _read_numbers(shards: ShardFolder, name: str) -> Float[np.ndarray, "scenario head number"]:
     n_heads = len(shards.run["heads"])
     by_head = [np.concatenate(list(shards.read_head(name, i))) for i in range(n_heads)]

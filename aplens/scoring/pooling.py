@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from aplens.scoring.splits import draw_files
+
 _WIDTH = 16
 _N_QUERIES = 4
 _N_EPOCHS = 60
@@ -69,7 +71,7 @@ def fit_pooling(
         network = _Pooling(inputs.n_heads, inputs.n_numbers, inputs.n_others)
         heads, others = inputs(columns)
         outcome = torch.tensor(positive, dtype=torch.float32)
-        held_out = _hold_out(files, seed)
+        held_out = torch.tensor(draw_files(files, _VALIDATION, seed))
         _train(network, heads, others, outcome, held_out)
     return PoolingModel(inputs, network)
 
@@ -156,15 +158,6 @@ def _train(
         if since > _PATIENCE:
             break
     network.load_state_dict(kept)
-
-
-def _hold_out(files: Sequence[str], seed: int) -> Bool[Tensor, " scenario"]:
-    """A fifth of the source files."""
-    names = np.unique(np.asarray(files, dtype=str))
-    drawn = np.random.default_rng(seed).permutation(names)[
-        : max(1, round(_VALIDATION * len(names)))
-    ]
-    return torch.tensor(np.isin(np.asarray(files, dtype=str), drawn))
 
 
 def _in_batches(columns: Float[np.ndarray, "scenario column"]) -> list[np.ndarray]:

@@ -12,10 +12,13 @@ from jaxtyping import Bool, Float, Int
 from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.features import make_features
 from aplens.scoring.logistic import fit_logistic
-from aplens.scoring.observations import Observations
+from aplens.scoring.observations import Observations, incorrect_labels
 from aplens.scoring.pooling import fit_pooling
 
 Classifier = Literal["boosting", "logistic", "pooling"]
+
+#: The classifiers whose SHAP values are exact, so that heads can be ranked by them.
+EXPLAINABLE: tuple[Classifier, ...] = ("boosting", "logistic")
 
 #: The paper's predictor and its successor, between their baselines.
 FEATURE_SETS = (
@@ -131,26 +134,24 @@ class CorrectnessPredictor:
         return columns
 
 
+def require_explainable(classifier: Classifier | None) -> None:
+    """Refuse a classifier that heads cannot be ranked by; None stands for a default, which can.
+
+    Raises:
+        ValueError: When it has no exact SHAP values.
+    """
+    if classifier is not None and classifier not in EXPLAINABLE:
+        raise ValueError(
+            f"heads are ranked by exact SHAP values, which classifiers {list(EXPLAINABLE)} have; "
+            f"got {classifier!r}"
+        )
+
+
 def _few_threads(observations: Observations) -> AbstractContextManager[Any]:
     """One thread for few scenarios: on problems this small, threads wait longer than they work."""
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1 if len(observations) < _SMALL else None)
-
-
-def incorrect_labels(observations: Observations) -> Bool[np.ndarray, " scenario"]:
-    """Whether the model was wrong on each scenario.
-
-    Raises:
-        ValueError: When all outcomes are the same, or there is no scenario.
-    """
-    incorrect = ~observations.table["correct"].to_numpy(dtype=bool)
-    if len(set(incorrect)) < 2:
-        raise ValueError(
-            "predicting correctness needs correct and incorrect predictions, got "
-            f"{(~incorrect).sum()} correct and {incorrect.sum()} incorrect"
-        )
-    return incorrect
 
 
 def _fit_boosting(

@@ -11,19 +11,17 @@ from aplens._processes import ALONE
 from aplens.heads import HeadRanking
 from aplens.scoring.attribution import HeadAttributions, attribute_heads
 from aplens.scoring.clusters import HeadClusters
-from aplens.scoring.evaluation import (
-    evaluate_predictors,
-    require_disjoint_files,
-)
+from aplens.scoring.evaluation import evaluate_predictors
 from aplens.scoring.intervals import FileBootstrap
-from aplens.scoring.observations import Observations
+from aplens.scoring.observations import Observations, incorrect_labels
 from aplens.scoring.observing import ObserveOptions, Progress, observe, observe_with
 from aplens.scoring.predictor import (
     FEATURE_SETS,
     Classifier,
     CorrectnessPredictor,
-    incorrect_labels,
+    require_explainable,
 )
+from aplens.scoring.splits import require_disjoint_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,11 +64,7 @@ class HeadScorer:
         self.seed = seed
         self._settings: dict[str, Any] = {"classifier": classifier, "clusters": clusters}
         self._new_predictor(features)  # refuses wrong settings before any work is done
-        if classifier == "pooling":
-            raise ValueError(
-                'classifier "pooling" has no exact SHAP values to rank heads by: expected '
-                '"boosting" or "logistic"'
-            )
+        require_explainable(classifier)
 
     def observe(
         self,

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from aplens.scoring.evaluation import assign_folds
-from aplens.scoring.intervals import FileBootstrap, estimate_from
+from aplens.scoring.evaluation import cross_validate
+from aplens.scoring.intervals import MEAN_OF_TASKS, FileBootstrap, average_tasks, estimate_from
 from aplens.scoring.observations import Observations
 from aplens.scoring.observing import Progress
-from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
+from aplens.scoring.predictor import FEATURE_SETS
+from aplens.scoring.splits import assign_folds
 
 if TYPE_CHECKING:
     import pandas as pd
-
-#: The row of a table that averages over tasks, each task counting the same.
-MEAN = "mean of tasks"
 
 
 def evaluate_single_tasks(
@@ -45,8 +44,9 @@ def evaluate_single_tasks(
         settings: Handed to every `CorrectnessPredictor`.
 
     Returns:
-        One row a feature set and task, then one for the mean over tasks (`MEAN`): `features`,
-        `task`, `n_scenarios`, and `auc` and `accuracy`, each with `_low` and `_high`.
+        One row a feature set and task, then one for the mean over tasks (`task` is
+        `MEAN_OF_TASKS`): `features`, `task`, `n_scenarios`, and `auc` and `accuracy`, each with
+        `_low` and `_high`.
 
     Raises:
         ValueError: When no task has enough scenarios of either outcome.
@@ -54,29 +54,32 @@ def evaluate_single_tasks(
     import pandas as pd
 
     parts = _balanced_tasks(observations, n_folds, seed)
-    n_fits, done = len(parts) * len(features) * n_folds, 0
+    n_fits = len(parts) * len(features) * n_folds
     kept = np.concatenate(list(parts.values()))
     bootstrap = FileBootstrap([observations.files[i] for i in kept], seed=seed)
+    measured: dict[tuple[str, str], Float[np.ndarray, "2 resample"]] = {}
+    start = 0
+    for number, (task, places) in enumerate(parts.items()):
+        chosen = observations.select(places)
+        folds = assign_folds(chosen, n_folds, seed)
+        before = number * len(features) * n_folds
+        tell = None if progress is None else partial(_count_from, before, n_fits, progress)
+        scores = cross_validate(chosen, folds, features, seed=seed, progress=tell, **settings)
+        weights = bootstrap.weights[:, start : start + len(places)]
+        start += len(places)
+        for name in features:
+            measured[name, task] = _measure(chosen, scores[name], folds, weights)
     rows = []
     for name in features:
-        measured, start = [], 0
-        for task, places in parts.items():
-            chosen = observations.select(places)
-            folds = assign_folds(chosen, n_folds, seed)
-            scores = np.empty(len(chosen))
-            for fold in range(n_folds):
-                predictor = CorrectnessPredictor(name, seed=seed, **settings)
-                predictor.fit(chosen.select(folds != fold))
-                scores[folds == fold] = predictor.decision_function(chosen.select(folds == fold))
-                done += 1
-                if progress is not None:
-                    progress(done, n_fits)
-            weights = bootstrap.weights[:, start : start + len(places)]
-            start += len(places)
-            measured.append(_measure(chosen, scores, folds, weights))
-            rows.append(_row(name, task, len(places), measured[-1]))
-        rows.append(_row(name, MEAN, len(kept), _mean_defined(np.stack(measured))))
+        of_tasks = np.stack([measured[name, task] for task in parts])
+        mean = np.stack([average_tasks(of_tasks[:, i]) for i in range(2)])
+        rows += [_row(name, task, len(parts[task]), measured[name, task]) for task in parts]
+        rows.append(_row(name, MEAN_OF_TASKS, len(kept), mean))
     return pd.DataFrame(rows)
+
+
+def _count_from(before: int, total: int, progress: Progress, done: int, _: int) -> None:
+    progress(before + done, total)
 
 
 def _balanced_tasks(
@@ -107,17 +110,10 @@ def _measure(
     """AUC and accuracy in the sample and in every resample."""
     incorrect = ~chosen.table["correct"].to_numpy(dtype=bool)
     bootstrap = FileBootstrap.of_weights(weights)
-    hits = ((scores > 0) == incorrect).astype(float)
+    hits = ((scores > 0.5) == incorrect).astype(float)
     with np.errstate(invalid="ignore"):  # a resample may have none of a task's files
         accuracy = weights @ hits / weights.sum(axis=1)
     return np.stack([bootstrap.auc_values(scores, incorrect, folds), accuracy])
-
-
-def _mean_defined(
-    values: Float[np.ndarray, "task 2 resample"],
-) -> Float[np.ndarray, "2 resample"]:
-    known = ~np.isnan(values)
-    return np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
 
 
 def _row(

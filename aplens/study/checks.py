@@ -153,14 +153,14 @@ def _check_gates(gates: GateSettings | None, scenarios: Sequence[ScenarioSetting
 
 
 def _check_tries(tries: TrySettings | None) -> None:
-    from aplens.scoring.features import describe_heads
+    from aplens.scoring.features import has_head_features
     from aplens.scoring.predictor import Classifier
 
     if tries is None:
         return
     for i, classifier in enumerate(tries.classifiers):
         _require_choice(f"tries.classifiers[{i}]", classifier, get_args(Classifier))
-    if "pooling" in tries.classifiers and not any(map(describe_heads, tries.features)):
+    if "pooling" in tries.classifiers and not any(map(has_head_features, tries.features)):
         raise ValueError(
             'tries.classifiers has "pooling", which reads features of heads, but tries.features '
             f"has none: {list(tries.features)}"

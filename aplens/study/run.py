@@ -230,7 +230,8 @@ class Study:
         def stage(name: str, outputs: list[str], run: Callable[[], None], *parts: Any) -> Stage:
             keys = {key: v for part in parts if part for key, v in _flatten(part).items()}
             keys = {"seed": settings.seed, **keys}
-            return Stage(name, _MESSAGES[name], keys, outputs, run, name in _SHARED)
+            defaults = {key: v for part in parts if part for key, v in _defaults(part).items()}
+            return Stage(name, _MESSAGES[name], keys, outputs, run, name in _SHARED, defaults)
 
         mined = ["scenarios.parquet", "corpus.json"]
         ranked = ["ranking.json", "predictors.parquet", "predictions.json"]
@@ -573,3 +574,14 @@ def _flatten(part: Any) -> dict[str, Any]:
         for key, value in dataclasses.asdict(table).items()
     }
     return {"corpora": len(part), **numbered}
+
+
+def _defaults(part: Any) -> dict[str, Any]:
+    """What `_flatten` gives where a study file says nothing."""
+    if isinstance(part, tuple):
+        part = part[0]
+    return {
+        one.name: one.default
+        for one in dataclasses.fields(part)
+        if one.default is not dataclasses.MISSING
+    }

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Stage:
         outputs: The files and folders it writes, relative to the study's folder.
         run: Does the work.
         shared: Whether, of several processes, all take part; else only the first one runs it.
+        defaults: What a setting that a newer aplens has added stands for in a stage done before.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage:
     outputs: Sequence[str]
     run: Callable[[], None]
     shared: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,12 +102,13 @@ class StageRecord:
 
     def _require_same(self, stage: Stage, upstream: str, entry: Mapping[str, Any]) -> None:
         way_out = f"use another folder, or do the stage again with --redo {stage.name}"
-        before, now = entry["settings"], _jsonable(stage.settings)
-        for key in now:
-            if now[key] != before.get(key):
+        now = _jsonable(stage.settings)
+        before = _jsonable(stage.defaults) | entry["settings"]
+        for key in [*entry["settings"], *now]:
+            if now.get(key) != before.get(key):
                 raise ValueError(
                     f"{self.folder} holds stage {stage.name!r} with {key} = "
-                    f"{shorten(before.get(key))}, now {shorten(now[key])}: {way_out}"
+                    f"{shorten(before.get(key))}, now {shorten(now.get(key))}: {way_out}"
                 )
         if entry["upstream"] != upstream:
             raise ValueError(
@@ -142,6 +145,10 @@ class StageRecord:
         entry["seconds"] += seconds
         entry["finished"] = finished
         write_json(self.path, self._entries)
+
+    def upstream_after(self, stage: Stage, upstream: str) -> str:
+        """What the stages after this one are made from: its settings as they were noted."""
+        return fingerprint([upstream, stage.name, self._entries[stage.name]["settings"]])
 
     def forget(self, stages: Sequence[Stage]) -> None:
         """Remove what these stages wrote, so that they run again from their beginning."""
@@ -213,7 +220,8 @@ def run_stages(
                 if stage.shared:
                     stage.run()
                 processes.wait()
-            upstream = fingerprint([upstream, stage.name, _jsonable(stage.settings)])
+            if record:
+                upstream = record.upstream_after(stage, upstream)
 
 
 def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:

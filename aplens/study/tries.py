@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from aplens._io import atomic_write
 from aplens.scoring import HeadClusters, Observations, evaluate_predictors, evaluate_single_tasks
 from aplens.scoring.evaluation import score_table
-from aplens.scoring.features import describe_heads
+from aplens.scoring.features import has_head_features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def try_predictors(
         )
 
     features = settings.features
-    of_heads = [name for name in features if describe_heads(name)]
+    of_heads = [name for name in features if has_head_features(name)]
     tries: dict[str, Callable[[], pd.DataFrame]] = {AS_IT_IS: lambda: _as_it_is(observations, seed)}
     for classifier in settings.classifiers:
         read = of_heads if classifier == "pooling" else features

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import pandas as pd
 from matplotlib.figure import Figure
 
-from aplens.interventions.trials import MEAN_OF_TASKS
+from aplens.scoring.intervals import MEAN_OF_TASKS
 from aplens.viz import figures, findings
 from aplens.viz.style import to_svg
 
