@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         learn_gates,
         measure_effects,
         scale_heads,
+        sharpen_heads,
         sweep_ablations,
     )
     from aplens.mae import APMAE, APMAEConfig, train_apmae
@@ -53,6 +54,7 @@ _HOME = {
     "ablate_heads": "aplens.interventions",
     "learn_gates": "aplens.interventions",
     "scale_heads": "aplens.interventions",
+    "sharpen_heads": "aplens.interventions",
     "estimate_effects": "aplens.interventions",
     "measure_effects": "aplens.interventions",
     "sweep_ablations": "aplens.interventions",
@@ -114,6 +116,7 @@ __all__ = [  # noqa: RUF022 - in the order a user meets them
     "parse_heads",
     "ablate_heads",
     "scale_heads",
+    "sharpen_heads",
     "HeadGates",
     "learn_gates",
     "measure_effects",

@@ -168,6 +168,22 @@ def test_balanced_gain_gives_either_outcome_the_same_weight():
         assert row["change_low"] <= row["change"] <= row["change_high"]
 
 
+def test_a_gain_over_a_baseline_compares_on_the_same_resamples():
+    trials = make_trials()
+    frame = trials.to_frame(baseline="mixed").set_index(["intervention", "task"])
+    of_itself = frame.loc["mixed"]
+    columns = ["over_baseline", "over_baseline_low", "over_baseline_high"]
+    assert (of_itself[columns].to_numpy() == 0).all()
+    mends = frame.loc[("mends", "a")]
+    assert mends["over_baseline"] == pytest.approx(1 / 8)
+    # Each interval alone is as wide as the tasks' mixture makes it; their difference is not.
+    assert mends["over_baseline_low"] >= 0
+    mean = frame.loc[("mends", MEAN_OF_TASKS), "over_baseline"]
+    assert mean == pytest.approx(frame.loc["mends"].loc[["a", "b"], "over_baseline"].mean())
+    with pytest.raises(ValueError, match=r"baseline must be one of .* got 'other'"):
+        trials.to_frame(baseline="other")
+
+
 def test_balancing_by_weights_is_what_drawing_balanced_scenarios_gives_on_average():
     rng = np.random.default_rng(0)
     clean = rng.random(400) < 0.7

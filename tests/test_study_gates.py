@@ -38,6 +38,7 @@ single_tasks = ["statistics", "confidence"]
 steps = [1.0, 4.0]
 zeroed = [1, 2]
 combine = true
+patterns = true
 greedy = 2
 greedy_tried = 3
 epochs = 2
@@ -94,7 +95,7 @@ def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
         scenarios = held_out(study, task)
         np.testing.assert_array_equal(found.clean, try_scales(study.model, scenarios))
         for name, gates in found.gates.items():
-            outcome = try_scales(study.model, scenarios, gates)
+            outcome = try_scales(study.model, scenarios, gates, acts_on=gates.acts_on)
             np.testing.assert_array_equal(found.outcomes[name], outcome)
         for name, size in (
             ("zeroed", "n_zeroed"),
@@ -105,6 +106,9 @@ def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
             assert (zeroed == 0).sum() == found.chosen[size]
             assert set(np.unique(zeroed)) <= {0.0, 1.0}
         assert found.chosen["n_zeroed"] in (1, 2)
+        sharpened = found.gates["patterns sharpened"]
+        assert sharpened.acts_on == "pattern"
+        assert len(sharpened.metadata["validation"]) == 1 + 3  # one epoch more than gates
         learned, shuffled = found.gates["learned"].values, found.gates["shuffled"].values
         assert sorted(learned.ravel()) == sorted(shuffled.ravel())
 
@@ -112,12 +116,17 @@ def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
 def test_the_table_compares_with_baselines_everywhere_and_where_errors_are_expected(study):
     frame = pd.read_parquet(study.folder / "gates.parquet")
     names = ["gradient", "learned", "zeroed", "shuffled", "answer bias", "learned + answer bias"]
-    names += ["zeroed by gradient and SHAP", "zeroed greedily"]
+    names += ["zeroed by gradient and SHAP", "zeroed greedily", "patterns sharpened"]
     wanted = [*names, *(f"{name} where an error is expected" for name in names)]
     assert set(frame["intervention"]) == set(wanted)
     tasks = {*study.parts["ablate"].tasks, "mean of tasks"}
     assert (frame.groupby("intervention")["task"].agg(set) == tasks).all()
     rows = frame.set_index(["intervention", "task"])
+    for baseline in ("answer bias", "answer bias where an error is expected"):
+        assert (rows.loc[baseline, "over_baseline"].dropna() == 0).all()
+    assert rows.loc["learned", "over_baseline"].to_numpy() == pytest.approx(
+        (rows.loc["learned", "gain"] - rows.loc["answer bias", "gain"]).to_numpy(), nan_ok=True
+    )
     for name in names:  # what is applied to fewer scenarios changes fewer
         gated = rows.loc[f"{name} where an error is expected"]
         for column in ("incorrect_to_correct", "correct_to_incorrect"):

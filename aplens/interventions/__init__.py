@@ -1,4 +1,4 @@
-"""Switching heads off or scaling them: chosen, each by itself, swept, or learned."""
+"""Switching heads off, scaling or sharpening them: chosen, each by itself, swept, or learned."""
 
 from aplens.interventions.ablation import AblationMethod, ablate_heads
 from aplens.interventions.effects import HeadEffects, Metric, estimate_effects, measure_effects
@@ -12,6 +12,7 @@ from aplens.interventions.results import (
     SettingResult,
 )
 from aplens.interventions.scaling import scale_heads
+from aplens.interventions.sharpening import sharpen_heads
 from aplens.interventions.sweep import PAPER_SIZES, sweep_ablations
 from aplens.interventions.trials import GateTrials, try_scales
 
@@ -34,6 +35,7 @@ __all__ = [
     "learn_gates",
     "measure_effects",
     "scale_heads",
+    "sharpen_heads",
     "sweep_ablations",
     "try_scales",
 ]

@@ -1,4 +1,6 @@
-"""Gates: one number a head that multiplies its output, estimated or learned from answered prompts.
+"""Gates: one number a head, estimated or learned from answered prompts.
+
+It multiplies the head's output, or is an exponent of its pattern.
 
 Zeroing a head is a gate of 0. A few hundred numbers between 0 and 2 say more than a choice of heads
 to zero, and are found by following the gradient of the answer's log-probability (docs/method.md).
@@ -21,7 +23,9 @@ from aplens._documents import check, read_document, take
 from aplens._io import write_json
 from aplens.heads import all_heads
 from aplens.interventions.effects import HeadEffects
+from aplens.interventions.head_numbers import ActsOn, check_acts_on
 from aplens.interventions.scaling import scale_heads
+from aplens.interventions.sharpening import sharpen_heads
 from aplens.interventions.trials import scaled_logits
 from aplens.models import compute_in, describe_model, last_token_logits
 from aplens.prompts import read_prompts
@@ -37,20 +41,23 @@ LIMITS = (0.0, 2.0)
 
 @dataclass(frozen=True)
 class HeadGates:
-    """One gate for every head of a model; `scale_heads` applies them.
+    """One gate for every head of a model; `scale_heads` or `sharpen_heads` applies them.
 
     Attributes:
         values: `Float[ndarray, "layer head"]`; 1 leaves a head as it is.
         model_name: The model.
         metadata: JSON-able facts about how they were made.
+        acts_on: "output", for `scale_heads`, or "pattern", for `sharpen_heads`.
 
     Raises:
-        ValueError: When the values are not `[layer, head]`, or one is not finite.
+        ValueError: When the values are not `[layer, head]`, one is not finite, or `acts_on` is
+            something else.
     """
 
     values: Float[np.ndarray, "layer head"]
     model_name: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    acts_on: ActsOn = "output"
 
     _FORMAT = "aplens.head_gates"
 
@@ -60,6 +67,7 @@ class HeadGates:
             raise ValueError(f"gates must be [layer, head], got shape {self.values.shape}")
         if not np.isfinite(self.values).all():
             raise ValueError("gates must be finite; found NaN or infinity")
+        check_acts_on(self.acts_on)
 
     @classmethod
     def from_effects(
@@ -103,7 +111,7 @@ class HeadGates:
         """The same numbers dealt out to the heads at random: what the choice of heads is worth."""
         drawn = np.random.default_rng(seed).permutation(self.values.ravel())
         facts = {**self.metadata, "shuffled": seed}
-        return HeadGates(drawn.reshape(self.values.shape), self.model_name, facts)
+        return HeadGates(drawn.reshape(self.values.shape), self.model_name, facts, self.acts_on)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a head with `layer`, `head` and `gate`, those furthest from 1 first."""
@@ -121,6 +129,7 @@ class HeadGates:
             "format": self._FORMAT,
             "version": 1,
             "model_name": self.model_name,
+            "acts_on": self.acts_on,
             "values": self.values.tolist(),
             "metadata": dict(self.metadata),
         }
@@ -160,7 +169,13 @@ class HeadGates:
         if len({len(row) for row in rows}) != 1:
             raise ValueError("values must be rows of one length")
         name = take(data, "model_name", str)
-        return cls(np.array(rows, dtype=float), name, take(data, "metadata", dict))
+        acts_on = check(data.get("acts_on", "output"), str, "acts_on")  # older ones do not say
+        return cls(
+            np.array(rows, dtype=float),
+            name,
+            take(data, "metadata", dict),
+            acts_on,  # type: ignore[arg-type]
+        )
 
 
 @torch.inference_mode(mode=False)  # inside it nothing can be differentiated, even with enable_grad
@@ -170,6 +185,7 @@ def learn_gates(
     scenarios: Scenarios,
     validation: Scenarios | None = None,
     *,
+    acts_on: ActsOn = "output",
     start: HeadGates | None = None,
     n_epochs: int = 2,
     learning_rate: float = 0.03,
@@ -190,6 +206,7 @@ def learn_gates(
         scenarios: Prompts with their targets.
         validation: Held-out ones, of other files. The gates after the epoch with the largest mean
             log p(answer) on them are returned, the start itself among them; without, the last.
+        acts_on: "output": gates for `scale_heads`. "pattern": exponents for `sharpen_heads`.
         start: Gates to begin with (default: all 1).
         n_epochs: Passes over the scenarios.
         learning_rate: Of Adam: about how far a gate moves at most in one batch.
@@ -217,20 +234,30 @@ def learn_gates(
         )
     shape = (info.n_layers, info.n_heads)
     before = np.ones(shape) if start is None else start.values
-    if before.shape != shape:
-        raise ValueError(f"start must be gates of {shape} (layer, head), got {before.shape}")
+    if before.shape != shape or (start is not None and start.acts_on != check_acts_on(acts_on)):
+        raise ValueError(
+            f"start must be gates of {shape} (layer, head) on each head's {acts_on}, got "
+            f"{before.shape}" + (f" on its {start.acts_on}" if start is not None else "")
+        )
+    apply = sharpen_heads if acts_on == "pattern" else scale_heads
+
+    def score(values: np.ndarray) -> float:
+        assert validation is not None
+        logits = scaled_logits(model, validation, values, acts_on=acts_on, precision=precision)
+        return float(log_p(logits, validation.targets()).double().mean())
+
     gates = torch.tensor(before, dtype=torch.float32, requires_grad=True)
     optimizer = torch.optim.Adam([gates], lr=learning_rate)
     prompts, targets = read_prompts(model, scenarios), scenarios.targets()
     draw = torch.Generator().manual_seed(seed)
     epochs = [before]
-    scores = [] if validation is None else [_mean_log_p(model, validation, before, precision)]
+    scores = [] if validation is None else [score(before)]
     for epoch in range(n_epochs):
         for number, rows in enumerate(
             torch.randperm(len(scenarios), generator=draw).split(batch_size)
         ):
             batch = prompts[rows]
-            with compute_in(model, precision), scale_heads(model, gates), _frozen(model):
+            with compute_in(model, precision), apply(model, gates), _frozen(model):
                 logits = last_token_logits(model, batch.tokens, batch.lengths)
                 loss = -log_p(logits, targets[rows]).mean()
                 loss = loss + penalty * (gates - 1).square().sum()
@@ -244,7 +271,7 @@ def learn_gates(
                 progress(epoch * len(scenarios) + done, n_epochs * len(scenarios))
         epochs.append(gates.detach().numpy().astype(float))
         if validation is not None:
-            scores.append(_mean_log_p(model, validation, epochs[-1], precision))
+            scores.append(score(epochs[-1]))
     best = int(np.argmax(scores)) if scores else n_epochs
     return HeadGates(
         epochs[best],
@@ -258,6 +285,7 @@ def learn_gates(
             "penalty": penalty,
             "seed": seed,
         },
+        acts_on,
     )
 
 
@@ -287,10 +315,3 @@ def log_p(
     if found.isnan().any():
         raise ValueError("the model's logits contain NaN: its forward pass is broken here")
     return found
-
-
-def _mean_log_p(
-    model: Any, scenarios: Scenarios, gates: np.ndarray, precision: torch.dtype | None
-) -> float:
-    logits = scaled_logits(model, scenarios, gates, precision=precision)
-    return float(log_p(logits, scenarios.targets()).double().mean())

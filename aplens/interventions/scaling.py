@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens._words import shorten
-from aplens.heads import parse_heads
-from aplens.models import ModelInfo, attach_hooks, describe_model, z_hook_name
-
-if TYPE_CHECKING:
-    from aplens.interventions.gates import HeadGates
-
-ScalesLike: TypeAlias = "HeadGates | Mapping[Any, float] | Float[np.ndarray | Tensor, 'layer head']"
+from aplens.interventions.head_numbers import ScalesLike, change_heads
+from aplens.models import z_hook_name
 
 
 @contextmanager
@@ -48,102 +40,21 @@ def scale_heads(
 
     Raises:
         ValueError: On entry: a head is out of range or named twice, a number is not finite, an
-            array is not `[layer, head]` of this model, gates are another model's, or both or
-            neither of `scales` and `per_prompt` are given. In the forward pass: the batch is not
+            array is not `[layer, head]` of this model, gates are made for `sharpen_heads`, or both
+            or neither of `scales` and `per_prompt` are given. In the forward pass: the batch is not
             the size of `per_prompt`.
         TypeError: On entry: something is no table of numbers.
     """
-    info = describe_model(model)
-    if (scales is None) == (per_prompt is None):
-        raise ValueError("give either scales (for every prompt) or per_prompt (one a prompt)")
-    if per_prompt is None:
-        table = _read_scales(scales, info)[None]
-    else:
-        table = _read_per_prompt(per_prompt, info)
-    with attach_hooks(model, _scaling_hooks(info, table, per_prompt is not None)):
+    with change_heads(model, z_hook_name, _scale, scales, per_prompt, "output"):
         yield
 
 
-def _read_per_prompt(
-    per_prompt: Sequence[ScalesLike] | Tensor, info: ModelInfo
-) -> Float[Tensor, "prompt layer head"]:
-    if isinstance(per_prompt, str | Mapping) or not hasattr(per_prompt, "__len__"):
-        raise TypeError(
-            "per_prompt must be a sequence with one table of scales for each prompt, "
-            f"got {shorten(per_prompt)}"
+def _scale(
+    z: Float[Tensor, "batch pos head d_head"], scales: Float[Tensor, "prompt head"]
+) -> Tensor:
+    if z.ndim != 4 or z.shape[2] != scales.shape[1]:
+        raise ValueError(
+            f"expected head outputs [batch, pos, {scales.shape[1]} heads, d_head], "
+            f"got shape {tuple(z.shape)}"
         )
-    if len(per_prompt) == 0:
-        raise ValueError("per_prompt must have scales for at least one prompt, got none")
-    return torch.stack([_read_scales(scales, info) for scales in per_prompt])
-
-
-def _read_scales(scales: Any, info: ModelInfo) -> Float[Tensor, "layer head"]:
-    """One number a head, checked against the model; a tensor stays part of its graph."""
-    if isinstance(scales, Mapping):
-        table = _read_table(scales, info)
-    else:
-        if not isinstance(scales, np.ndarray | Tensor):  # a Tensor's `values` is a method
-            scales = getattr(scales, "values", scales)
-        if not isinstance(scales, np.ndarray | Tensor):
-            raise TypeError(
-                "scales must be HeadGates, a table from heads to numbers or an array [layer, "
-                f"head], got {shorten(scales)} of type {type(scales).__name__}"
-            )
-        table = torch.as_tensor(scales)
-        if not table.requires_grad:
-            table = table.to(torch.float32)
-        if table.shape != (info.n_layers, info.n_heads):
-            raise ValueError(
-                f"scales must be [{info.n_layers} layers, {info.n_heads} heads] for {info.name}, "
-                f"got shape {tuple(table.shape)}"
-            )
-    broken = (~table.detach().isfinite()).nonzero()
-    if len(broken):
-        layer, head = broken[0].tolist()
-        raise ValueError(f"the scale of L{layer}H{head} is {table[layer, head].item()}, not finite")
-    return table
-
-
-def _read_table(scales: Mapping[Any, Any], info: ModelInfo) -> Float[Tensor, "layer head"]:
-    table = torch.ones(info.n_layers, info.n_heads)
-    seen = set()
-    for names, scale in scales.items():
-        if isinstance(scale, bool) or not isinstance(scale, int | float | np.number | Tensor):
-            raise TypeError(f"the scale of {names} must be a number, got {shorten(scale)}")
-        for head in parse_heads(names, info.n_layers, info.n_heads):
-            if head in seen:
-                raise ValueError(f"scales name {head} twice")
-            seen.add(head)
-            table[head] = float(scale)
-    return table
-
-
-def _scaling_hooks(
-    info: ModelInfo, table: Float[Tensor, "prompt layer head"], per_prompt: bool
-) -> list[tuple[str, Callable[..., Tensor]]]:
-    """One hook for each layer that is not left as it is."""
-    return [
-        (z_hook_name(layer), _scaling(table[:, layer], info, per_prompt))
-        for layer in range(info.n_layers)
-        if table.requires_grad or (table[:, layer] != 1).any()
-    ]
-
-
-def _scaling(
-    scales: Float[Tensor, "prompt head"], info: ModelInfo, per_prompt: bool
-) -> Callable[..., Tensor]:
-    """The hook of one layer, with one row of scales for each prompt, or one for all."""
-
-    def scale(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
-        if z.ndim != 4 or z.shape[2] != info.n_heads:
-            raise ValueError(
-                f"expected head outputs [batch, pos, {info.n_heads} heads, d_head], "
-                f"got shape {tuple(z.shape)}"
-            )
-        if per_prompt and len(scales) != len(z):
-            raise ValueError(
-                f"per_prompt has scales for {len(scales)} prompts, the batch has {len(z)}"
-            )
-        return z * scales[:, None, :, None].to(z)
-
-    return scale
+    return z * scales[:, None, :, None].to(z)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aplens.interventions.scaling import ScalesLike, scale_heads
+from aplens.interventions.head_numbers import ActsOn, ScalesLike, check_acts_on
+from aplens.interventions.scaling import scale_heads
+from aplens.interventions.sharpening import sharpen_heads
 from aplens.models import compute_in, last_token_logits
 from aplens.prompts import read_prompts
 from aplens.scoring.intervals import (
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
     from aplens.scenarios import Scenarios
 
+_TaskResamples: TypeAlias = Float[np.ndarray, "task resample"]
+_Measure: TypeAlias = Callable[..., Float[np.ndarray, " resample"]]
+
 
 @torch.no_grad()
 def scaled_logits(
@@ -41,23 +46,26 @@ def scaled_logits(
     scenarios: Scenarios,
     scales: ScalesLike | None = None,
     *,
+    acts_on: ActsOn = "output",
     batch_size: int = 16,
     precision: torch.dtype | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Float[Tensor, "scenario d_vocab"]:
-    """Logits after the last token of each prompt, heads scaled; float32, on the CPU.
+    """Logits after the last token of each prompt, heads scaled or sharpened; float32, on the CPU.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         scenarios: The prompts.
         scales: As for `scale_heads`; None leaves the model as it is.
+        acts_on: "output" scales heads, "pattern" sharpens them.
         batch_size: Prompts a forward pass.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16.
         progress: Called with (scenarios done, scenarios in all).
     """
+    apply = sharpen_heads if check_acts_on(acts_on) == "pattern" else scale_heads
     found = []
     for number, batch in enumerate(read_prompts(model, scenarios).split(batch_size)):
-        scaled = nullcontext() if scales is None else scale_heads(model, scales)
+        scaled = nullcontext() if scales is None else apply(model, scales)
         with compute_in(model, precision), scaled:
             found.append(last_token_logits(model, batch.tokens, batch.lengths).float().cpu())
         if progress is not None:
@@ -97,33 +105,45 @@ class GateTrials:
         }
         return GateTrials(self.tasks, self.files, self.clean, outcomes)
 
-    def to_frame(self, seed: int = 0) -> pd.DataFrame:
+    def to_frame(self, seed: int = 0, *, baseline: str | None = None) -> pd.DataFrame:
         """One row for each intervention and task, then one for their mean, each task alike.
 
         Columns: `intervention`, `task`, `n`, `n_correct` (of the unchanged model), `balanced` (see
         above) less 0.5 as `gain` with its 95 % interval `gain_low`, `gain_high`; `change` of the
         accuracy on all scenarios as they come, with `change_low`, `change_high`; and the counts
         `incorrect_to_correct`, `correct_to_incorrect`. A task with one outcome only has no gain,
-        and is left out of its mean.
+        and is left out of its mean. With a `baseline`, the name of an intervention, also
+        `over_baseline`, its `gain` less the baseline's on the same resamples, with
+        `over_baseline_low`, `over_baseline_high`.
+
+        Raises:
+            ValueError: When no intervention has the baseline's name.
         """
         import pandas as pd
 
+        if baseline is not None and baseline not in self.outcomes:
+            raise ValueError(f"baseline must be one of {list(self.outcomes)}, got {baseline!r}")
         weights = FileBootstrap(self.files, seed=seed).weights
         tasks = np.asarray(self.tasks)
-        names = sorted(set(self.tasks))
+        parts = {task: tasks == task for task in sorted(set(self.tasks))}
+
+        def by_task(measure: _Measure, correct: NDArray[np.bool_]) -> _TaskResamples:
+            return np.stack(
+                [measure(weights[:, i], self.clean[i], correct[i]) for i in parts.values()]
+            )
+
+        gains = {name: by_task(_balanced_gain, c) for name, c in self.outcomes.items()}
         rows = []
-        for intervention, correct in self.outcomes.items():
-            gains, changes = [], []
-            for task in names:
-                chosen = tasks == task
-                parts = (weights[:, chosen], self.clean[chosen], correct[chosen])
-                gains.append(_balanced_gain(*parts))
-                changes.append(_change(*parts))
-                counts = _counts(self.clean[chosen], correct[chosen])
-                rows.append(_row(intervention, task, counts, gains[-1], changes[-1]))
-            counts = _counts(self.clean, correct)
-            means = (average_tasks(np.stack(values)) for values in (gains, changes))
-            rows.append(_row(intervention, MEAN_OF_TASKS, counts, *means))
+        for name, correct in self.outcomes.items():
+            measured = {"gain": gains[name], "change": by_task(_change, correct)}
+            if baseline is not None:
+                measured["over_baseline"] = gains[name] - gains[baseline]
+            for number, (task, chosen) in enumerate(parts.items()):
+                row: dict[str, Any] = {"intervention": name, "task": task}
+                row |= _counts(self.clean[chosen], correct[chosen])
+                rows.append(row | _estimates({key: one[number] for key, one in measured.items()}))
+            row = {"intervention": name, "task": MEAN_OF_TASKS, **_counts(self.clean, correct)}
+            rows.append(row | _estimates({key: average_tasks(v) for key, v in measured.items()}))
         return pd.DataFrame(rows)
 
 
@@ -156,15 +176,9 @@ def _counts(clean: NDArray[np.bool_], correct: NDArray[np.bool_]) -> dict[str, i
     }
 
 
-def _row(
-    intervention: str,
-    task: str,
-    counts: dict[str, int],
-    gain: Float[np.ndarray, " resample"],
-    change: Float[np.ndarray, " resample"],
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"intervention": intervention, "task": task, **counts}
-    for name, values in (("gain", gain), ("change", change)):
+def _estimates(measured: dict[str, Float[np.ndarray, " resample"]]) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for name, values in measured.items():
         estimate: Estimate = estimate_from(values)
         row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return row

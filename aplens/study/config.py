@@ -200,6 +200,7 @@ class GateSettings:
             the study's SHAP ranking (toward incorrect) are averaged.
         greedy: At most this many heads are zeroed one after another, each the one that helps the
             answers of the part `rank` most; no such search when 0.
+        patterns: Whether to learn exponents of the patterns as well (`aplens.sharpen_heads`).
         greedy_tried: How many heads the search tries at each step, those first by the gradient.
         epochs: Passes over the part `fit` to learn gates.
         learning_rate: Of learning.
@@ -214,6 +215,7 @@ class GateSettings:
     steps: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     zeroed: tuple[int, ...] = (1, 2, 5, 10)
     combine: bool = False
+    patterns: bool = False
     greedy: int = 0
     greedy_tried: int = 8
     epochs: int = 2

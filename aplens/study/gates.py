@@ -1,10 +1,11 @@
 """The stage `gates`: gates for each task, made on its training files, tried on its held-out ones.
 
-For every task: gates from one gradient and learned ones, heads to zero chosen by the same gradient
-(and, where asked for, by it and SHAP together, and by greedy search), and three baselines: the
-learned gates dealt out to other heads, a bias on the output that knows how often each token is an
-answer in the training files, and that bias with the gates. Steps, numbers of heads and the bias's
-weight are chosen on the part `rank`; the part `ablate` is looked at once.
+For every task: gates from one gradient and learned ones, heads to zero chosen by the same gradient,
+and three baselines: the learned gates dealt out to other heads, a bias on the output that knows how
+often each token is an answer in the training files, and that bias with the gates. Where asked for,
+also learned exponents of the patterns, and heads to zero by gradient and SHAP together or by greedy
+search. Steps, numbers of heads and the bias's weight are chosen on the part `rank`; the part
+`ablate` is looked at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,8 @@ BIAS_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 COMBINED = "zeroed by gradient and SHAP"
 GREEDY = "zeroed greedily"
+SHARPENED = "patterns sharpened"
+BIAS = "answer bias"
 
 _FORMAT = "aplens.task_gates"
 
@@ -139,18 +143,18 @@ def gate_task(
     stepped = {step: _step(model, effects, step) for step in settings.steps}
     step = trial.choose({step: gates.values for step, gates in stepped.items()})
     tell("learning")
-    learned = learn_gates(
+    learn = partial(
+        learn_gates,
         model,
         fit,
         validation,
-        start=stepped[step],
-        n_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         penalty=settings.penalty,
         batch_size=settings.batch_size,
         precision=precision,
         seed=seed,
     )
+    learned = learn(start=stepped[step], n_epochs=settings.epochs)
     tell("zeroing")
     shape = stepped[step]
     harmful = [effects.heads[i] for i in np.argsort(-effects.values.mean(axis=1), kind="stable")]
@@ -170,6 +174,12 @@ def gate_task(
         chosen["n_combined"], gates[COMBINED] = trial.choose_size(
             shape, both, settings.zeroed, COMBINED
         )
+    if settings.patterns:
+        tell("sharpening")
+        gates[SHARPENED] = learn(
+            acts_on="pattern",
+            n_epochs=settings.epochs + 1,  # it has no step along a gradient to begin from
+        )
     if settings.greedy:
         tell("greedy search")
         found = choose_greedily(
@@ -183,11 +193,11 @@ def gate_task(
     outcomes = {}
     for name, one in gates.items():
         tell(name)
-        logits = trial.held_out_logits(one.values)
+        logits = trial.held_out_logits(one)
         outcomes[name] = trial.correct(logits)
         if name == "learned":
-            outcomes["learned + answer bias"] = trial.correct(logits + weight * bias)
-    outcomes["answer bias"] = trial.correct(trial.clean + weight * bias)
+            outcomes[f"learned + {BIAS}"] = trial.correct(logits + weight * bias)
+    outcomes[BIAS] = trial.correct(trial.clean + weight * bias)
     return TaskGates(gates, chosen, trial.correct(trial.clean), outcomes)
 
 
@@ -221,8 +231,10 @@ class _Trial:
         self._clean_validation = scaled_logits(model, validation, **self._options)
         self.clean = scaled_logits(model, held_out, **self._options)
 
-    def held_out_logits(self, gates: np.ndarray) -> Float[Tensor, "scenario d_vocab"]:
-        return scaled_logits(self._model, self._held_out, gates, **self._options)
+    def held_out_logits(self, gates: HeadGates) -> Float[Tensor, "scenario d_vocab"]:
+        return scaled_logits(
+            self._model, self._held_out, gates, acts_on=gates.acts_on, **self._options
+        )
 
     def correct(self, logits: Float[Tensor, "scenario d_vocab"]) -> NDArray[np.bool_]:
         return (logits.argmax(dim=-1) == self._held_out.targets()).numpy()

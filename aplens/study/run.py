@@ -431,7 +431,7 @@ class Study:
     def _gates(self) -> None:
         import pandas as pd
 
-        from aplens.study.gates import gate_task, join_trials, load_task
+        from aplens.study.gates import BIAS, gate_task, join_trials, load_task
 
         wanted, folder, results = self.settings.gates, self.folder / "gates", []
         assert wanted is not None
@@ -456,11 +456,12 @@ class Study:
                 result.save(path)
             results.append(result)
         trials = join_trials(held_out, results)
-        tables = [trials.to_frame(self.settings.seed)]
+        tables = [trials.to_frame(self.settings.seed, baseline=BIAS)]
         if wanted.predictor:
+            where = " where an error is expected"
             expected = self._expected_errors(wanted.predictor, held_out)
-            gated = trials.apply_where(expected, " where an error is expected")
-            tables.append(gated.to_frame(self.settings.seed))
+            gated = trials.apply_where(expected, where)
+            tables.append(gated.to_frame(self.settings.seed, baseline=BIAS + where))
         with atomic_write(self.folder / "gates.parquet") as temporary:
             pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
 
