@@ -236,6 +236,45 @@ def catalogue(
         console.print(text, markup=False, soft_wrap=True)
 
 
+@app.command()
+def predict(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of studies that were observed.")],
+    features: Annotated[
+        list[str] | None,
+        typer.Option(help="A set of features, such as 'surprise+confidence'. Repeatable."),
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Folds, by source file.")] = 5,
+    by_task: Annotated[bool, typer.Option(help="One row a task as well.")] = False,
+    train_share: Annotated[
+        float, typer.Option(help="Share of each fold's training files to fit on.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of folds, resamples and predictors.")] = 0,
+    keep: Annotated[
+        Path | None, typer.Option(help="A file that keeps predictions, so that a run goes on.")
+    ] = None,
+) -> None:
+    """Predict correctness from the observations of several studies together."""
+    from aplens.scoring import FEATURE_SETS
+    from aplens.study.predict import predict_together, predictions_to_markdown
+
+    with _reporting() as (console, reporter):
+        if not join_processes().is_main:
+            return  # it is not shared
+        reporter.start("predict", f"correctness, {folds} folds by source file")
+        table = predict_together(
+            folders,
+            features=features or FEATURE_SETS,
+            n_folds=folds,
+            by_task=by_task,
+            train_share=train_share,
+            seed=seed,
+            keep=keep,
+            progress=reporter.update,
+        )
+        text = predictions_to_markdown(table, _command())
+        console.print(text, markup=False, soft_wrap=True)
+
+
 @app.command(name="run")
 def run_study(
     study_file: StudyFile, folder: Folder = None, redo: Redo = None, changes: Changes = None

@@ -372,3 +372,41 @@ def test_a_table_is_plain_parquet(any_model, mae, tmp_path):
     table = pd.read_parquet(tmp_path / "shard-00000.parquet")
     assert table["correct"].dtype == bool
     assert table["file"].tolist() == ["a/File0.java", "a/File0.java", "a/File1.java"]
+
+
+# Joining
+
+
+def test_joined_observations_are_those_of_observing_together(tiny_model, mae, tmp_path):
+    scenarios = make_scenarios(10)
+    options = {"surprise": False, "shard_size": 4}
+    parts = [
+        observe(tiny_model, scenarios[:6], mae, tmp_path / "a", **options),
+        observe(tiny_model, scenarios[6:], mae, tmp_path / "b", storage="packed", **options),
+    ]
+    together = observe(tiny_model, scenarios, mae, tmp_path / "all", **options)
+    joined = Observations.join(parts)
+    pd.testing.assert_frame_equal(joined.table, together.table)
+    # Six bits a number: off by half a 63rd of its range.
+    np.testing.assert_allclose(joined.embeddings, together.embeddings, atol=0.05)
+    np.testing.assert_array_equal(joined.embeddings[:6, 2], together.embeddings[:6, 2])
+    np.testing.assert_allclose(joined.statistics, together.statistics, atol=1e-5)
+    some = joined.select([7, 1])
+    np.testing.assert_array_equal(some.embeddings[0], parts[1].embeddings[1])
+    assert some.files == [joined.files[7], joined.files[1]]
+    with pytest.raises(ValueError, match="surprise=True"):
+        _ = joined.surprise
+
+
+def test_observations_of_different_things_are_not_joined(tiny_model, mae, tmp_path):
+    scenarios = make_scenarios(4)
+    one = observe(tiny_model, scenarios, mae, tmp_path / "one")
+    other = observe(tiny_model, scenarios, make_mae(seed=1), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"mae differs: part 0 has .*, part 1 has"):
+        Observations.join([one, other])
+    with pytest.raises(ValueError, match="model_name differs"):
+        Observations.join([make_observations(n=4), one])
+    with pytest.raises(ValueError, match="n_layers differs"):
+        Observations.join([make_observations(n=4), make_observations(n=4, n_heads=2, n_layers=3)])
+    with pytest.raises(ValueError, match="got none"):
+        Observations.join([])

@@ -15,7 +15,7 @@ from study_fixtures import STUDY
 
 from aplens.heads import Head
 from aplens.interventions import HeadEffects, try_scales
-from aplens.scoring import TemplateCatalogue
+from aplens.scoring import Observations, TemplateCatalogue, evaluate_predictors
 from aplens.study import Reporter, Study, StudySettings
 from aplens.study.catalogue import catalogue_study
 from aplens.study.gates import TaskGates, answer_bias
@@ -342,3 +342,25 @@ def test_the_catalogue_of_a_study(study, tmp_path):
     assert (folder / "templates.png").stat().st_size > 5000
     assert "Made by `aplens catalogue …`" in text
     assert "## stability" in text
+
+
+def test_predicting_from_two_studies_together(study, tmp_path):
+    from typer.testing import CliRunner
+
+    from aplens.cli import app
+
+    arguments = ["predict", str(study.folder), str(study.folder), "--features", "surprise"]
+    arguments += ["--features", "confidence", "--folds", "3", "--keep", str(tmp_path / "kept.json")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    n, files = len(study.observations), len(set(study.observations.files))
+    assert f"{2 * n} scenarios of {files} source files." in result.output
+    alone = evaluate_predictors(
+        Observations.join([study.observations] * 2), features=["surprise", "confidence"], n_folds=3
+    )
+    for _, row in alone.iterrows():
+        assert f"| {row['features']} | {row['auc']:.3f} [{row['auc_low']:.3f}," in result.output
+    assert (tmp_path / "kept.json").is_file()
+    refused = CliRunner().invoke(app, ["predict", str(study.folder), str(tmp_path)])
+    assert refused.exit_code == 1
+    assert "there are no observations in" in refused.output

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from aplens._words import shorten
 from aplens.heads import Head
 from aplens.patterns import AttentionPatterns, CompactPatterns, PatchGrid, restore_patterns
-from aplens.scoring.head_array import HeadArray, HeadValues
+from aplens.scoring.head_array import HeadArray, HeadValues, join_arrays
 from aplens.scoring.shards import ShardFolder
 from aplens.scoring.storage import stored_embeddings
 
@@ -57,6 +58,8 @@ class Observations:
         n_layers: Its layers.
         n_heads: Its heads a layer.
         patterns: Reads the patterns of some scenarios; None when they were not kept.
+        mae: A fingerprint of the AP-MAE that encoded, None where it is not known: embeddings of
+            others do not compare.
 
     Raises:
         ValueError: When a column is missing, or an array's shape does not fit.
@@ -74,6 +77,7 @@ class Observations:
         n_layers: int,
         n_heads: int,
         patterns: Callable[[Int[np.ndarray, " some"]], AttentionPatterns] | None = None,
+        mae: str | None = None,
     ) -> None:
         missing = [column for column in COLUMNS if column not in table.columns]
         if missing:
@@ -83,6 +87,7 @@ class Observations:
         self.model_name = model_name
         self.n_layers = n_layers
         self.n_heads = n_heads
+        self.mae = mae
         self._embeddings = embeddings
         self._statistics = statistics
         self._surprise = surprise
@@ -214,6 +219,52 @@ class Observations:
             n_layers=run["n_layers"],
             n_heads=run["n_heads"],
             patterns=(lambda rows: _read_patterns(shards, rows)) if run["patterns"] else None,
+            mae=run["mae"],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Observations]) -> Observations:
+        """Observations of one model, such as several studies', one below the other.
+
+        Nothing is loaded. Statistics and surprise are there where all parts have them; patterns
+        that were kept stay with the parts. Scenarios of source files with the same name are taken
+        for the same file's: no split puts them on two sides.
+
+        Raises:
+            ValueError: When there are none, or they are of different models, heads or AP-MAEs.
+        """
+        if not parts:
+            raise ValueError("expected at least one part to join, got none")
+        import pandas as pd
+
+        first = parts[0]
+        for name in ("model_name", "n_layers", "n_heads", "heads", "mae"):
+            for number, part in enumerate(parts):
+                if getattr(part, name) != getattr(first, name):
+                    raise ValueError(
+                        f"cannot join observations whose {name} differs: part 0 has "
+                        f"{shorten(getattr(first, name))}, part {number} has "
+                        f"{shorten(getattr(part, name))}"
+                    )
+        table = pd.concat([part.table for part in parts], ignore_index=True)
+        has = {
+            name: all(getattr(part, f"_{name}") is not None for part in parts)
+            for name in ("statistics", "surprise")
+        }
+        return cls(
+            table.assign(scenario=range(len(table))),
+            first.heads,
+            lambda: join_arrays([part.embeddings for part in parts]),
+            (lambda: np.concatenate([part.statistics for part in parts]))
+            if has["statistics"]
+            else None,
+            (lambda: np.concatenate([part.surprise for part in parts]))
+            if has["surprise"]
+            else None,
+            model_name=first.model_name,
+            n_layers=first.n_layers,
+            n_heads=first.n_heads,
+            mae=first.mae,
         )
 
     def _derive(
@@ -235,6 +286,7 @@ class Observations:
             n_layers=self.n_layers,
             n_heads=self.n_heads,
             patterns=None if self._patterns is None else patterns,
+            mae=self.mae,
         )
 
     def _load(self, name: str, source: _ArraySource) -> HeadValues:

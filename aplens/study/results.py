@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     from aplens.study.run import Study
 
-_PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "calibration_error"]
+#: The columns of a table of predictors.
+PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "calibration_error"]
 _SWEEP = ["choice", "size", "n_seeds", "accuracy", "change", "over_random"]
-_GATES = ["intervention", "task", "gain", "change", "incorrect_to_correct", "correct_to_incorrect"]
+_GATES = ["intervention", "task", "gain", "over_baseline", "change"]
+_GATES += ["incorrect_to_correct", "correct_to_incorrect"]
 
 
 def results_to_markdown(study: Study) -> str:
@@ -32,26 +34,26 @@ def results_to_markdown(study: Study) -> str:
 
 def _tables(study: Study) -> Iterator[tuple[str, pd.DataFrame]]:
     accuracy = task_accuracy(study.observations.table)
-    yield "The model", _with_bounds(accuracy, ["task", "n", "accuracy"])
+    yield "The model", with_bounds(accuracy, ["task", "n", "accuracy"])
     predictors, sweep = study.predictors, study.sweep
-    shown = [name for name in _PREDICTORS if name in predictors]
+    shown = [name for name in PREDICTORS if name in predictors]
     whole = predictors["task"] == "all"
-    yield "Predictors of correctness", _with_bounds(predictors[whole], shown)
+    yield "Predictors of correctness", with_bounds(predictors[whole], shown)
     if not whole.all():
-        yield "Task by task", _with_bounds(predictors[~whole], ["task", *shown])
+        yield "Task by task", with_bounds(predictors[~whole], ["task", *shown])
     if study.settings.tries is not None:
-        yield "Tries", _with_bounds(study.tries, ["tried", "task", *_PREDICTORS])
+        yield "Tries", with_bounds(study.tries, ["tried", "task", *PREDICTORS])
     title = f"Ablations ({sweep.setup['method']}) on {len(sweep.clean)} held-out scenarios"
-    yield f"{title}, {sweep.clean_accuracy:.3f} correct", _with_bounds(sweep.summary(), _SWEEP)
+    yield f"{title}, {sweep.clean_accuracy:.3f} correct", with_bounds(sweep.summary(), _SWEEP)
     if study.settings.gates is not None:
         means = study.gates["task"] == MEAN_OF_TASKS
-        yield "Gates, mean of tasks", _with_bounds(study.gates[means], _GATES)
-        yield "Gates, task by task", _with_bounds(study.gates[~means], _GATES)
+        yield "Gates, mean of tasks", with_bounds(study.gates[means], _GATES)
+        yield "Gates, task by task", with_bounds(study.gates[~means], _GATES)
     if study.settings.truth is not None:
         yield "Rankings against every head's own ablation", study.truth
 
 
-def _with_bounds(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def with_bounds(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Some columns, each with its interval where it has one."""
     wanted = [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
     alias = {"low": "accuracy_low", "high": "accuracy_high"}
