@@ -114,6 +114,26 @@ def test_zeroing_a_head_is_zeroing_its_part_of_the_output_projection(case):
     torch.testing.assert_close(ablated, predictions(by_hand), atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def outputs_of_layer_1(model):
+    seen = []
+    with attach_hooks(model, [(z_hook_name(1), lambda z, hook: seen.append(z.clone()))]):
+        logits = predictions(model(TOKENS))
+    return seen[0], logits
+
+
+def test_sharpening_a_head_changes_what_it_writes_and_no_other_of_its_layer(case):
+    before, clean = outputs_of_layer_1(case.model)
+    with aplens.sharpen_heads(case.model, {"L1H2": 3.0}):
+        after, sharpened = outputs_of_layer_1(case.model)
+    others = [head for head in range(N_HEADS) if head != 2]
+    torch.testing.assert_close(after[:, :, others], before[:, :, others])
+    # The first query sees one token, however sharply.
+    torch.testing.assert_close(after[:, 0], before[:, 0], atol=1e-5, rtol=0)
+    assert (after[:, 1:, 2] - before[:, 1:, 2]).abs().max() > 1e-3
+    assert not torch.equal(sharpened, clean)
+
+
 def test_a_run_that_starts_at_a_layer_is_a_whole_run(case):
     model, seen = case.model, []
     describe_model(model)
