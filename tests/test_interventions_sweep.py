@@ -370,6 +370,18 @@ def test_the_summary_averages_random_draws_and_compares_with_them():
     assert chosen["over_random_high"] == pytest.approx(0.5)
 
 
+def test_some_scenarios_of_a_sweep_are_a_sweep():
+    sweep = made_up_sweep()
+    part = sweep.select(np.array([False, False, True, True, True, True]))
+    assert (part.files, part.index.tolist()) == (["b", "b", "c", "c"], [2, 3, 4, 5])
+    assert part.clean_accuracy == 0.25
+    chosen = part.summary().set_index("choice").loc["toward_incorrect"]
+    assert (chosen["n"], chosen["accuracy"], chosen["incorrect_to_correct"]) == (4, 0.75, 2)
+    for mask in (np.ones(5, bool), np.zeros(6, bool), np.ones(6, int)):
+        with pytest.raises(ValueError, match="expected a mask of 6 scenarios"):
+            sweep.select(mask)
+
+
 def test_a_sweep_reads_back_as_written(tmp_path):
     sweep = made_up_sweep()
     sweep.save(tmp_path / "s.json")

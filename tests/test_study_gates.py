@@ -170,13 +170,26 @@ def test_the_report_shows_it(study):
         assert words in text
     assert "Which heads matter when each is ablated by itself" in text
     assert "AUC over confidence" in text
+    assert "over the answer bias" in text
+    for words in ("What else could predict it", "0.5 of the files", "nothing fitted"):
+        assert words in text
+
+
+def test_the_sweep_task_by_task_is_the_whole(study):
+    parts = study.sweep_by_task()
+    assert set(parts) <= set(study.parts["ablate"].tasks)  # balancing drops scenarios
+    assert sum(part.clean.sum() for part in parts.values()) == study.sweep.clean.sum()
+    for task, part in parts.items():
+        swept = study.parts["ablate"].select(part.index)
+        assert set(swept.tasks) == {task}
+        assert swept.files == part.files
 
 
 def test_the_tables_are_there_in_markdown(study):
     text = (study.folder / "results.md").read_text(encoding="utf-8")
     assert "| surprise, outcomes shuffled | " in text
     assert re.search(r"\| learned \| mean of tasks \| -?\d\.\d{3} \[-?\d\.\d{3}, ", text)
-    assert text.count("\n## ") == 7
+    assert text.count("\n## ") == 8
 
 
 def test_other_predictors_are_tried_on_the_same_scenarios(study):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -131,6 +131,30 @@ class AblationSweep:
             rows.append(row)
         frame = pd.DataFrame(rows, columns=["choice", "size", "n_seeds", *_MEASURES, *_OVER_RANDOM])
         return frame.astype(dict.fromkeys(_OVER_RANDOM, float))
+
+    def select(self, chosen: NDArray[np.bool_]) -> AblationSweep:
+        """The same settings on some of the scenarios, such as one task's.
+
+        Args:
+            chosen: Which of them, as a mask.
+
+        Raises:
+            ValueError: When the mask is not one of all scenarios, or chooses none.
+        """
+        chosen = np.asarray(chosen)
+        if chosen.dtype != np.bool_ or chosen.shape != self.clean.shape or not chosen.any():
+            raise ValueError(
+                f"expected a mask of {len(self.clean)} scenarios that chooses some, got "
+                f"{int(chosen.sum())} of shape {chosen.shape}, type {chosen.dtype}"
+            )
+        return AblationSweep(
+            self.index[chosen],
+            [file for file, keep in zip(self.files, chosen, strict=True) if keep],
+            self.clean[chosen],
+            [replace(result, correct=result.correct[chosen]) for result in self.results],
+            self.skipped,
+            self.setup,
+        )
 
     def plot(self) -> Figure:
         """Accuracy against the number of ablated heads, one line a choice."""

@@ -56,6 +56,7 @@ def gather_report(study: Study) -> ReportData:
         predictor_details=study.predictors[~whole],
         predictor_baselines=PREDICTOR_BASELINES,
         ranking=study.ranking,
+        tries=None if study.settings.tries is None else study.tries,
         sweep=study.sweep,
         gates=None if study.settings.gates is None else study.gates,
         truth=None if study.settings.truth is None else study.truth,

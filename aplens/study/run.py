@@ -408,12 +408,9 @@ class Study:
         from aplens.interventions import sweep_ablations
 
         wanted = self.settings.ablate
-        held_out = self.parts["ablate"]
-        if wanted.per_task:
-            held_out = held_out.select(_first_of_each(held_out.tasks, wanted.per_task))
         sweep_ablations(
             self.model,
-            held_out,
+            self._ablated(),
             self.ranking,
             sizes=wanted.sizes,
             choices=wanted.choices,  # type: ignore[arg-type]
@@ -427,6 +424,20 @@ class Study:
             folder=self.folder / "ablations",
             progress=self.reporter.update,
         )
+
+    def _ablated(self) -> Scenarios:
+        """The scenarios that the sweep is given."""
+        held_out, per_task = self.parts["ablate"], self.settings.ablate.per_task
+        if not per_task:
+            return held_out
+        return held_out.select(_first_of_each(held_out.tasks, per_task))
+
+    def sweep_by_task(self) -> dict[str, AblationSweep]:
+        """The ablations on each task's scenarios."""
+        import numpy as np
+
+        tasks = np.array(self._ablated().tasks)[self.sweep.index]
+        return {str(task): self.sweep.select(tasks == task) for task in np.unique(tasks)}
 
     def _gates(self) -> None:
         import pandas as pd

@@ -68,6 +68,7 @@ class ReportData:
             "+" are baselines too.
         confidence: Which of them is the model's own confidence.
         ranking: The ranked heads.
+        tries: Other predictors of correctness, as `aplens.study.tries` makes it.
         sweep: The ablations, on scenarios that neither the predictor nor the ranking saw.
         gates: What scaled heads change there, as `GateTrials.to_frame` makes it.
         truth: Rankings against every head's own ablation, see `aplens.study.truth`.
@@ -88,6 +89,7 @@ class ReportData:
     predictor_baselines: Collection[str] = PREDICTOR_BASELINES
     confidence: str = "confidence"
     ranking: HeadRanking | None = None
+    tries: pd.DataFrame | None = None
     sweep: AblationSweep | None = None
     gates: pd.DataFrame | None = None
     truth: pd.DataFrame | None = None

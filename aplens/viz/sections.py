@@ -108,6 +108,8 @@ def build_sections(report: ReportData) -> Iterator[Section]:
         yield _reconstruction_section(report)
     if _has_rows(report.predictors):
         yield _predictor_section(report.predictors, report)
+    if _has_rows(report.tries):
+        yield _tries_section(report.tries)
     if report.ranking is not None and len(report.ranking):
         yield _ranking_section(report.ranking)
     if report.sweep is not None and report.sweep.results:
@@ -367,6 +369,40 @@ def _ablation_section(sweep: AblationSweep) -> Section:
     )
 
 
+def _tries_section(frame: pd.DataFrame) -> Section:
+    columns: dict[str, Callable[[Any], str]] = {
+        "tried": lambda row: str(row["tried"]),
+        "features": lambda row: str(row["features"]),
+        "AUC [95 %]": lambda row: _interval(row, "auc", "auc_low", "auc_high"),
+        "accuracy, % [95 %]": lambda row: _percent(
+            row, "accuracy", "accuracy_low", "accuracy_high"
+        ),
+        "AUC over confidence [95 %]": lambda row: _interval(
+            row, "over_confidence", "over_confidence_low", "over_confidence_high", "+.3f"
+        ),
+        "calibration error [95 %]": lambda row: _interval(
+            row, "calibration_error", "calibration_error_low", "calibration_error_high"
+        ),
+    }
+    whole = frame["task"].isin(["all", MEAN_OF_TASKS])
+    tables = [_table("Other predictors of correctness", frame[whole], columns, folded=False)]
+    if not whole.all():
+        with_task = {"task": lambda row: str(row["task"]), **columns}
+        tables.append(_table("Task by task", frame[~whole], with_task))
+    return Section(
+        name="tries",
+        title="What else could predict it",
+        text=[
+            "The model's own probability taken at its word, other classifiers on the same "
+            "features, the linear one on fewer source files, and one predictor a task on as many "
+            "correct as incorrect scenarios. Calibration error: how far probabilities are from the "
+            "shares that come true, noise included."
+        ],
+        pictures=[],
+        tables=tables,
+    )
+
+
 def _gates_section(frame: pd.DataFrame) -> Section:
     columns: dict[str, Callable[[Any], str]] = {
         "intervention": lambda row: str(row["intervention"]),
@@ -375,6 +411,8 @@ def _gates_section(frame: pd.DataFrame) -> Section:
         "incorrect → correct": lambda row: str(row["incorrect_to_correct"]),
         "correct → incorrect": lambda row: str(row["correct_to_incorrect"]),
     }
+    if "over_baseline" in frame:
+        columns["over the answer bias [95 %]"] = lambda row: _points(row, "over_baseline")
     means = frame[frame["task"] == MEAN_OF_TASKS]
     by_task = frame[frame["task"] != MEAN_OF_TASKS].sort_values(["task"], kind="stable")
     return Section(
