@@ -370,16 +370,18 @@ def test_the_summary_averages_random_draws_and_compares_with_them():
     assert chosen["over_random_high"] == pytest.approx(0.5)
 
 
-def test_some_scenarios_of_a_sweep_are_a_sweep():
+def test_a_sweep_as_trials_is_balanced_and_by_task():
     sweep = made_up_sweep()
-    part = sweep.select(np.array([False, False, True, True, True, True]))
-    assert (part.files, part.index.tolist()) == (["b", "b", "c", "c"], [2, 3, 4, 5])
-    assert part.clean_accuracy == 0.25
-    chosen = part.summary().set_index("choice").loc["toward_incorrect"]
-    assert (chosen["n"], chosen["accuracy"], chosen["incorrect_to_correct"]) == (4, 0.75, 2)
-    for mask in (np.ones(5, bool), np.zeros(6, bool), np.ones(6, int)):
-        with pytest.raises(ValueError, match="expected a mask of 6 scenarios"):
-            sweep.select(mask)
+    trials = sweep.to_trials(["a", "a", "a", "a", "b", "b"])
+    frame = trials.to_frame().set_index(["intervention", "task"])
+    names = ["toward incorrect, 2 heads", "random, 2 heads, seed 0", "random, 2 heads, seed 1"]
+    assert list(dict.fromkeys(frame.index.get_level_values(0))) == names
+    chosen = frame.loc["toward incorrect, 2 heads"]
+    assert chosen.loc["a", ["gain", "change", "incorrect_to_correct"]].tolist() == [0.5, 0.5, 2]
+    assert chosen.loc["b", ["gain", "change"]].tolist() == [0, 0]
+    assert chosen.loc["mean of tasks", "gain"] == 0.25
+    with pytest.raises(ValueError, match="at least 6, got 5"):
+        sweep.to_trials(["a"] * 5)
 
 
 def test_a_sweep_reads_back_as_written(tmp_path):

@@ -175,14 +175,19 @@ def test_the_report_shows_it(study):
         assert words in text
 
 
-def test_the_sweep_task_by_task_is_the_whole(study):
-    parts = study.sweep_by_task()
-    assert set(parts) <= set(study.parts["ablate"].tasks)  # balancing drops scenarios
-    assert sum(part.clean.sum() for part in parts.values()) == study.sweep.clean.sum()
-    for task, part in parts.items():
-        swept = study.parts["ablate"].select(part.index)
-        assert set(swept.tasks) == {task}
-        assert swept.files == part.files
+def test_the_sweep_is_shown_task_by_task(study):
+    frame = study.sweep_trials().to_frame().set_index("intervention")
+    summary = study.sweep.summary().set_index(["choice", "size"])
+    for name, rows in frame.groupby(level=0):
+        each = rows[rows["task"] != "mean of tasks"]
+        assert set(each["task"]) <= set(study.parts["ablate"].tasks)  # balancing drops scenarios
+        assert each["n"].sum() == len(study.sweep.clean)
+        if name == "toward incorrect, 1 head":
+            changed = each["incorrect_to_correct"] - each["correct_to_incorrect"]
+            expected = summary.loc[("toward_incorrect", 1), "change"]
+            assert changed.sum() / each["n"].sum() == pytest.approx(expected)
+    assert "toward incorrect, 1 head" in frame.index
+    assert "| toward incorrect, 1 head | " in (study.folder / "results.md").read_text("utf-8")
 
 
 def test_the_tables_are_there_in_markdown(study):

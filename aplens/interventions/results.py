@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sized
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from aplens._documents import check, read_document, take
 from aplens._io import write_json
 from aplens._words import shorten
 from aplens.heads import Head, parse_heads
+from aplens.interventions.trials import GateTrials
 from aplens.scoring.intervals import FileBootstrap
 
 if TYPE_CHECKING:
@@ -132,29 +133,22 @@ class AblationSweep:
         frame = pd.DataFrame(rows, columns=["choice", "size", "n_seeds", *_MEASURES, *_OVER_RANDOM])
         return frame.astype(dict.fromkeys(_OVER_RANDOM, float))
 
-    def select(self, chosen: NDArray[np.bool_]) -> AblationSweep:
-        """The same settings on some of the scenarios, such as one task's.
+    def to_trials(self, tasks: Sequence[str]) -> GateTrials:
+        """The settings as interventions, to be looked at task by task and balanced by weights.
 
         Args:
-            chosen: Which of them, as a mask.
+            tasks: The task of each scenario that the sweep was given.
 
         Raises:
-            ValueError: When the mask is not one of all scenarios, or chooses none.
+            ValueError: When there are fewer tasks than scenarios.
         """
-        chosen = np.asarray(chosen)
-        if chosen.dtype != np.bool_ or chosen.shape != self.clean.shape or not chosen.any():
+        if len(tasks) <= self.index.max(initial=-1):
             raise ValueError(
-                f"expected a mask of {len(self.clean)} scenarios that chooses some, got "
-                f"{int(chosen.sum())} of shape {chosen.shape}, type {chosen.dtype}"
+                f"expected the tasks of all scenarios that were swept, at least "
+                f"{self.index.max() + 1}, got {len(tasks)}"
             )
-        return AblationSweep(
-            self.index[chosen],
-            [file for file, keep in zip(self.files, chosen, strict=True) if keep],
-            self.clean[chosen],
-            [replace(result, correct=result.correct[chosen]) for result in self.results],
-            self.skipped,
-            self.setup,
-        )
+        outcomes = {_name(result.setting): result.correct for result in self._ordered()}
+        return GateTrials([tasks[i] for i in self.index], self.files, self.clean, outcomes)
 
     def plot(self) -> Figure:
         """Accuracy against the number of ablated heads, one line a choice."""
@@ -237,6 +231,13 @@ class AblationSweep:
             "change_low": change.low,
             "change_high": change.high,
         }
+
+
+def _name(setting: Setting) -> str:
+    """As "toward incorrect, 5 heads" or "random, 5 heads, seed 0"."""
+    heads = f"{setting.size} head" + ("" if setting.size == 1 else "s")
+    name = f"{setting.choice.replace('_', ' ')}, {heads}"
+    return name if setting.seed is None else f"{name}, seed {setting.seed}"
 
 
 def write_bits(values: NDArray[np.bool_]) -> str:

@@ -33,8 +33,6 @@ def results_to_markdown(study: Study) -> str:
 
 
 def _tables(study: Study) -> Iterator[tuple[str, pd.DataFrame]]:
-    import pandas as pd
-
     accuracy = task_accuracy(study.observations.table)
     yield "The model", with_bounds(accuracy, ["task", "n", "accuracy"])
     predictors, sweep = study.predictors, study.sweep
@@ -47,10 +45,8 @@ def _tables(study: Study) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "Tries", with_bounds(study.tries, ["tried", "task", *PREDICTORS])
     title = f"Ablations ({sweep.setup['method']}) on {len(sweep.clean)} held-out scenarios"
     yield f"{title}, {sweep.clean_accuracy:.3f} correct", with_bounds(sweep.summary(), _SWEEP)
-    parts = study.sweep_by_task()
-    if len(parts) > 1:
-        by_task = pd.concat([part.summary().assign(task=task) for task, part in parts.items()])
-        yield "Ablations, task by task", with_bounds(by_task, ["task", *_SWEEP, "n"])
+    by_task = study.sweep_trials().to_frame(study.settings.seed)
+    yield "Ablations, balanced and task by task", with_bounds(by_task, _GATES)
     if study.settings.gates is not None:
         means = study.gates["task"] == MEAN_OF_TASKS
         yield "Gates, mean of tasks", with_bounds(study.gates[means], _GATES)

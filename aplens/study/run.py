@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aplens.heads import HeadRanking
-    from aplens.interventions import AblationSweep
+    from aplens.interventions import AblationSweep, GateTrials
     from aplens.mae import APMAE, TrainingProgress
     from aplens.scenarios import Scenarios
     from aplens.scoring import Observations
@@ -432,12 +432,9 @@ class Study:
             return held_out
         return held_out.select(_first_of_each(held_out.tasks, per_task))
 
-    def sweep_by_task(self) -> dict[str, AblationSweep]:
-        """The ablations on each task's scenarios."""
-        import numpy as np
-
-        tasks = np.array(self._ablated().tasks)[self.sweep.index]
-        return {str(task): self.sweep.select(tasks == task) for task in np.unique(tasks)}
+    def sweep_trials(self) -> GateTrials:
+        """The ablations task by task, and balanced by weights."""
+        return self.sweep.to_trials(self._ablated().tasks)
 
     def _gates(self) -> None:
         import pandas as pd
