@@ -176,7 +176,7 @@ def test_the_report_shows_it(study):
 
 
 def test_the_sweep_is_shown_task_by_task(study):
-    frame = study.sweep_trials().to_frame().set_index("intervention")
+    frame = study.sweep_trials.set_index("intervention")
     summary = study.sweep.summary().set_index(["choice", "size"])
     for name, rows in frame.groupby(level=0):
         each = rows[rows["task"] != "mean of tasks"]

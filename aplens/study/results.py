@@ -45,8 +45,7 @@ def _tables(study: Study) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "Tries", with_bounds(study.tries, ["tried", "task", *PREDICTORS])
     title = f"Ablations ({sweep.setup['method']}) on {len(sweep.clean)} held-out scenarios"
     yield f"{title}, {sweep.clean_accuracy:.3f} correct", with_bounds(sweep.summary(), _SWEEP)
-    by_task = study.sweep_trials().to_frame(study.settings.seed)
-    yield "Ablations, balanced and task by task", with_bounds(by_task, _GATES)
+    yield "Ablations, balanced and task by task", with_bounds(study.sweep_trials, _GATES)
     if study.settings.gates is not None:
         means = study.gates["task"] == MEAN_OF_TASKS
         yield "Gates, mean of tasks", with_bounds(study.gates[means], _GATES)

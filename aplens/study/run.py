@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aplens.heads import HeadRanking
-    from aplens.interventions import AblationSweep, GateTrials
+    from aplens.interventions import AblationSweep
     from aplens.mae import APMAE, TrainingProgress
     from aplens.scenarios import Scenarios
     from aplens.scoring import Observations
@@ -209,6 +209,13 @@ class Study:
         return AblationSweep.load(self.folder / "ablations" / "sweep.json")
 
     @cached_property
+    def sweep_trials(self) -> pd.DataFrame:
+        """The ablations balanced by weights and task by task; see `GateTrials.to_frame`."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / "ablations" / "trials.parquet")
+
+    @cached_property
     def gates(self) -> pd.DataFrame:
         """What scaled heads change, task by task; see `GateTrials.to_frame`."""
         import pandas as pd
@@ -241,7 +248,9 @@ class Study:
             stage("observe", ["observations"], self._observe, settings.observe),
             stage("rank", ranked, self._rank, settings.rank),
             stage("tries", ["tries", "tries.parquet"], self._tries, settings.tries),
-            stage("ablate", ["ablations"], self._ablate, settings.ablate),
+            stage(
+                "ablate", ["ablations", "ablations/trials.parquet"], self._ablate, settings.ablate
+            ),
             stage("gates", ["gates", "gates.parquet"], self._gates, settings.gates),
             stage("truth", ["truth.parquet"], self._truth, settings.truth),
             stage("report", ["report.html", "results.md"], self._report),
@@ -408,9 +417,12 @@ class Study:
         from aplens.interventions import sweep_ablations
 
         wanted = self.settings.ablate
-        sweep_ablations(
+        held_out = self.parts["ablate"]
+        if wanted.per_task:
+            held_out = held_out.select(_first_of_each(held_out.tasks, wanted.per_task))
+        sweep = sweep_ablations(
             self.model,
-            self._ablated(),
+            held_out,
             self.ranking,
             sizes=wanted.sizes,
             choices=wanted.choices,  # type: ignore[arg-type]
@@ -424,17 +436,9 @@ class Study:
             folder=self.folder / "ablations",
             progress=self.reporter.update,
         )
-
-    def _ablated(self) -> Scenarios:
-        """The scenarios that the sweep is given."""
-        held_out, per_task = self.parts["ablate"], self.settings.ablate.per_task
-        if not per_task:
-            return held_out
-        return held_out.select(_first_of_each(held_out.tasks, per_task))
-
-    def sweep_trials(self) -> GateTrials:
-        """The ablations task by task, and balanced by weights."""
-        return self.sweep.to_trials(self._ablated().tasks)
+        trials = sweep.to_trials(held_out.tasks).to_frame(self.settings.seed)
+        with atomic_write(self.folder / "ablations" / "trials.parquet") as temporary:
+            trials.to_parquet(temporary, index=False)
 
     def _gates(self) -> None:
         import pandas as pd

@@ -1,0 +1,163 @@
+"""Print the tables of docs/results/study.md from studies' folders.
+
+    python docs/make_tables.py predictors runs/seed1 runs/gemma3-java
+    python docs/make_tables.py tries runs/seed1
+    python docs/make_tables.py gates runs/gemma3-java
+    python docs/make_tables.py sweep runs/seed1
+
+The same figures, in another shape, are in each folder's results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from aplens._markdown import table_lines
+from aplens.scoring.intervals import MEAN_OF_TASKS
+
+#: Interventions that are shown with their interval on every task.
+_WITH_INTERVAL = ("learned", "patterns sharpened", "answer bias")
+
+
+def main() -> None:
+    """Print what is asked for."""
+    tables: dict[str, Callable[[list[Path]], Iterator[str]]] = {
+        "predictors": predictors,
+        "tries": lambda folders: _each(folders, tries),
+        "gates": lambda folders: _each(folders, gates),
+        "sweep": lambda folders: _each(folders, sweep),
+    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=tables)
+    parser.add_argument("folders", nargs="+", type=Path)
+    wanted = parser.parse_args()
+    print("\n".join(tables[wanted.table](wanted.folders)))
+
+
+def predictors(folders: Iterable[Path]) -> Iterator[str]:
+    """AUC of every set of features, one column a study, and what they add to confidence."""
+    frames = {folder.name: pd.read_parquet(folder / "predictors.parquet") for folder in folders}
+    found = {
+        name: frame[frame["task"] == "all"].set_index("features") for name, frame in frames.items()
+    }
+    names = list(dict.fromkeys(name for frame in found.values() for name in frame.index))
+
+    def cell(frame: pd.DataFrame, name: str, column: str, sign: str = "") -> str:
+        return _figure(frame.loc[name], column, sign) if name in frame.index else "–"
+
+    rows = [[name, *(cell(frame, name, "auc") for frame in found.values())] for name in names]
+    rows += [
+        [
+            f"{name}, over confidence",
+            *(cell(f, name, "over_confidence", "+") for f in found.values()),
+        ]
+        for name in names
+        if name != "confidence" and "confidence" in name and "shuffled" not in name
+    ]
+    yield from table_lines(["features", *found], rows)
+
+
+def tries(folder: Path) -> Iterator[str]:
+    """Every try on all tasks together, and the accuracy of the predictors of one task."""
+    frame = pd.read_parquet(folder / "tries.parquet")
+    columns = {"auc": "AUC", "accuracy": "accuracy", "over_confidence": "over confidence"}
+    columns |= {"calibration_error": "calibration error"}
+    yield from table_lines(
+        ["tried", "features", *columns.values()],
+        [
+            [row["tried"], row["features"], *(_figure(row, column) for column in columns)]
+            for _, row in frame[frame["task"] == "all"].iterrows()
+        ],
+    )
+    single = frame[frame["task"] != "all"]
+    names = list(dict.fromkeys(single["features"]))
+    yield from table_lines(
+        ["task", "n", *names],
+        [
+            [_spaced(task), str(rows["n_scenarios"].iloc[0])]
+            + [
+                _figure(row, "accuracy")
+                for _, row in rows.set_index("features").loc[names].iterrows()
+            ]
+            for task, rows in single.groupby("task", sort=False)
+        ],
+    )
+
+
+def gates(folder: Path) -> Iterator[str]:
+    """What interventions gain on the mean of tasks, and task by task, in points."""
+    frame = pd.read_parquet(folder / "gates.parquet")
+    yield from _trials(frame, "over the bias")
+    plain = frame[~frame["intervention"].str.contains(" where ") & (frame["task"] != MEAN_OF_TASKS)]
+    yield from _by_task(plain)
+
+
+def sweep(folder: Path) -> Iterator[str]:
+    """What ablations gain on the mean of tasks, and task by task, in points."""
+    frame = pd.read_parquet(folder / "ablations" / "trials.parquet")
+    yield from _trials(frame, "")
+    yield from _by_task(frame[frame["task"] != MEAN_OF_TASKS])
+
+
+def _trials(frame: pd.DataFrame, over: str) -> Iterator[str]:
+    columns = {"gain": "balanced gain", "over_baseline": over, "change": "change as they come"}
+    columns = {key: name for key, name in columns.items() if key in frame}
+    yield from table_lines(
+        ["intervention", *columns.values(), "incorrect → correct", "correct → incorrect"],
+        [
+            [
+                row["intervention"],
+                *(_points(row, column) for column in columns),
+                str(row["incorrect_to_correct"]),
+                str(row["correct_to_incorrect"]),
+            ]
+            for _, row in frame[frame["task"] == MEAN_OF_TASKS].iterrows()
+        ],
+    )
+
+
+def _by_task(frame: pd.DataFrame) -> Iterator[str]:
+    names = list(dict.fromkeys(frame["intervention"]))
+    rows = []
+    for task, group in frame.groupby("task", sort=False):
+        found = group.set_index("intervention")
+        first = found.iloc[0]
+        cells = [_points(found.loc[name], "gain", name in _WITH_INTERVAL) for name in names]
+        rows.append([_spaced(task), f"{first['n']} ({first['n_correct']})", *cells])
+    yield from table_lines(["task", "held out (correct)", *names], rows)
+
+
+def _each(folders: Iterable[Path], table: Callable[[Path], Iterator[str]]) -> Iterator[str]:
+    for folder in folders:
+        yield from table(folder)
+
+
+def _figure(row: Any, column: str, sign: str = "") -> str:
+    if pd.isna(row[column]):
+        return "–"
+    value, low, high = (
+        format(row[f"{column}{end}"], f"{sign}.3f") for end in ("", "_low", "_high")
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _points(row: Any, column: str, interval: bool = True) -> str:
+    if pd.isna(row[column]):
+        return "–"
+    value, low, high = (
+        format(100 * row[f"{column}{end}"], "+.1f") for end in ("", "_low", "_high")
+    )
+    return f"{value} [{low}, {high}]" if interval else value
+
+
+def _spaced(name: Any) -> str:
+    return str(name).replace("_", " ")
+
+
+if __name__ == "__main__":
+    main()
