@@ -263,7 +263,7 @@ def predict(
         reporter.start("predict", f"correctness, {folds} folds by source file")
         table = predict_together(
             folders,
-            features=features or FEATURE_SETS,
+            features or FEATURE_SETS,
             n_folds=folds,
             by_task=by_task,
             train_share=train_share,

@@ -118,8 +118,9 @@ def test_learned_exponents_make_answers_more_probable(any_model):
     assert log_p(gates) > log_p(np.ones((3, 4))) + 1e-3
     with sharpen_heads(any_model, gates):
         by_hand = logits_of(any_model, scenarios.tokens())[:, -1].argmax(-1) == scenarios.targets()
-    found = try_scales(any_model, scenarios, gates, acts_on="pattern")
-    np.testing.assert_array_equal(found, by_hand.numpy())
+    for options in ({}, {"acts_on": "pattern"}):
+        found = try_scales(any_model, scenarios, gates, **options)
+        np.testing.assert_array_equal(found, by_hand.numpy())
 
 
 def test_gates_of_outputs_and_of_patterns_are_not_mixed_up(tmp_path, any_model):

@@ -95,7 +95,7 @@ def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
         scenarios = held_out(study, task)
         np.testing.assert_array_equal(found.clean, try_scales(study.model, scenarios))
         for name, gates in found.gates.items():
-            outcome = try_scales(study.model, scenarios, gates, acts_on=gates.acts_on)
+            outcome = try_scales(study.model, scenarios, gates)
             np.testing.assert_array_equal(found.outcomes[name], outcome)
         for name, size in (
             ("zeroed", "n_zeroed"),

@@ -46,7 +46,7 @@ def scaled_logits(
     scenarios: Scenarios,
     scales: ScalesLike | None = None,
     *,
-    acts_on: ActsOn = "output",
+    acts_on: ActsOn | None = None,
     batch_size: int = 16,
     precision: torch.dtype | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -57,12 +57,14 @@ def scaled_logits(
         model: A HookedTransformer or TransformerBridge.
         scenarios: The prompts.
         scales: As for `scale_heads`; None leaves the model as it is.
-        acts_on: "output" scales heads, "pattern" sharpens them.
+        acts_on: "output" scales heads, "pattern" sharpens them. None is what `HeadGates` were made
+            for, and "output" for anything else.
         batch_size: Prompts a forward pass.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16.
         progress: Called with (scenarios done, scenarios in all).
     """
-    apply = sharpen_heads if check_acts_on(acts_on) == "pattern" else scale_heads
+    wanted: str = acts_on or getattr(scales, "acts_on", "output")
+    apply = sharpen_heads if check_acts_on(wanted) == "pattern" else scale_heads
     found = []
     for number, batch in enumerate(read_prompts(model, scenarios).split(batch_size)):
         scaled = nullcontext() if scales is None else apply(model, scales)

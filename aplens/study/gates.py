@@ -232,9 +232,7 @@ class _Trial:
         self.clean = scaled_logits(model, held_out, **self._options)
 
     def held_out_logits(self, gates: HeadGates) -> Float[Tensor, "scenario d_vocab"]:
-        return scaled_logits(
-            self._model, self._held_out, gates, acts_on=gates.acts_on, **self._options
-        )
+        return scaled_logits(self._model, self._held_out, gates, **self._options)
 
     def correct(self, logits: Float[Tensor, "scenario d_vocab"]) -> NDArray[np.bool_]:
         return (logits.argmax(dim=-1) == self._held_out.targets()).numpy()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aplens._markdown import frame_to_markdown
 from aplens.study.results import PREDICTORS, with_bounds
@@ -15,30 +15,17 @@ if TYPE_CHECKING:
 
 
 def predict_together(
-    folders: Sequence[str | os.PathLike[str]],
-    *,
-    features: Sequence[str],
-    n_folds: int = 5,
-    by_task: bool = False,
-    train_share: float = 1.0,
-    seed: int = 0,
-    keep: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    folders: Sequence[str | os.PathLike[str]], features: Sequence[str], **options: Any
 ) -> pd.DataFrame:
     """Cross-validate predictors on the scenarios of several studies of one model and AP-MAE.
 
     What more scenarios would give, without observing again what is there: a second study with
-    another seed, or of other files, is enough.
+    another seed, or of other files, is enough. Files of the same name count as one.
 
     Args:
         folders: The studies' folders; they must have been observed.
         features: As for `evaluate_predictors`.
-        n_folds: As for `evaluate_predictors`; files of the same name count as one.
-        by_task: As for `evaluate_predictors`.
-        train_share: As for `evaluate_predictors`.
-        seed: As for `evaluate_predictors`.
-        keep: As for `evaluate_predictors`.
-        progress: As for `evaluate_predictors`.
+        options: As for `evaluate_predictors`.
 
     Returns:
         As `evaluate_predictors`.
@@ -50,16 +37,7 @@ def predict_together(
     from aplens.scoring import Observations, evaluate_predictors
 
     parts = [Observations.open(Path(folder) / "observations") for folder in folders]
-    return evaluate_predictors(
-        Observations.join(parts),
-        features=features,
-        n_folds=n_folds,
-        by_task=by_task,
-        train_share=train_share,
-        seed=seed,
-        keep=keep,
-        progress=progress,
-    )
+    return evaluate_predictors(Observations.join(parts), features=features, **options)
 
 
 def predictions_to_markdown(table: pd.DataFrame, command: str) -> str:
