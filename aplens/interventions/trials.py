@@ -63,7 +63,7 @@ def scaled_logits(
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16.
         progress: Called with (scenarios done, scenarios in all).
     """
-    wanted: str = acts_on or getattr(scales, "acts_on", "output")
+    wanted = getattr(scales, "acts_on", "output") if acts_on is None else acts_on
     apply = sharpen_heads if check_acts_on(wanted) == "pattern" else scale_heads
     found = []
     for number, batch in enumerate(read_prompts(model, scenarios).split(batch_size)):
