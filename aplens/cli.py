@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from aplens._io import atomic_write
 from aplens._processes import join_processes
 from aplens.study.stages import Reporter
 
@@ -252,6 +253,7 @@ def predict(
     keep: Annotated[
         Path | None, typer.Option(help="A file that keeps predictions, so that a run goes on.")
     ] = None,
+    table: Annotated[Path | None, typer.Option(help="A Parquet file for the table.")] = None,
 ) -> None:
     """Predict correctness from the observations of several studies together."""
     from aplens.scoring import FEATURE_SETS
@@ -261,7 +263,7 @@ def predict(
         if not join_processes().is_main:
             return  # it is not shared
         reporter.start("predict", f"correctness, {folds} folds by source file")
-        table = predict_together(
+        found = predict_together(
             folders,
             features or FEATURE_SETS,
             n_folds=folds,
@@ -271,7 +273,10 @@ def predict(
             keep=keep,
             progress=reporter.update,
         )
-        text = predictions_to_markdown(table, _command())
+        if table is not None:
+            with atomic_write(table) as temporary:
+                found.to_parquet(temporary, index=False)
+        text = predictions_to_markdown(found, _command())
         console.print(text, markup=False, soft_wrap=True)
 
 

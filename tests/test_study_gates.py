@@ -369,6 +369,7 @@ def test_predicting_from_two_studies_together(study, tmp_path):
 
     arguments = ["predict", str(study.folder), str(study.folder), "--features", "surprise"]
     arguments += ["--features", "confidence", "--folds", "3", "--keep", str(tmp_path / "kept.json")]
+    arguments += ["--table", str(tmp_path / "table.parquet")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     n, files = len(study.observations), len(set(study.observations.files))
@@ -379,6 +380,7 @@ def test_predicting_from_two_studies_together(study, tmp_path):
     for _, row in alone.iterrows():
         assert f"| {row['features']} | {row['auc']:.3f} [{row['auc_low']:.3f}," in result.output
     assert (tmp_path / "kept.json").is_file()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), alone)
     refused = CliRunner().invoke(app, ["predict", str(study.folder), str(tmp_path)])
     assert refused.exit_code == 1
     assert "there are no observations in" in refused.output
