@@ -21,6 +21,9 @@ from aplens.scoring.splits import assign_folds, draw_files, require_disjoint_fil
 if TYPE_CHECKING:
     import pandas as pd
 
+#: The baselines that every AUC is compared with, on the same resamples.
+_COMPARED = ("confidence", "statistics")
+
 
 def evaluate_predictors(
     observations: Observations,
@@ -58,9 +61,9 @@ def evaluate_predictors(
         One row a feature set (and task): `features`, `task` ("all" for all together),
         `n_scenarios`, `n_files`, and `auc`, `accuracy` and `calibration_error` (see
         `FileBootstrap`), each with `_low` and `_high`. An AUC is NaN where a task has only one
-        outcome. Where "confidence" is among the features,
-        `over_confidence`, with `_low` and `_high`, is the AUC less that of confidence alone: its
-        interval compares both on the same resamples.
+        outcome. Where "confidence" is among the features, `over_confidence`, with `_low` and
+        `_high`, is the AUC less that of confidence alone: its interval compares both on the same
+        resamples. `over_statistics` likewise.
 
     Raises:
         ValueError: When there is only one outcome, fewer files than folds, a share that is not
@@ -209,11 +212,11 @@ def score_table(
     for task, chosen in groups.items():
         files = [file for file, keep in zip(observations.files, chosen, strict=True) if keep]
         bootstrap = FileBootstrap(files, seed=seed)
-        known = None
-        if "confidence" in scores:
-            known = bootstrap.auc_values(
-                scores["confidence"][chosen], incorrect[chosen], folds[chosen]
-            )
+        known = {
+            name: bootstrap.auc_values(scores[name][chosen], incorrect[chosen], folds[chosen])
+            for name in _COMPARED
+            if name in scores
+        }
         for name, probability in scores.items():
             if not np.isfinite(probability).all():
                 raise ValueError(f"the scores of {name!r} contain NaN or infinity")
@@ -229,9 +232,8 @@ def score_table(
             off = bootstrap.calibration_error(probability[chosen], incorrect[chosen])
             row |= {"calibration_error": off.value}
             row |= {"calibration_error_low": off.low, "calibration_error_high": off.high}
-            if known is not None:
-                gain = estimate_from(areas - known)
-                row |= {"over_confidence": gain.value}
-                row |= {"over_confidence_low": gain.low, "over_confidence_high": gain.high}
+            for baseline, values in known.items():
+                over, gain = f"over_{baseline}", estimate_from(areas - values)
+                row |= {over: gain.value, f"{over}_low": gain.low, f"{over}_high": gain.high}
             rows.append(row)
     return pd.DataFrame(rows)

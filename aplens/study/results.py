@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from aplens.study.run import Study
 
 #: The columns of a table of predictors.
-PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "calibration_error"]
+PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "over_statistics"]
+PREDICTORS += ["calibration_error"]
 _SWEEP = ["choice", "size", "n_seeds", "accuracy", "change", "over_random"]
 _GATES = ["intervention", "task", "gain", "over_baseline", "change"]
 _GATES += ["incorrect_to_correct", "correct_to_incorrect"]
