@@ -24,9 +24,7 @@ from aplens._io import write_json
 from aplens.heads import all_heads
 from aplens.interventions.effects import HeadEffects
 from aplens.interventions.head_numbers import ActsOn, check_acts_on
-from aplens.interventions.scaling import scale_heads
-from aplens.interventions.sharpening import sharpen_heads
-from aplens.interventions.trials import scaled_logits
+from aplens.interventions.trials import choose_change, scaled_logits
 from aplens.models import compute_in, describe_model, last_token_logits
 from aplens.prompts import read_prompts
 
@@ -233,13 +231,13 @@ def learn_gates(
             f"{learning_rate}, {penalty} and {limits}"
         )
     shape = (info.n_layers, info.n_heads)
+    apply = choose_change(acts_on)
     before = np.ones(shape) if start is None else start.values
-    if before.shape != shape or (start is not None and start.acts_on != check_acts_on(acts_on)):
+    if before.shape != shape or (start is not None and start.acts_on != acts_on):
         raise ValueError(
             f"start must be gates of {shape} (layer, head) on each head's {acts_on}, got "
             f"{before.shape}" + (f" on its {start.acts_on}" if start is not None else "")
         )
-    apply = sharpen_heads if acts_on == "pattern" else scale_heads
 
     def score(values: np.ndarray) -> float:
         assert validation is not None

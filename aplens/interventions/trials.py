@@ -8,7 +8,7 @@ are kept, plus half the share of the incorrect ones that are mended. The unchang
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -40,6 +40,15 @@ _TaskResamples: TypeAlias = Float[np.ndarray, "task resample"]
 _Measure: TypeAlias = Callable[..., Float[np.ndarray, " resample"]]
 
 
+def choose_change(acts_on: str) -> Callable[..., AbstractContextManager[None]]:
+    """`scale_heads` or `sharpen_heads`, by what a head's number acts on.
+
+    Raises:
+        ValueError: When it is none of `ActsOn`.
+    """
+    return sharpen_heads if check_acts_on(acts_on) == "pattern" else scale_heads
+
+
 @torch.no_grad()
 def scaled_logits(
     model: Any,
@@ -64,7 +73,7 @@ def scaled_logits(
         progress: Called with (scenarios done, scenarios in all).
     """
     wanted = getattr(scales, "acts_on", "output") if acts_on is None else acts_on
-    apply = sharpen_heads if check_acts_on(wanted) == "pattern" else scale_heads
+    apply = choose_change(wanted)
     found = []
     for number, batch in enumerate(read_prompts(model, scenarios).split(batch_size)):
         scaled = nullcontext() if scales is None else apply(model, scales)
