@@ -4,6 +4,7 @@
     python docs/make_tables.py tries runs/seed1
     python docs/make_tables.py gates runs/gemma3-java
     python docs/make_tables.py sweep runs/seed1
+    python docs/make_tables.py task_sweeps runs/seed1
 
 The same figures, in another shape, are in each folder's results.md.
 """
@@ -18,7 +19,9 @@ from typing import Any
 import pandas as pd
 
 from aplens._markdown import table_lines
+from aplens.heads import HeadRanking
 from aplens.scoring.intervals import MEAN_OF_TASKS
+from aplens.study.results import tabulate_rankings
 
 #: Interventions that are shown with their interval on every task.
 _WITH_INTERVAL = ("learned", "patterns sharpened", "answer bias")
@@ -31,6 +34,7 @@ def main() -> None:
         "tries": lambda folders: _each(folders, tries),
         "gates": lambda folders: _each(folders, gates),
         "sweep": lambda folders: _each(folders, sweep),
+        "task_sweeps": lambda folders: _each(folders, task_sweeps),
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=tables)
@@ -93,14 +97,35 @@ def gates(folder: Path) -> Iterator[str]:
     """What interventions gain on the mean of tasks, and task by task, in points."""
     frame = pd.read_parquet(folder / "gates.parquet")
     yield from _trials(frame, "over the bias")
-    plain = frame[~frame["intervention"].str.contains(" where ") & (frame["task"] != MEAN_OF_TASKS)]
+    plain = frame[~frame["gated"] & (frame["task"] != MEAN_OF_TASKS)]
     yield from _by_task(plain)
 
 
 def sweep(folder: Path) -> Iterator[str]:
     """What ablations gain on the mean of tasks, and task by task, in points."""
     frame = pd.read_parquet(folder / "ablations" / "trials.parquet")
-    yield from _trials(frame, "")
+    yield from _trials(frame, "over random")
+    yield from _by_task(frame[frame["task"] != MEAN_OF_TASKS])
+
+
+def task_sweeps(folder: Path) -> Iterator[str]:
+    """The same with a ranking for each task, after how good the predictors behind these are."""
+    paths = sorted((folder / "ablations" / "rankings").glob("*.json"))
+    rankings = tabulate_rankings({path.stem: HeadRanking.load(path) for path in paths})
+    yield from table_lines(
+        ["task", "fitted on", "held out", "AUC of its predictor", "AUC of confidence"],
+        [
+            [
+                _spaced(row["task"]),
+                str(row["n_train"]),
+                str(row["n_test"]),
+                *(_figure(row, column) for column in ("auc", "confidence_auc")),
+            ]
+            for _, row in rankings.iterrows()
+        ],
+    )
+    frame = pd.read_parquet(folder / "ablations" / "by_task.parquet")
+    yield from _trials(frame, "over random")
     yield from _by_task(frame[frame["task"] != MEAN_OF_TASKS])
 
 

@@ -213,3 +213,31 @@ def test_applying_only_where_an_error_is_expected():
     frame = pd.concat([trials.to_frame(), gated.to_frame()]).set_index(["intervention", "task"])
     assert frame.loc[("mixed gated", "a"), "correct_to_incorrect"] == 0
     assert frame.loc[("mixed gated", "a"), "gain"] == frame.loc[("mends", "a"), "gain"]
+
+
+def test_trials_of_several_tasks_join_in_what_all_of_them_tried():
+    rng = np.random.default_rng(0)
+    parts = [
+        GateTrials([task] * 40, [f"{task}{i}" for i in range(40)], rng.random(40) < 0.5, outcomes)
+        for task, outcomes in (
+            (
+                "a",
+                {"one": rng.random(40) < 0.5, "two": rng.random(40), "only here": rng.random(40)},
+            ),
+            ("b", {"two": rng.random(40), "one": rng.random(40) < 0.5}),
+        )
+    ]
+    joined = GateTrials.join(parts)
+    assert list(joined.outcomes) == ["one", "two"]
+    frame = joined.to_frame(baseline={"one": "two"}).set_index(["intervention", "task"])
+    for part in parts:
+        own = part.to_frame().set_index(["intervention", "task"])
+        row = ("two", part.tasks[0])
+        assert frame.loc[row, "gain"] == own.loc[row, "gain"]
+    difference = frame.loc["one", "gain"] - frame.loc["two", "gain"]
+    assert frame.loc["one", "over_baseline"].to_numpy() == pytest.approx(difference.to_numpy())
+    assert frame.loc["two", "over_baseline"].isna().all()
+    with pytest.raises(ValueError, match="at least one part"):
+        GateTrials.join([])
+    with pytest.raises(ValueError, match=r"baseline must be one of .*, got 'three'"):
+        joined.to_frame(baseline={"one": "three"})

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from study_fixtures import STUDY
 
 from aplens.heads import Head
-from aplens.interventions import HeadEffects, try_scales
+from aplens.interventions import AblationSweep, HeadEffects, ablate_heads, try_scales
 from aplens.scoring import Observations, TemplateCatalogue, evaluate_predictors
 from aplens.study import Reporter, Study, StudySettings
 from aplens.study.catalogue import catalogue_study
@@ -52,6 +52,7 @@ attribution_per_task = 3
 def settings_of(tmp_path, tiny_saved, java_zip, more=GATES):
     path = tmp_path / "study.toml"
     text = STUDY.format(model=tiny_saved, corpus=java_zip, kind="bridge")
+    text = text.replace("random_seeds = [0]", "random_seeds = [0, 1]\nby_task = true")
     path.write_text(
         text.replace(
             "[rank]\n",
@@ -65,7 +66,11 @@ def settings_of(tmp_path, tiny_saved, java_zip, more=GATES):
 class Notes(Reporter):
     def __init__(self, stop_at=None):
         self.notes = []
+        self.said = []
         self.stop_at = stop_at
+
+    def say(self, message):
+        self.said.append(message)
 
     def update(self, done, total, note=""):
         self.notes.append(note)
@@ -190,11 +195,44 @@ def test_the_sweep_is_shown_task_by_task(study):
     assert "| toward incorrect, 1 head | " in (study.folder / "results.md").read_text("utf-8")
 
 
+def test_each_task_is_swept_by_a_ranking_of_its_own(study):
+    folder, fit, rank = study.folder / "ablations", study.parts["fit"], study.parts["rank"]
+    rankings = study.task_rankings
+    assert rankings
+    for task in set(study.parts["ablate"].tasks) - set(rankings):
+        assert any(
+            said.startswith(f"{task}: not ranked by itself: ") for said in study.reporter.said
+        )
+    frame = study.task_sweeps.set_index(["intervention", "task"])
+    for task, ranking in rankings.items():
+        assert ranking.metadata["n_train"] == fit.tasks.count(task)
+        assert ranking.metadata["n_test"] == rank.tasks.count(task)
+        sweep = AblationSweep.load(folder / task / "sweep.json")
+        scenarios = held_out(study, task)
+        assert len(sweep.clean) == len(scenarios)  # none is thrown away
+        for choice, size, _ in (result.setting for result in sweep.results):
+            found = next(r for r in sweep.results if r.setting[:2] == (choice, size))
+            if choice != "random":
+                assert found.heads == ranking.top(size, by=choice)
+            with ablate_heads(study.model, found.heads):
+                np.testing.assert_array_equal(found.correct, try_scales(study.model, scenarios))
+        first = sweep.results[0]
+        row = frame.loc[(f"{first.setting.choice.replace('_', ' ')}, 1 head", task)]
+        assert row["incorrect_to_correct"] == (first.correct & ~sweep.clean).sum()
+        assert row["correct_to_incorrect"] == (~first.correct & sweep.clean).sum()
+        assert row["over_baseline"] == row["gain"] - frame.loc[("random, 1 head", task), "gain"]
+    assert rankings["numeric_literals"].top(4) != study.ranking.top(4)
+    text = (study.folder / "results.md").read_text("utf-8")
+    assert "## Ablations by each task's own ranking" in text
+    page = (study.folder / "report.html").read_text("utf-8")
+    assert "Ablating heads ranked for each task by itself" in page
+
+
 def test_the_tables_are_there_in_markdown(study):
     text = (study.folder / "results.md").read_text(encoding="utf-8")
     assert "| surprise, outcomes shuffled | " in text
     assert re.search(r"\| learned \| mean of tasks \| -?\d\.\d{3} \[-?\d\.\d{3}, ", text)
-    assert text.count("\n## ") == 8
+    assert text.count("\n## ") == 10
 
 
 def test_other_predictors_are_tried_on_the_same_scenarios(study):

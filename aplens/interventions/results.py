@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
@@ -117,15 +118,12 @@ class AblationSweep:
         import pandas as pd
 
         bootstrap = FileBootstrap(self.files)
-        groups: dict[tuple[Choice, int], list[NDArray[np.bool_]]] = {}
-        for result in self._ordered():
-            key = (result.setting.choice, result.setting.size)
-            groups.setdefault(key, []).append(result.correct)
-        means = {key: np.mean(outcomes, axis=0) for key, outcomes in groups.items()}
+        means = self._mean_outcomes()
+        draws = Counter((result.setting.choice, result.setting.size) for result in self.results)
         rows = []
         for (choice, size), correct in means.items():
             row: dict[str, Any] = {"choice": choice, "size": size}
-            row |= {"n_seeds": len(groups[choice, size]), **self._measures(correct, bootstrap)}
+            row |= {"n_seeds": draws[choice, size], **self._measures(correct, bootstrap)}
             if choice != "random" and ("random", size) in means:
                 over_random = bootstrap.mean(correct - means["random", size])
                 row |= dict(zip(_OVER_RANDOM, over_random, strict=True))
@@ -135,6 +133,9 @@ class AblationSweep:
 
     def to_trials(self, tasks: Sequence[str]) -> GateTrials:
         """The settings as interventions, to be looked at task by task and balanced by weights.
+
+        Draws of random heads of one size are one intervention, each scenario's outcome the share of
+        draws with which the model is correct.
 
         Args:
             tasks: The task of each scenario that the sweep was given.
@@ -147,8 +148,19 @@ class AblationSweep:
                 f"expected the tasks of all scenarios that were swept, at least "
                 f"{self.index.max() + 1}, got {len(tasks)}"
             )
-        outcomes = {_name(result.setting): result.correct for result in self._ordered()}
+        outcomes = {
+            name_heads(choice, size): correct
+            for (choice, size), correct in self._mean_outcomes().items()
+        }
         return GateTrials([tasks[i] for i in self.index], self.files, self.clean, outcomes)
+
+    def _mean_outcomes(self) -> dict[tuple[Choice, int], NDArray[np.float64]]:
+        """For each choice and size, how often the model is correct over the draws."""
+        groups: dict[tuple[Choice, int], list[NDArray[np.bool_]]] = {}
+        for result in self._ordered():
+            key = (result.setting.choice, result.setting.size)
+            groups.setdefault(key, []).append(result.correct)
+        return {key: np.mean(outcomes, axis=0) for key, outcomes in groups.items()}
 
     def plot(self) -> Figure:
         """Accuracy against the number of ablated heads, one line a choice."""
@@ -233,11 +245,9 @@ class AblationSweep:
         }
 
 
-def _name(setting: Setting) -> str:
-    """As "toward incorrect, 5 heads" or "random, 5 heads, seed 0"."""
-    heads = f"{setting.size} head" + ("" if setting.size == 1 else "s")
-    name = f"{setting.choice.replace('_', ' ')}, {heads}"
-    return name if setting.seed is None else f"{name}, seed {setting.seed}"
+def name_heads(choice: Choice, size: int) -> str:
+    """As "toward incorrect, 5 heads"."""
+    return f"{choice.replace('_', ' ')}, {size} head" + ("" if size == 1 else "s")
 
 
 def write_bits(values: NDArray[np.bool_]) -> str:

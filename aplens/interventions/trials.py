@@ -7,7 +7,7 @@ are kept, plus half the share of the incorrect ones that are mended. The unchang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from aplens.scenarios import Scenarios
+
+#: Whether the model is correct on each scenario, or how often it is.
+Outcomes: TypeAlias = "NDArray[np.bool_] | NDArray[np.float64]"
 
 _TaskResamples: TypeAlias = Float[np.ndarray, "task resample"]
 _Measure: TypeAlias = Callable[..., Float[np.ndarray, " resample"]]
@@ -100,13 +103,31 @@ class GateTrials:
         tasks: Each scenario's task.
         files: Its source file; intervals resample files.
         clean: Whether the unchanged model is correct on it.
-        outcomes: The same for every intervention, by name.
+        outcomes: The same for every intervention, by name; of one that was drawn several times, the
+            share of draws with which the model is correct.
     """
 
     tasks: Sequence[str]
     files: Sequence[str]
     clean: NDArray[np.bool_]
-    outcomes: dict[str, NDArray[np.bool_]]
+    outcomes: Mapping[str, Outcomes]
+
+    @classmethod
+    def join(cls, parts: Sequence[GateTrials]) -> GateTrials:
+        """Trials of several tasks, one below the other; the interventions that all of them have.
+
+        Raises:
+            ValueError: When there are no parts.
+        """
+        if not parts:
+            raise ValueError("expected at least one part to join, got none")
+        common = [name for name in parts[0].outcomes if all(name in p.outcomes for p in parts)]
+        return cls(
+            [task for part in parts for task in part.tasks],
+            [file for part in parts for file in part.files],
+            np.concatenate([part.clean for part in parts]),
+            {name: np.concatenate([part.outcomes[name] for part in parts]) for name in common},
+        )
 
     def apply_where(self, where: NDArray[np.bool_], suffix: str) -> GateTrials:
         """The same interventions, applied to some scenarios only, under other names."""
@@ -116,29 +137,34 @@ class GateTrials:
         }
         return GateTrials(self.tasks, self.files, self.clean, outcomes)
 
-    def to_frame(self, seed: int = 0, *, baseline: str | None = None) -> pd.DataFrame:
+    def to_frame(
+        self, seed: int = 0, *, baseline: str | Mapping[str, str] | None = None
+    ) -> pd.DataFrame:
         """One row for each intervention and task, then one for their mean, each task alike.
 
         Columns: `intervention`, `task`, `n`, `n_correct` (of the unchanged model), `balanced` (see
         above) less 0.5 as `gain` with its 95 % interval `gain_low`, `gain_high`; `change` of the
         accuracy on all scenarios as they come, with `change_low`, `change_high`; and the counts
         `incorrect_to_correct`, `correct_to_incorrect`. A task with one outcome only has no gain,
-        and is left out of its mean. With a `baseline`, the name of an intervention, also
-        `over_baseline`, its `gain` less the baseline's on the same resamples, with
-        `over_baseline_low`, `over_baseline_high`.
+        and is left out of its mean. With a `baseline`, the name of an intervention, or for each
+        intervention the name of its own (NaN where there is none), also `over_baseline`, its `gain`
+        less the baseline's on the same resamples, with `over_baseline_low`, `over_baseline_high`.
 
         Raises:
-            ValueError: When no intervention has the baseline's name.
+            ValueError: When no intervention has a baseline's name.
         """
         import pandas as pd
 
-        if baseline is not None and baseline not in self.outcomes:
-            raise ValueError(f"baseline must be one of {list(self.outcomes)}, got {baseline!r}")
+        if isinstance(baseline, str):
+            baseline = dict.fromkeys(self.outcomes, baseline)
+        for name in {} if baseline is None else baseline.values():
+            if name not in self.outcomes:
+                raise ValueError(f"baseline must be one of {list(self.outcomes)}, got {name!r}")
         weights = FileBootstrap(self.files, seed=seed).weights
         tasks = np.asarray(self.tasks)
         parts = {task: tasks == task for task in sorted(set(self.tasks))}
 
-        def by_task(measure: _Measure, correct: NDArray[np.bool_]) -> _TaskResamples:
+        def by_task(measure: _Measure, correct: Outcomes) -> _TaskResamples:
             return np.stack(
                 [measure(weights[:, i], self.clean[i], correct[i]) for i in parts.values()]
             )
@@ -148,7 +174,8 @@ class GateTrials:
         for name, correct in self.outcomes.items():
             measured = {"gain": gains[name], "change": by_task(_change, correct)}
             if baseline is not None:
-                measured["over_baseline"] = gains[name] - gains[baseline]
+                other = gains.get(baseline.get(name, ""), np.nan)
+                measured["over_baseline"] = gains[name] - other
             for number, (task, chosen) in enumerate(parts.items()):
                 row: dict[str, Any] = {"intervention": name, "task": task}
                 row |= _counts(self.clean[chosen], correct[chosen])
@@ -161,29 +188,30 @@ class GateTrials:
 def _balanced_gain(
     weights: Float[np.ndarray, "resample scenario"],
     clean: NDArray[np.bool_],
-    correct: NDArray[np.bool_],
+    correct: Outcomes,
 ) -> Float[np.ndarray, " resample"]:
     with np.errstate(invalid="ignore", divide="ignore"):  # a resample may lack an outcome
-        kept = weights @ (clean & correct) / (weights @ clean)
-        mended = weights @ (~clean & correct) / (weights @ ~clean)
+        kept = weights @ (clean * correct) / (weights @ clean)
+        mended = weights @ (~clean * correct) / (weights @ ~clean)
     return (kept + mended) / 2 - 0.5
 
 
 def _change(
     weights: Float[np.ndarray, "resample scenario"],
     clean: NDArray[np.bool_],
-    correct: NDArray[np.bool_],
+    correct: Outcomes,
 ) -> Float[np.ndarray, " resample"]:
     with np.errstate(invalid="ignore"):
         return weights @ (correct.astype(float) - clean) / weights.sum(axis=1)
 
 
-def _counts(clean: NDArray[np.bool_], correct: NDArray[np.bool_]) -> dict[str, int]:
+def _counts(clean: NDArray[np.bool_], correct: Outcomes) -> dict[str, int]:
+    """How many there are, and how many change; a mean over draws is rounded to a whole number."""
     return {
         "n": len(clean),
         "n_correct": int(clean.sum()),
-        "incorrect_to_correct": int((~clean & correct).sum()),
-        "correct_to_incorrect": int((clean & ~correct).sum()),
+        "incorrect_to_correct": round(float((~clean * correct).sum())),
+        "correct_to_incorrect": round(float((clean * (1.0 - correct)).sum())),
     }
 
 

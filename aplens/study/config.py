@@ -175,7 +175,9 @@ class AblateSettings:
     """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`.
 
     `precision` is "bfloat16", or the model's own when empty. `per_task`: at most this many of a
-    task's held-out scenarios; all when 0.
+    task's held-out scenarios; all when 0. `by_task`: whether to rank the heads for each task by
+    itself as well, by a predictor of that task alone, and ablate them on its scenarios, as the
+    paper does.
     """
 
     method: str = "zero"
@@ -184,6 +186,7 @@ class AblateSettings:
     random_seeds: tuple[int, ...] = (0, 1, 2)
     balance: bool = True
     per_task: int = 0
+    by_task: bool = False
     batch_size: int = 16
     precision: str = ""
 

@@ -290,15 +290,9 @@ def _average_ranks(harmful: Sequence[Head], ranking: HeadRanking) -> list[Head]:
     return sorted(harmful, key=lambda head: harmful.index(head) + by_shap[head])
 
 
-def join_trials(held_out: Sequence[Scenarios], results: Sequence[TaskGates]) -> GateTrials:
-    """All tasks' outcomes in one table, task after task."""
-    names = list(results[0].outcomes)
-    return GateTrials(
-        [task for scenarios in held_out for task in scenarios.tasks],
-        [file for scenarios in held_out for file in scenarios.files],
-        np.concatenate([result.clean for result in results]),
-        {name: np.concatenate([result.outcomes[name] for result in results]) for name in names},
-    )
+def to_trials(held_out: Scenarios, result: TaskGates) -> GateTrials:
+    """A task's outcomes beside its scenarios."""
+    return GateTrials(held_out.tasks, held_out.files, result.clean, result.outcomes)
 
 
 def load_task(path: Path, n_held_out: int) -> TaskGates | None:

@@ -58,6 +58,7 @@ def gather_report(study: Study) -> ReportData:
         ranking=study.ranking,
         tries=None if study.settings.tries is None else study.tries,
         sweep=study.sweep,
+        task_sweeps=study.task_sweeps,
         gates=None if study.settings.gates is None else study.gates,
         truth=None if study.settings.truth is None else study.truth,
         timings=StageRecord(study.folder).seconds,

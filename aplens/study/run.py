@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aplens.interventions import AblationSweep
     from aplens.mae import APMAE, TrainingProgress
     from aplens.scenarios import Scenarios
-    from aplens.scoring import Observations
+    from aplens.scoring import HeadScorer, Observations
     from aplens.study.corpora import StudyCorpus
 
 _MESSAGES = {
@@ -216,6 +216,22 @@ class Study:
         return pd.read_parquet(self.folder / "ablations" / "trials.parquet")
 
     @cached_property
+    def task_sweeps(self) -> pd.DataFrame | None:
+        """The ablations by each task's own ranking; None where there are none."""
+        import pandas as pd
+
+        path = self.folder / "ablations" / "by_task.parquet"
+        return pd.read_parquet(path) if path.exists() else None
+
+    @cached_property
+    def task_rankings(self) -> dict[str, HeadRanking]:
+        """Each task's own ranking, by the task's name; none where there are none."""
+        from aplens.heads import HeadRanking
+
+        paths = sorted((self.folder / "ablations" / "rankings").glob("*.json"))
+        return {path.stem: HeadRanking.load(path) for path in paths}
+
+    @cached_property
     def gates(self) -> pd.DataFrame:
         """What scaled heads change, task by task; see `GateTrials.to_frame`."""
         import pandas as pd
@@ -355,13 +371,12 @@ class Study:
     def _rank(self) -> None:
         import pandas as pd
 
-        from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer
+        from aplens.scoring import FEATURE_SETS
 
-        wanted, seed = self.settings.rank, self.settings.seed
+        wanted = self.settings.rank
         fit, held_out = self.observed_part("fit"), self.observed_part("rank")
         self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
-        clusters = HeadClusters(wanted.reducer, seed=seed)  # type: ignore[arg-type]
-        scorer = HeadScorer(self.mae, features=wanted.features, clusters=clusters, seed=seed)
+        scorer = self._new_scorer()
         table = scorer.evaluate(
             self.observations,
             features=wanted.compare or FEATURE_SETS,
@@ -376,6 +391,14 @@ class Study:
         scorer.fit(fit).rank(held_out).save(self.folder / "ranking.json")
         with atomic_write(self.folder / "predictors.parquet") as temporary:
             table.to_parquet(temporary, index=False)
+
+    def _new_scorer(self) -> HeadScorer:
+        """Ranks heads as `[rank]` asks for."""
+        from aplens.scoring import HeadClusters, HeadScorer
+
+        wanted, seed = self.settings.rank, self.settings.seed
+        clusters = HeadClusters(wanted.reducer, seed=seed)  # type: ignore[arg-type]
+        return HeadScorer(self.mae, features=wanted.features, clusters=clusters, seed=seed)
 
     def _tries(self) -> None:
         from aplens.scoring import HeadClusters
@@ -414,36 +437,65 @@ class Study:
         return table.assign(features=table["features"] + SHUFFLED)
 
     def _ablate(self) -> None:
-        from aplens.interventions import sweep_ablations
+        from aplens.study.sweeps import run_sweep, tabulate_sweep
 
         wanted = self.settings.ablate
         held_out = self.parts["ablate"]
         if wanted.per_task:
             held_out = held_out.select(_first_of_each(held_out.tasks, wanted.per_task))
-        sweep = sweep_ablations(
+        folder = self.folder / "ablations"
+        run = partial(
+            run_sweep,
             self.model,
-            held_out,
-            self.ranking,
-            sizes=wanted.sizes,
-            choices=wanted.choices,  # type: ignore[arg-type]
-            random_seeds=wanted.random_seeds,
-            method=wanted.method,  # type: ignore[arg-type]
+            settings=wanted,
             reference=self.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
-            balance=wanted.balance,
             seed=self.settings.seed,
-            batch_size=wanted.batch_size,
             precision=_dtype(wanted.precision),
-            folder=self.folder / "ablations",
-            progress=self.reporter.update,
         )
-        trials = sweep.to_trials(held_out.tasks).to_frame(self.settings.seed)
-        with atomic_write(self.folder / "ablations" / "trials.parquet") as temporary:
+        sweep = run(held_out, self.ranking, folder=folder, progress=self.reporter.update)
+        trials = tabulate_sweep(sweep, held_out.tasks, self.settings.seed)
+        with atomic_write(folder / "trials.parquet") as temporary:
             trials.to_parquet(temporary, index=False)
+        if wanted.by_task:
+            # Balanced by weights: of one task there are few to throw away.
+            unbalanced = dataclasses.replace(wanted, balance=False)
+            self._ablate_by_task(held_out, partial(run, settings=unbalanced))
+
+    def _ablate_by_task(self, held_out: Scenarios, run: Callable[..., AblationSweep]) -> None:
+        """Rank the heads for each task by itself, and ablate them on its scenarios."""
+        from aplens.study.sweeps import rank_task, tabulate_task_sweeps
+
+        folder = self.folder / "ablations"
+        tasks = sorted(set(held_out.tasks))
+        sweeps, scenarios = {}, {}
+        for number, task in enumerate(tasks):
+            fit, rank = (_observed_of(self.observed_part(part), task) for part in ("fit", "rank"))
+            try:
+                ranking = rank_task(
+                    self._new_scorer(), fit, rank, folder / "rankings" / f"{task}.json"
+                )
+            except ValueError as error:  # few scenarios, or one outcome; the others can be ranked
+                self.reporter.say(f"{task}: not ranked by itself: {error}")
+                continue
+            scenarios[task] = _of_task(held_out, task)
+            show = partial(self._show_part, task, number, len(tasks))
+            sweeps[task] = run(scenarios[task], ranking, folder=folder / task, progress=show)
+        if not sweeps:
+            raise ValueError("ablate.by_task: the heads could be ranked for no task by itself")
+        of_tasks = {task: scenarios[task].tasks for task in sweeps}
+        table = tabulate_task_sweeps(sweeps, of_tasks, self.settings.seed)
+        with atomic_write(folder / "by_task.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+
+    def _show_part(self, task: str, number: int, n_tasks: int, done: int, total: int) -> None:
+        """Progress of one of several sweeps of like size."""
+        self.reporter.update(number * total + done, n_tasks * total, task)
 
     def _gates(self) -> None:
         import pandas as pd
 
-        from aplens.study.gates import BIAS, gate_task, join_trials, load_task
+        from aplens.interventions import GateTrials
+        from aplens.study.gates import BIAS, gate_task, load_task, to_trials
 
         wanted, folder, results = self.settings.gates, self.folder / "gates", []
         assert wanted is not None
@@ -467,13 +519,14 @@ class Study:
                 )
                 result.save(path)
             results.append(result)
-        trials = join_trials(held_out, results)
-        tables = [trials.to_frame(self.settings.seed, baseline=BIAS)]
+        trials = GateTrials.join(list(map(to_trials, held_out, results)))
+        tables = [trials.to_frame(self.settings.seed, baseline=BIAS).assign(gated=False)]
         if wanted.predictor:
             where = " where an error is expected"
             expected = self._expected_errors(wanted.predictor, held_out)
             gated = trials.apply_where(expected, where)
-            tables.append(gated.to_frame(self.settings.seed, baseline=BIAS + where))
+            frame = gated.to_frame(self.settings.seed, baseline=BIAS + where)
+            tables.append(frame.assign(gated=True))
         with atomic_write(self.folder / "gates.parquet") as temporary:
             pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
 
@@ -550,6 +603,10 @@ def _dtype(name: str) -> torch.dtype | None:
 
 def _of_task(scenarios: Scenarios, task: str) -> Scenarios:
     return scenarios.select([i for i, each in enumerate(scenarios.tasks) if each == task])
+
+
+def _observed_of(observations: Observations, task: str) -> Observations:
+    return observations.select((observations.table["task"] == task).to_numpy(dtype=bool))
 
 
 def _first_of_each(tasks: Sequence[str], n: int) -> list[int]:

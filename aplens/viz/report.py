@@ -70,6 +70,8 @@ class ReportData:
         ranking: The ranked heads.
         tries: Other predictors of correctness, as `aplens.study.tries` makes it.
         sweep: The ablations, on scenarios that neither the predictor nor the ranking saw.
+        task_sweeps: The same for each task by a ranking of its own, as `GateTrials.to_frame` makes
+            it, against random heads.
         gates: What scaled heads change there, as `GateTrials.to_frame` makes it.
         truth: Rankings against every head's own ablation, see `aplens.study.truth`.
         timings: Seconds each stage took.
@@ -91,6 +93,7 @@ class ReportData:
     ranking: HeadRanking | None = None
     tries: pd.DataFrame | None = None
     sweep: AblationSweep | None = None
+    task_sweeps: pd.DataFrame | None = None
     gates: pd.DataFrame | None = None
     truth: pd.DataFrame | None = None
     timings: Mapping[str, float] = field(default_factory=dict)

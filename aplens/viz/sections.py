@@ -114,6 +114,8 @@ def build_sections(report: ReportData) -> Iterator[Section]:
         yield _ranking_section(report.ranking)
     if report.sweep is not None and report.sweep.results:
         yield _ablation_section(report.sweep)
+    if _has_rows(report.task_sweeps):
+        yield _task_sweeps_section(report.task_sweeps)
     if _has_rows(report.gates):
         yield _gates_section(report.gates)
     if _has_rows(report.truth):
@@ -233,15 +235,8 @@ def _predictor_section(frame: pd.DataFrame, report: ReportData) -> Section:
             if findings.is_baseline(row["features"], report.predictor_baselines)
             else "AP-MAE"
         ),
-        "AUC [95 %]": lambda row: _interval(row, "auc", "auc_low", "auc_high"),
-        "accuracy, % [95 %]": lambda row: _percent(
-            row, "accuracy", "accuracy_low", "accuracy_high"
-        ),
+        **_measures_of(frame),
     }
-    if "over_confidence" in frame:
-        columns["AUC over confidence [95 %]"] = lambda row: _interval(
-            row, "over_confidence", "over_confidence_low", "over_confidence_high", "+.3f"
-        )
     tables = [_table("Predictors of correctness", ordered, columns, folded=False)]
     if _has_rows(report.predictor_details):
         with_task = {"task": lambda row: str(row["task"]), **columns}
@@ -369,17 +364,26 @@ def _ablation_section(sweep: AblationSweep) -> Section:
     )
 
 
-def _tries_section(frame: pd.DataFrame) -> Section:
+def _measures_of(frame: pd.DataFrame) -> dict[str, Callable[[Any], str]]:
+    """The columns of a table of predictors that say how good they are."""
     columns: dict[str, Callable[[Any], str]] = {
-        "tried": lambda row: str(row["tried"]),
-        "features": lambda row: str(row["features"]),
         "AUC [95 %]": lambda row: _interval(row, "auc", "auc_low", "auc_high"),
         "accuracy, % [95 %]": lambda row: _percent(
             row, "accuracy", "accuracy_low", "accuracy_high"
         ),
-        "AUC over confidence [95 %]": lambda row: _interval(
+    }
+    if "over_confidence" in frame:
+        columns["AUC over confidence [95 %]"] = lambda row: _interval(
             row, "over_confidence", "over_confidence_low", "over_confidence_high", "+.3f"
-        ),
+        )
+    return columns
+
+
+def _tries_section(frame: pd.DataFrame) -> Section:
+    columns: dict[str, Callable[[Any], str]] = {
+        "tried": lambda row: str(row["tried"]),
+        "features": lambda row: str(row["features"]),
+        **_measures_of(frame),
         "calibration error [95 %]": lambda row: _interval(
             row, "calibration_error", "calibration_error_low", "calibration_error_high"
         ),
@@ -403,18 +407,21 @@ def _tries_section(frame: pd.DataFrame) -> Section:
     )
 
 
+def _task_sweeps_section(frame: pd.DataFrame) -> Section:
+    return Section(
+        name="task-sweeps",
+        title="Ablating heads ranked for each task by itself",
+        text=[
+            "As the paper does: a predictor of each task alone ranks the heads, and they are "
+            "ablated on that task's held-out scenarios. Balanced: correct and incorrect scenarios "
+            "count the same. The mean is there where every task has enough heads to choose from."
+        ],
+        pictures=[],
+        tables=_trials_tables(frame, "over random heads [95 %]"),
+    )
+
+
 def _gates_section(frame: pd.DataFrame) -> Section:
-    columns: dict[str, Callable[[Any], str]] = {
-        "intervention": lambda row: str(row["intervention"]),
-        "balanced gain, points [95 %]": lambda row: _points(row, "gain"),
-        "change as they come, points [95 %]": lambda row: _points(row, "change"),
-        "incorrect → correct": lambda row: str(row["incorrect_to_correct"]),
-        "correct → incorrect": lambda row: str(row["correct_to_incorrect"]),
-    }
-    if "over_baseline" in frame:
-        columns["over the answer bias [95 %]"] = lambda row: _points(row, "over_baseline")
-    means = frame[frame["task"] == MEAN_OF_TASKS]
-    by_task = frame[frame["task"] != MEAN_OF_TASKS].sort_values(["task"], kind="stable")
     return Section(
         name="gates",
         title="Scaling heads",
@@ -424,11 +431,27 @@ def _gates_section(frame: pd.DataFrame) -> Section:
             "how often each token is an answer, and does not look at the prompt."
         ],
         pictures=[],
-        tables=[
-            _table("Mean over tasks, each task alike", means, columns, folded=False),
-            _table("Task by task", by_task, {"task": lambda row: str(row["task"]), **columns}),
-        ],
+        tables=_trials_tables(frame, "over the answer bias [95 %]"),
     )
+
+
+def _trials_tables(frame: pd.DataFrame, over: str) -> list[Table]:
+    """What `GateTrials.to_frame` gives: the means, and task by task."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "intervention": lambda row: str(row["intervention"]),
+        "balanced gain, points [95 %]": lambda row: _points(row, "gain"),
+        "change as they come, points [95 %]": lambda row: _points(row, "change"),
+        "incorrect → correct": lambda row: str(row["incorrect_to_correct"]),
+        "correct → incorrect": lambda row: str(row["correct_to_incorrect"]),
+    }
+    if "over_baseline" in frame:
+        columns[over] = lambda row: _points(row, "over_baseline")
+    means = frame[frame["task"] == MEAN_OF_TASKS]
+    by_task = frame[frame["task"] != MEAN_OF_TASKS].sort_values(["task"], kind="stable")
+    return [
+        _table("Mean over tasks, each task alike", means, columns, folded=False),
+        _table("Task by task", by_task, {"task": lambda row: str(row["task"]), **columns}),
+    ]
 
 
 def _truth_section(frame: pd.DataFrame) -> Section:
