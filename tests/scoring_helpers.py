@@ -62,7 +62,7 @@ def make_observations(
         table,
         heads,
         embeddings.astype(np.float16),
-        values.astype(np.float32) if statistics else None,
+        {"statistics": values.astype(np.float32)} if statistics else None,
         model_name="planted",
         n_layers=n_layers,
         n_heads=n_heads,

@@ -190,7 +190,13 @@ def test_a_folder_never_mixes_two_runs(any_model, other_model, mae, tmp_path):
         (any_model, scenarios, make_mae(seed=1), {}, "mae was"),
         (any_model, scenarios, make_mae(mask_ratio=0.4), {}, "mae was"),
         (any_model, scenarios, mae, {"shard_size": 2}, "shard_size was 64, is 2"),
-        (any_model, scenarios, mae, {"statistics": False}, "statistics was True, is False"),
+        (
+            any_model,
+            scenarios,
+            mae,
+            {"statistics": False},
+            r"numbers was \['statistics', 'regions'\], is \[\]",
+        ),
         (any_model, scenarios, mae, {"storage": "packed"}, "storage was 'float16', is 'packed'"),
         (any_model, scenarios, mae, {"patterns": True}, "patterns was False, is True"),
         (any_model, scenarios, mae, {"precision": torch.bfloat16}, "precision was None, is 'torch"),
@@ -363,8 +369,11 @@ def test_what_does_not_fit_together_is_refused():
         Observations(good.table.drop(columns="correct"), good.heads, good.embeddings, **facts)
     with pytest.raises(ValueError, match=r"expected embeddings .* = \(6, 6\)"):
         Observations(good.table, good.heads, good.embeddings[:5], **facts)
+    few = {"statistics": good.statistics[:, :2]}
+    with pytest.raises(ValueError, match=r"numbers must be some of .*, got \['mood'\]"):
+        Observations(good.table, good.heads, good.embeddings, {"mood": good.statistics}, **facts)
     with pytest.raises(ValueError, match="expected statistics"):
-        Observations(good.table, good.heads, good.embeddings, good.statistics[:, :2], **facts)
+        Observations(good.table, good.heads, good.embeddings, few, **facts)
 
 
 def test_a_table_is_plain_parquet(any_model, mae, tmp_path):

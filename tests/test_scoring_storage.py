@@ -93,7 +93,8 @@ def test_ranking_out_of_shards_is_ranking_in_memory_and_holds_one_head_at_a_time
     in_memory = make_observations(n=120, planted=(1, 2))
     array, asked = lazy(in_memory.embeddings)
     facts = {name: getattr(in_memory, name) for name in ("model_name", "n_layers", "n_heads")}
-    on_disk = Observations(in_memory.table, in_memory.heads, array, in_memory.statistics, **facts)
+    numbers = {"statistics": in_memory.statistics}
+    on_disk = Observations(in_memory.table, in_memory.heads, array, numbers, **facts)
 
     def rank(observations):
         train, test = observations.select(range(78)), observations.select(range(78, 120))

@@ -12,6 +12,7 @@ from aplens import collect_patterns, observe
 from aplens.heads import Head
 from aplens.patterns import log_normalize
 from aplens.scoring import SURPRISES, CorrectnessPredictor, Observations
+from aplens.scoring.regions import attention_by_region
 from aplens.scoring.surprise import patch_surprise
 
 
@@ -23,6 +24,10 @@ def make_patterns(n_patterns, n_tokens, seed=0):
 
 
 def surprise_of(mae, attention):
+    return describe(mae, attention).surprise
+
+
+def describe(mae, attention):
     return patch_surprise(mae, log_normalize(mae.grid.patchify(attention)), attention)
 
 
@@ -43,6 +48,23 @@ def test_it_is_the_last_row_less_what_is_filled_in(n_tokens):
     ]
     assert len(SURPRISES) == len(expected)
     torch.testing.assert_close(found, torch.stack(expected, -1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_tokens", [16, 13, 5])
+def test_the_unexpected_is_the_share_of_each_region_less_the_share_filled_in(n_tokens):
+    mae, attention = tiny_mae(), make_patterns(6, n_tokens)
+    found = describe(mae, attention).unexpected
+    scaled = log_normalize(mae.grid.patchify(attention))
+    mask = torch.zeros(scaled.shape[:2], dtype=torch.bool)
+    mask[:, mae.grid.last_row(n_tokens)] = True
+    filled = mae.grid.unpatchify(mae.fill_in(scaled, mask, n_tokens=n_tokens), n_tokens)[:, -1]
+    smallest = torch.stack([one[one > 0].min() for one in attention])
+    # log-normalized x stands for the attention smallest ** (1 - x)
+    expected = smallest[:, None] ** (1 - filled)
+    expected = expected / expected.sum(-1, keepdim=True)
+    shares = attention_by_region(attention[:, -1]) - attention_by_region(expected)
+    torch.testing.assert_close(found, shares, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.sum(-1), torch.zeros(6), atol=1e-5, rtol=0)
 
 
 def test_only_the_last_query_and_not_its_neighbours_in_the_patch_counts():
@@ -69,6 +91,11 @@ def test_observing_keeps_it_and_says_when_it_is_not_there(tmp_path):
     patterns = collect_patterns(model, scenarios.tokens())
     expected = torch.stack([surprise_of(mae, patterns.prompt(i)) for i in range(7)])
     torch.testing.assert_close(torch.tensor(found.surprise), expected, atol=1e-4, rtol=1e-3)
+    described = [describe(mae, patterns.prompt(i)).unexpected for i in range(7)]
+    unexpected = torch.tensor(found.numbers("unexpected"))
+    torch.testing.assert_close(unexpected, torch.stack(described), atol=1e-4, rtol=1e-3)
+    last = torch.stack([attention_by_region(patterns.prompt(i)[:, -1]) for i in range(7)])
+    torch.testing.assert_close(torch.tensor(found.numbers("regions")), last, atol=1e-5, rtol=1e-4)
     chosen = found.select([4, 1]).surprise
     assert (chosen == found.surprise[[4, 1]]).all()
     without = observe(model, scenarios, mae, tmp_path / "two")
@@ -89,7 +116,7 @@ def test_a_predictor_finds_the_head_that_tells():
         observations.table,
         observations.heads,
         observations.embeddings,
-        surprise=values,
+        {"surprise": values},
         model_name="planted",
         n_layers=observations.n_layers,
         n_heads=observations.n_heads,

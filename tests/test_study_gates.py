@@ -18,7 +18,7 @@ from aplens.interventions import AblationSweep, HeadEffects, ablate_heads, try_s
 from aplens.scoring import Observations, TemplateCatalogue, evaluate_predictors
 from aplens.study import Reporter, Study, StudySettings
 from aplens.study.catalogue import catalogue_study
-from aplens.study.gates import TaskGates, answer_bias
+from aplens.study.gates import TaskGates, answer_bias, load_task
 from aplens.study.truth import compare_rankings
 
 GATES = """
@@ -422,3 +422,14 @@ def test_predicting_from_two_studies_together(study, tmp_path):
     refused = CliRunner().invoke(app, ["predict", str(study.folder), str(tmp_path)])
     assert refused.exit_code == 1
     assert "there are no observations in" in refused.output
+
+
+def test_gates_of_other_scenarios_are_not_taken_for_these(study):
+    task = sorted(set(study.parts["ablate"].tasks))[0]
+    path, scenarios = study.folder / "gates" / f"{task}.json", held_out(study, task)
+    assert load_task(path, scenarios) is not None
+    assert load_task(path.with_name("none.json"), scenarios) is None
+    backwards = scenarios.select(range(len(scenarios))[::-1])  # as many, in another order
+    for others in (backwards, scenarios.select([0])):
+        with pytest.raises(ValueError, match=r"json holds outcomes of \d+ other scenarios"):
+            load_task(path, others)

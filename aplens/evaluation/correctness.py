@@ -110,7 +110,7 @@ class CorrectnessSamples:
             table.join(outcomes)[list(COLUMNS)],
             info.heads,
             embeddings,
-            np.stack([part.numpy() for part in self._statistics]),
+            {"statistics": np.stack([part.numpy() for part in self._statistics])},
             model_name=info.name,
             n_layers=info.n_layers,
             n_heads=info.n_heads,

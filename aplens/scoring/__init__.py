@@ -5,9 +5,10 @@ from aplens.scoring.catalogue import PatternSample, TemplateCatalogue, sample_pa
 from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.distance import pattern_distances
 from aplens.scoring.evaluation import evaluate_holdout, evaluate_predictors
-from aplens.scoring.observations import Observations
+from aplens.scoring.observations import HEAD_NUMBERS, Observations
 from aplens.scoring.observing import observe
 from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
+from aplens.scoring.regions import REGIONS
 from aplens.scoring.scorer import HeadScorer
 from aplens.scoring.single_tasks import evaluate_single_tasks
 from aplens.scoring.splits import split_by_file
@@ -17,6 +18,8 @@ from aplens.scoring.unsupervised import score_heads
 
 __all__ = [
     "FEATURE_SETS",
+    "HEAD_NUMBERS",
+    "REGIONS",
     "STATISTICS",
     "SURPRISES",
     "CorrectnessPredictor",

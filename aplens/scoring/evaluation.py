@@ -21,8 +21,12 @@ from aplens.scoring.splits import assign_folds, draw_files, require_disjoint_fil
 if TYPE_CHECKING:
     import pandas as pd
 
-#: The baselines that every AUC is compared with, on the same resamples.
-_COMPARED = ("confidence", "statistics")
+#: The baselines that every AUC is compared with, on the same resamples, by the column's name.
+_COMPARED = {
+    "over_confidence": "confidence",
+    "over_statistics": "statistics",
+    "over_hand_made": "statistics+regions",
+}
 
 
 def evaluate_predictors(
@@ -63,7 +67,7 @@ def evaluate_predictors(
         `FileBootstrap`), each with `_low` and `_high`. An AUC is NaN where a task has only one
         outcome. Where "confidence" is among the features, `over_confidence`, with `_low` and
         `_high`, is the AUC less that of confidence alone: its interval compares both on the same
-        resamples. `over_statistics` likewise.
+        resamples. `over_statistics` and, of "statistics+regions", `over_hand_made` likewise.
 
     Raises:
         ValueError: When there is only one outcome, fewer files than folds, a share that is not
@@ -213,8 +217,8 @@ def score_table(
         files = [file for file, keep in zip(observations.files, chosen, strict=True) if keep]
         bootstrap = FileBootstrap(files, seed=seed)
         known = {
-            name: bootstrap.auc_values(scores[name][chosen], incorrect[chosen], folds[chosen])
-            for name in _COMPARED
+            over: bootstrap.auc_values(scores[name][chosen], incorrect[chosen], folds[chosen])
+            for over, name in _COMPARED.items()
             if name in scores
         }
         for name, probability in scores.items():
@@ -232,8 +236,8 @@ def score_table(
             off = bootstrap.calibration_error(probability[chosen], incorrect[chosen])
             row |= {"calibration_error": off.value}
             row |= {"calibration_error_low": off.low, "calibration_error_high": off.high}
-            for baseline, values in known.items():
-                over, gain = f"over_{baseline}", estimate_from(areas - values)
+            for over, values in known.items():
+                gain = estimate_from(areas - values)
                 row |= {over: gain.value, f"{over}_low": gain.low, f"{over}_high": gain.high}
             rows.append(row)
     return pd.DataFrame(rows)

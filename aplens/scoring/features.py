@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 
 from aplens._words import shorten
 from aplens.scoring.clusters import HeadClusters, check_shape, fit_pca, unit_heads
-from aplens.scoring.observations import Observations
+from aplens.scoring.observations import HEAD_NUMBERS, Observations
 
 #: Directions kept of each head's embeddings; measured, 2 to 16 predict alike.
 N_COMPONENTS = 8
 
 
 #: The features that describe heads.
-HEAD_FEATURES = ("statistics", "surprise", "embeddings", "clusters")
+HEAD_FEATURES = (*HEAD_NUMBERS, "embeddings", "clusters")
 
 
 class FeatureBlock(Protocol):
@@ -85,8 +85,7 @@ class HeadNumberFeatures:
     """Numbers that observing kept for every head, as they are.
 
     Args:
-        name: "statistics" (eight hand-made ones) or "surprise" (four: how the last query departs
-            from what AP-MAE expects).
+        name: One of `HEAD_NUMBERS`.
     """
 
     def __init__(self, name: str) -> None:
@@ -94,13 +93,13 @@ class HeadNumberFeatures:
 
     def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
-        n_heads, n_numbers = getattr(observations, self._name).shape[1:]
+        n_heads, n_numbers = observations.numbers(self._name).shape[1:]
         self.column_heads = np.repeat(np.arange(n_heads), n_numbers)
         return self.transform(observations)
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
-        return getattr(observations, self._name).reshape(len(observations), -1).astype(float)
+        return observations.numbers(self._name).reshape(len(observations), -1).astype(float)
 
 
 class EmbeddingFeatures:
@@ -167,8 +166,7 @@ def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
         "majority": MajorityFeatures,
         "task": TaskFeatures,
         "confidence": ConfidenceFeatures,
-        "statistics": partial(HeadNumberFeatures, "statistics"),
-        "surprise": partial(HeadNumberFeatures, "surprise"),
+        **{name: partial(HeadNumberFeatures, name) for name in HEAD_NUMBERS},
         "embeddings": EmbeddingFeatures,
         "clusters": lambda: ClusterFeatures(clusters),
     }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -39,6 +39,15 @@ COLUMNS = (
     "logit_difference",
 )
 
+#: Numbers that may be kept of every head beside its embedding, and the option of `observe` that
+#: asks for them.
+HEAD_NUMBERS = {
+    "statistics": "statistics",  # eight hand-made ones
+    "regions": "statistics",  # shares of the last query's attention by region, hand-made too
+    "surprise": "surprise",  # how the last query departs from what AP-MAE expects
+    "unexpected": "surprise",  # the same by region
+}
+
 
 class Observations:
     """Embeddings of every head on every scenario, beside the model's outcome.
@@ -51,9 +60,10 @@ class Observations:
         heads: The heads observed.
         embeddings: `Float16[ndarray, "scenario head d_embed"]`, a `HeadArray`, or a function that
             gives either.
-        statistics: `Float32[ndarray, "scenario head 8"]` (`STATISTICS` names them), or a function
-            that loads it; None when they were not computed.
-        surprise: `Float32[ndarray, "scenario head 4"]` (`SURPRISES` names them), likewise.
+        numbers: By the names of `HEAD_NUMBERS`, those that were computed:
+            `Float32[ndarray, "scenario head number"]`, or a function that loads it. Of
+            "statistics" there are 8 a head (`STATISTICS` names them), of "regions" and "unexpected"
+            6 (`REGIONS`), of "surprise" 4 (`SURPRISES`).
         model_name: The model observed.
         n_layers: Its layers.
         n_heads: Its heads a layer.
@@ -62,7 +72,7 @@ class Observations:
             others do not compare.
 
     Raises:
-        ValueError: When a column is missing, or an array's shape does not fit.
+        ValueError: When a column is missing, numbers are unknown, or an array's shape does not fit.
     """
 
     def __init__(
@@ -70,8 +80,7 @@ class Observations:
         table: pd.DataFrame,
         heads: Sequence[Head],
         embeddings: _ArraySource,
-        statistics: _ArraySource | None = None,
-        surprise: _ArraySource | None = None,
+        numbers: Mapping[str, _ArraySource] | None = None,
         *,
         model_name: str,
         n_layers: int,
@@ -89,11 +98,12 @@ class Observations:
         self.n_heads = n_heads
         self.mae = mae
         self._embeddings = embeddings
-        self._statistics = statistics
-        self._surprise = surprise
+        self._numbers = dict(numbers or {})
+        self._loaded: dict[str, np.ndarray] = {}
         self._patterns = patterns
-        arrays = {"embeddings": embeddings, "statistics": statistics, "surprise": surprise}
-        for name, source in arrays.items():
+        if unknown := sorted(self._numbers.keys() - HEAD_NUMBERS.keys()):
+            raise ValueError(f"numbers must be some of {list(HEAD_NUMBERS)}, got {unknown}")
+        for name, source in {"embeddings": embeddings, **self._numbers}.items():
             # What is not loaded yet is checked when it is.
             if isinstance(source, np.ndarray | HeadArray):
                 self._check_shape(name, source)
@@ -117,27 +127,32 @@ class Observations:
         """
         return self._load("embeddings", self._embeddings)
 
-    @cached_property
-    def statistics(self) -> Float[np.ndarray, "scenario head statistic"]:
-        """The hand-made statistics, loaded when first asked for.
+    def numbers(self, name: str) -> Float[np.ndarray, "scenario head number"]:
+        """Numbers of every head, loaded when first asked for.
+
+        Args:
+            name: One of `HEAD_NUMBERS`.
 
         Raises:
             ValueError: When the observations were made without them.
         """
-        if self._statistics is None:
-            raise ValueError("these observations have no statistics: observe with statistics=True")
-        return np.asarray(self._load("statistics", self._statistics))
+        if name not in self._numbers:
+            raise ValueError(
+                f"these observations have no {name}: observe with {HEAD_NUMBERS[name]}=True"
+            )
+        if name not in self._loaded:
+            self._loaded[name] = np.asarray(self._load(name, self._numbers[name]))
+        return self._loaded[name]
 
-    @cached_property
-    def surprise(self) -> Float[np.ndarray, "scenario head surprise"]:
-        """How far the last query departs from what AP-MAE expects, loaded when first asked for.
+    @property
+    def statistics(self) -> Float[np.ndarray, "scenario head 8"]:
+        """The hand-made statistics; see `numbers`."""
+        return self.numbers("statistics")
 
-        Raises:
-            ValueError: When the observations were made without it.
-        """
-        if self._surprise is None:
-            raise ValueError("these observations have no surprise: observe with surprise=True")
-        return np.asarray(self._load("surprise", self._surprise))
+    @property
+    def surprise(self) -> Float[np.ndarray, "scenario head 4"]:
+        """How far the last query departs from what AP-MAE expects; see `numbers`."""
+        return self.numbers("surprise")
 
     def patterns(self, scenarios: Sequence[int] | np.ndarray) -> AttentionPatterns:
         """The patterns of all heads on some scenarios, as they were kept.
@@ -169,8 +184,7 @@ class Observations:
         return self._derive(
             self.table.iloc[rows],
             lambda: self.embeddings[rows],
-            lambda: self.statistics[rows],
-            lambda: self.surprise[rows],
+            lambda name: self.numbers(name)[rows],
             lambda some: self.patterns(rows[some]),
         )
 
@@ -179,18 +193,15 @@ class Observations:
         return self._derive(
             self.table.assign(correct=correct),
             lambda: self.embeddings,
-            lambda: self.statistics,
-            lambda: self.surprise,
+            self.numbers,
             self.patterns,
         )
 
     def load(self) -> Observations:
         """Read everything but patterns into memory, so that the folder is no longer needed."""
         self.embeddings = np.asarray(self.embeddings)
-        if self._statistics is not None:
-            _ = self.statistics
-        if self._surprise is not None:
-            _ = self.surprise
+        for name in self._numbers:
+            self.numbers(name)
         return self
 
     @classmethod
@@ -213,8 +224,7 @@ class Observations:
             shards.read_table(),
             [Head(*head) for head in run["heads"]],
             lambda: stored_embeddings(shards),
-            (lambda: _read_numbers(shards, "statistics")) if run["statistics"] else None,
-            (lambda: _read_numbers(shards, "surprise")) if run.get("surprise") else None,
+            {name: partial(_read_numbers, shards, name) for name in _kept_numbers(run)},
             model_name=run["model_name"],
             n_layers=run["n_layers"],
             n_heads=run["n_heads"],
@@ -226,8 +236,8 @@ class Observations:
     def join(cls, parts: Sequence[Observations]) -> Observations:
         """Observations of one model, such as several studies', one below the other.
 
-        Nothing is loaded. Statistics and surprise are there where all parts have them; patterns
-        that were kept stay with the parts. Scenarios of source files with the same name are taken
+        Nothing is loaded. Numbers are there where all parts have them; patterns that were kept stay
+        with the parts. Scenarios of source files with the same name are taken
         for the same file's: no split puts them on two sides.
 
         Raises:
@@ -247,20 +257,16 @@ class Observations:
                         f"{shorten(getattr(part, name))}"
                     )
         table = pd.concat([part.table for part in parts], ignore_index=True)
-        has = {
-            name: all(getattr(part, f"_{name}") is not None for part in parts)
-            for name in ("statistics", "surprise")
-        }
+        shared = [name for name in first._numbers if all(name in p._numbers for p in parts)]
+
+        def join_numbers(name: str) -> np.ndarray:
+            return np.concatenate([part.numbers(name) for part in parts])
+
         return cls(
             table.assign(scenario=range(len(table))),
             first.heads,
             lambda: join_arrays([part.embeddings for part in parts]),
-            (lambda: np.concatenate([part.statistics for part in parts]))
-            if has["statistics"]
-            else None,
-            (lambda: np.concatenate([part.surprise for part in parts]))
-            if has["surprise"]
-            else None,
+            {name: partial(join_numbers, name) for name in shared},
             model_name=first.model_name,
             n_layers=first.n_layers,
             n_heads=first.n_heads,
@@ -271,8 +277,7 @@ class Observations:
         self,
         table: pd.DataFrame,
         embeddings: Callable[[], HeadValues],
-        statistics: Callable[[], np.ndarray],
-        surprise: Callable[[], np.ndarray],
+        numbers: Callable[[str], np.ndarray],
         patterns: Callable[[Int[np.ndarray, " some"]], AttentionPatterns],
     ) -> Observations:
         """Observations of the same heads; nothing is there that these do not have."""
@@ -280,8 +285,7 @@ class Observations:
             table,
             self.heads,
             embeddings,
-            None if self._statistics is None else statistics,
-            None if self._surprise is None else surprise,
+            {name: partial(numbers, name) for name in self._numbers},
             model_name=self.model_name,
             n_layers=self.n_layers,
             n_heads=self.n_heads,
@@ -315,6 +319,11 @@ def incorrect_labels(observations: Observations) -> Bool[np.ndarray, " scenario"
             f"{(~incorrect).sum()} correct and {incorrect.sum()} incorrect"
         )
     return incorrect
+
+
+def _kept_numbers(run: Mapping[str, Any]) -> Sequence[str]:
+    """The numbers in a folder; older ones have a flag for each."""
+    return run.get("numbers", [name for name in ("statistics", "surprise") if run.get(name)])
 
 
 def _read_numbers(shards: ShardFolder, name: str) -> Float[np.ndarray, "scenario head number"]:

@@ -20,7 +20,8 @@ from aplens.heads import Head
 from aplens.models import compute_in, describe_model
 from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
 from aplens.prompts import read_prompts
-from aplens.scoring.observations import COLUMNS, Observations
+from aplens.scoring.observations import COLUMNS, HEAD_NUMBERS, Observations
+from aplens.scoring.regions import attention_by_region
 from aplens.scoring.shards import ShardFolder
 from aplens.scoring.statistics import patch_statistics
 from aplens.scoring.storage import Storage, store_embeddings
@@ -69,10 +70,11 @@ def observe(
         folder: Where shards are written; made when missing.
         batch_size: Prompts a forward pass.
         shard_size: Scenarios a shard.
-        statistics: Whether to compute the hand-made statistics as well, the predictors' baseline.
+        statistics: Whether to compute the hand-made numbers as well, the predictors' baselines:
+            "statistics" (`aplens.scoring.statistics`) and "regions" (`aplens.scoring.regions`).
         surprise: Whether to compute as well how far the last query's attention departs from what
-            the AP-MAE fills in for it (`aplens.scoring.surprise`). Observing takes about twice as
-            long.
+            the AP-MAE fills in for it, "surprise" and "unexpected" (`aplens.scoring.surprise`).
+            Observing takes about twice as long.
         storage: How embeddings are kept. "float16": as they are, but for float16's rounding.
             "packed": in six bits a number (`aplens.scoring.packing`), 2.3 times smaller.
         patterns: Whether to keep the patterns themselves as well, for `Observations.patterns`: one
@@ -109,6 +111,10 @@ class ObserveOptions(NamedTuple):
     storage: Storage = "float16"
     patterns: bool = False
     precision: torch.dtype | None = None
+
+    def numbers(self) -> tuple[str, ...]:
+        """What is kept of every head beside its embedding, see `HEAD_NUMBERS`."""
+        return tuple(name for name, option in HEAD_NUMBERS.items() if getattr(self, option))
 
 
 def observe_with(
@@ -220,9 +226,11 @@ class _LayerReader:
         kept = {"embeddings": half}
         if self._options.statistics:
             kept["statistics"] = patch_statistics(scaled, attention, mae.grid).cpu()
+            kept["regions"] = attention_by_region(attention[..., -1, :]).cpu()
         if self._options.surprise:
-            flat = patch_surprise(mae, scaled.flatten(0, 1), attention.flatten(0, 1))
-            kept["surprise"] = flat.unflatten(0, scaled.shape[:2]).cpu()
+            found = patch_surprise(mae, scaled.flatten(0, 1), attention.flatten(0, 1))
+            for name, flat in found._asdict().items():
+                kept[name] = flat.unflatten(0, scaled.shape[:2]).cpu()
         if self._options.patterns:
             codes, floors = compact_patterns(patches)
             filling = self._n_patches - codes.shape[-2]
@@ -335,8 +343,7 @@ def _describe_run(
         "patch_size": mae.config.patch_size,
         "n_tokens": scenarios.prompts().n_tokens,
         "shard_size": options.shard_size,
-        "statistics": options.statistics,
-        "surprise": options.surprise,
+        "numbers": list(options.numbers()),
         "storage": options.storage,
         "patterns": options.patterns,
         "precision": None if options.precision is None else str(options.precision),

@@ -44,8 +44,9 @@ class CorrectnessPredictor:
     Args:
         features: "clusters" (the paper: the category of each head's pattern), "embeddings" (8
             directions a head), "surprise" (how the last query departs from what AP-MAE expects, 4
-            numbers a head), "statistics" (8 hand-made numbers a head), "confidence" (the model's
-            own), "task", "majority" (nothing), or several joined by "+".
+            numbers a head), "unexpected" (the same by region of the prompt, 6 numbers),
+            "statistics" and "regions" (8 and 6 hand-made numbers a head), "confidence" (the
+            model's own), "task", "majority" (nothing), or several joined by "+".
         classifier: "boosting": gradient-boosted trees, as the paper; the default for clusters.
             "logistic": linear, its L2 penalty chosen by cross-validation over source files; the
             default for everything else.

@@ -32,6 +32,7 @@ def check_values(settings: StudySettings) -> None:
     """
     from aplens.scoring.clusters import HeadClusters, Reducer
     from aplens.scoring.features import make_features
+    from aplens.scoring.observations import HEAD_NUMBERS
     from aplens.scoring.storage import Storage
 
     _require_range("seed", settings.seed, 0, _LAST_SEED)
@@ -60,7 +61,9 @@ def check_values(settings: StudySettings) -> None:
     named = (rank.features, *rank.compare, *rank.shuffled, predictor or "confidence", *tried)
     for features in named:
         make_features(features, HeadClusters("pca"))
-        if "surprise" in features.split("+") and not settings.observe.surprise:
+        if not settings.observe.surprise and any(
+            HEAD_NUMBERS.get(part) == "surprise" for part in features.split("+")
+        ):
             raise ValueError(f"features {shorten(features)} need observe.surprise = true")
     if predictor and not settings.observe.held_out:
         raise ValueError("gates.predictor needs observe.held_out = true")

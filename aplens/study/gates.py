@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aplens._documents import check, read_document, take
-from aplens._io import write_json
+from aplens._io import hash_tokens, write_json
 from aplens.heads import Head, HeadRanking
 from aplens.interventions.effects import HeadEffects, estimate_effects
 from aplens.interventions.gates import HeadGates, learn_gates, log_p
@@ -57,12 +57,14 @@ class TaskGates:
         chosen: What was chosen on the validation files, by name.
         clean: Whether the unchanged model is correct on each held-out scenario.
         outcomes: The same with each intervention.
+        held_out: A fingerprint of those scenarios; none in files that older versions wrote.
     """
 
     gates: dict[str, HeadGates]
     chosen: dict[str, float]
     clean: NDArray[np.bool_]
     outcomes: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    held_out: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
@@ -73,6 +75,7 @@ class TaskGates:
                 "version": 1,
                 "gates": {name: gates.to_dict() for name, gates in self.gates.items()},
                 "chosen": self.chosen,
+                "held_out": self.held_out,
                 "clean": write_bits(self.clean),
                 "outcomes": {name: write_bits(bits) for name, bits in self.outcomes.items()},
             },
@@ -106,6 +109,7 @@ class TaskGates:
                 },
                 clean,
                 outcomes,
+                check(data.get("held_out", ""), str, "held_out"),
             )
         except ValueError as error:
             raise ValueError(f"{path} holds damaged gates of a task: {error}") from error
@@ -198,7 +202,7 @@ def gate_task(
         if name == "learned":
             outcomes[f"learned + {BIAS}"] = trial.correct(logits + weight * bias)
     outcomes[BIAS] = trial.correct(trial.clean + weight * bias)
-    return TaskGates(gates, chosen, trial.correct(trial.clean), outcomes)
+    return TaskGates(gates, chosen, trial.correct(trial.clean), outcomes, _fingerprint(held_out))
 
 
 def answer_bias(targets: Int[Tensor, " scenario"], n_tokens: int) -> Float[Tensor, " d_vocab"]:
@@ -295,7 +299,7 @@ def to_trials(held_out: Scenarios, result: TaskGates) -> GateTrials:
     return GateTrials(held_out.tasks, held_out.files, result.clean, result.outcomes)
 
 
-def load_task(path: Path, n_held_out: int) -> TaskGates | None:
+def load_task(path: Path, held_out: Scenarios) -> TaskGates | None:
     """A task that was done before; None when it was not.
 
     Raises:
@@ -304,9 +308,14 @@ def load_task(path: Path, n_held_out: int) -> TaskGates | None:
     if not path.exists():
         return None
     found = TaskGates.load(path)
-    if len(found.clean) != n_held_out:
+    if len(found.clean) != len(held_out) or found.held_out not in ("", _fingerprint(held_out)):
         raise ValueError(
-            f"{path} holds outcomes of {len(found.clean)} scenarios, this study holds out "
-            f"{n_held_out} of that task: delete it"
+            f"{path} holds outcomes of {len(found.clean)} other scenarios, this study holds out "
+            f"{len(held_out)} of that task: delete it"
         )
     return found
+
+
+def _fingerprint(scenarios: Scenarios) -> str:
+    prompts = scenarios.prompts()
+    return hash_tokens(prompts.tokens, prompts.lengths, scenarios.targets())

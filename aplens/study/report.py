@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from aplens.study.run import Study
     from aplens.viz import ReportData, SampleScenario
 
-#: Feature sets that need no AP-MAE: what a predictor has to beat.
-PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics")
 _PACKAGES = ("aplens", "transformer-lens", "transformers", "torch", "timm", "scikit-learn", "shap")
 _SHOWN_HEADS = 4
 _RECONSTRUCTION_PROMPTS = 12
@@ -54,7 +52,6 @@ def gather_report(study: Study) -> ReportData:
         reconstruction_baselines=BASELINES,
         predictors=study.predictors[whole],
         predictor_details=study.predictors[~whole],
-        predictor_baselines=PREDICTOR_BASELINES,
         ranking=study.ranking,
         tries=None if study.settings.tries is None else study.tries,
         sweep=study.sweep,

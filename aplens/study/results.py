@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: The columns of a table of predictors.
 PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "over_statistics"]
-PREDICTORS += ["calibration_error"]
+PREDICTORS += ["over_hand_made", "calibration_error"]
 _RANKINGS = ["task", "n_train", "n_test", "auc", "confidence_auc"]
 _SWEEP = ["choice", "size", "n_seeds", "accuracy", "change", "over_random"]
 _GATES = ["intervention", "task", "gain", "over_baseline", "change"]

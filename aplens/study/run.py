@@ -504,7 +504,7 @@ class Study:
         held_out = [_of_task(self.parts["ablate"], task) for task in tasks]
         for number, (task, scenarios) in enumerate(zip(tasks, held_out, strict=True)):
             path = folder / f"{task}.json"
-            result = load_task(path, len(scenarios))
+            result = load_task(path, scenarios)
             if result is None:
                 result = gate_task(
                     self.model,

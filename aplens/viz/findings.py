@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 
 #: The scoring package's features that need no AP-MAE.
-PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics")
+PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics", "regions")
 
 Verdict = Literal["better", "worse", "unclear", "no interval"]
 
