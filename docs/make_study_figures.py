@@ -3,6 +3,7 @@
     python docs/make_study_figures.py scenarios runs/seed1 --together both.parquet
     python docs/make_study_figures.py gates "Java"=runs/seed1 "Gemma, Java"=runs/gemma3-java
     python docs/make_study_figures.py sweeps runs/zero runs/mean runs/resample
+    python docs/make_study_figures.py task_sweeps runs/smollm2-java-10000
 
 `both.parquet` is what `aplens predict --table` writes.
 """
@@ -21,6 +22,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from aplens.interventions import AblationSweep
 from aplens.scoring.intervals import MEAN_OF_TASKS
 from aplens.study.tries import AS_IT_IS
+from aplens.viz.figures import draw_ablation_curve
 from aplens.viz.style import CORRECT, GREEN, GREY, INCORRECT, INK, WIDTH, new_figure, tidy
 
 FOLDER = Path(__file__).parent / "images"
@@ -40,13 +42,6 @@ SHOWN = {
     "learned + answer bias": (INCORRECT, "D"),
     "patterns sharpened": (GREEN, "^"),
 }
-#: Ways of choosing heads to ablate.
-CHOICES = {
-    "toward_incorrect": (INCORRECT, "o"),
-    "toward_correct": (CORRECT, "^"),
-    "neutral": (GREEN, "D"),
-    "random": (GREY, "s"),
-}
 #: Of the training files in a fold of five.
 TRAINING_SHARE = 0.8
 
@@ -54,7 +49,7 @@ TRAINING_SHARE = 0.8
 def main() -> None:
     """Draw what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("figure", choices=["scenarios", "gates", "sweeps"])
+    parser.add_argument("figure", choices=["scenarios", "gates", "sweeps", "task_sweeps"])
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--together", type=Path)
     wanted = parser.parse_args()
@@ -64,9 +59,12 @@ def main() -> None:
         case "gates":
             studies = dict(pair.split("=", 1) for pair in wanted.folders)
             figure = draw_gates({name: Path(folder) for name, folder in studies.items()})
+        case "task_sweeps":
+            figure = draw_task_sweeps(Path(wanted.folders[0]))
         case _:
             figure = draw_sweeps([Path(folder) for folder in wanted.folders])
-    figure.savefig(FOLDER / f"study-{wanted.figure}.png", dpi=DPI)
+    name = f"study-{wanted.figure}.png".replace("_", "-")
+    figure.savefig(FOLDER / name, dpi=DPI)
 
 
 def draw_scenarios(folder: Path, together: Path | None) -> Figure:
@@ -143,17 +141,30 @@ def draw_sweeps(folders: list[Path]) -> Figure:
     figure = new_figure(WIDTH, 3.4)
     panels = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
     for axes, sweep in zip(panels, sweeps, strict=True):
-        summary = sweep.summary()
-        axes.axhline(sweep.clean_accuracy, color=INK, linewidth=1, linestyle=":")
-        for place, (choice, style) in enumerate(CHOICES.items()):
-            rows = summary[summary["choice"] == choice].sort_values("size")
-            label = choice.replace("_", " ")
-            _errorbar(axes, rows, "size", "accuracy", label, style, place, "-", bounds="change")
-        _log_axis(axes, sorted(set(summary["size"])))
+        draw_ablation_curve(axes, sweep.summary(), sweep.clean_accuracy)
         axes.set_title(str(sweep.setup["method"]), loc="left", fontsize=10)
         axes.set_xlabel("heads ablated")
-    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0].set_ylabel("accuracy, as they come")
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_task_sweeps(folder: Path) -> Figure:
+    """Balanced accuracy against the heads ablated, ranked over all tasks and for each by itself."""
+    files = {"one ranking": "trials.parquet", "a ranking for each task": "by_task.parquet"}
+    figure = new_figure(WIDTH, 3.4)
+    panels = figure.subplots(1, len(files), sharey=True)
+    for axes, (title, name) in zip(panels, files.items(), strict=True):
+        frame = pd.read_parquet(folder / "ablations" / name)
+        means = frame[(frame["task"] == MEAN_OF_TASKS) & frame["gain"].notna()]
+        ends = {f"change{end}": means[f"gain{end}"] for end in ("", "_low", "_high")}
+        summary = means.assign(accuracy=0.5 + means["gain"], **ends)
+        draw_ablation_curve(axes, summary, 0.5)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("heads ablated")
+        axes.tick_params(axis="x", labelsize=8)
+    panels[0].set_ylabel("balanced accuracy, mean of tasks")
     panels[0].set_ylim(bottom=0)
     panels[0].legend(frameon=False, fontsize=8)
     return figure
@@ -168,14 +179,13 @@ def _errorbar(
     style: tuple[str, str],
     place: int,
     line: str,
-    bounds: str = "",
 ) -> None:
     """One line with its intervals, moved a little, or those of one place would hide each other."""
     color, marker = style
     axes.errorbar(
         rows[x] * 1.04 ** (place - 1.5),
         rows[y],
-        yerr=_bounds(rows, bounds or y),
+        yerr=_bounds(rows, y),
         label=label,
         color=color,
         marker=marker,

@@ -74,9 +74,13 @@ def rank_task(
 
 
 def tabulate_sweep(sweep: AblationSweep, tasks: Sequence[str], seed: int) -> pd.DataFrame:
-    """One sweep's settings, balanced and task by task, against random heads of the same number."""
+    """One sweep's settings, balanced and task by task, against random heads of the same number.
+
+    Returns:
+        What `GateTrials.to_frame` gives, with two more columns: `choice` and `size`.
+    """
     trials = sweep.to_trials(tasks)
-    return trials.to_frame(seed, baseline=_random_of_same_size(sweep))
+    return _with_settings(trials.to_frame(seed, baseline=_random_of_same_size(sweep)), [sweep])
 
 
 def tabulate_task_sweeps(
@@ -88,6 +92,9 @@ def tabulate_task_sweeps(
         sweeps: The sweep of each task.
         tasks: The tasks of the scenarios that each was given.
         seed: Of the resamples.
+
+    Returns:
+        As `tabulate_sweep`.
     """
     import pandas as pd
 
@@ -102,8 +109,19 @@ def tabulate_task_sweeps(
         for name, other in baselines.items()
         if name in joined.outcomes and other in joined.outcomes
     }
-    means = joined.to_frame(seed, baseline=shared)
+    means = _with_settings(joined.to_frame(seed, baseline=shared), list(sweeps.values()))
     return pd.concat([by_task, means[means["task"] == MEAN_OF_TASKS]], ignore_index=True)
+
+
+def _with_settings(frame: pd.DataFrame, sweeps: Sequence[AblationSweep]) -> pd.DataFrame:
+    """How the heads of each intervention were chosen, and how many they are."""
+    settings = {
+        name_heads(result.setting.choice, result.setting.size): result.setting
+        for sweep in sweeps
+        for result in sweep.results
+    }
+    chosen = [settings[name] for name in frame["intervention"]]
+    return frame.assign(choice=[one.choice for one in chosen], size=[one.size for one in chosen])
 
 
 def _random_of_same_size(sweep: AblationSweep) -> dict[str, str]:

@@ -210,7 +210,7 @@ def plot_ablation_curve(summary: pd.DataFrame, clean_accuracy: float) -> Figure:
     """
     figure = new_figure(WIDTH, 4.0)
     axes = figure.subplots()
-    axes.axhline(clean_accuracy, color=INK, linewidth=1, linestyle=":")
+    draw_ablation_curve(axes, summary, clean_accuracy)
     axes.annotate(
         "unchanged model",
         (1, clean_accuracy),
@@ -221,6 +221,16 @@ def plot_ablation_curve(summary: pd.DataFrame, clean_accuracy: float) -> Figure:
         fontsize=8,
         color=INK,
     )
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]), top=min(1.0, axes.get_ylim()[1]))
+    axes.set_xlabel("heads ablated (log scale)")
+    axes.set_ylabel("accuracy (95 % interval of the change)")
+    _legend_above(axes, 4)
+    return figure
+
+
+def draw_ablation_curve(axes: Axes, summary: pd.DataFrame, clean_accuracy: float) -> None:
+    """The lines of `plot_ablation_curve`, into axes that may be a panel of a larger figure."""
+    axes.axhline(clean_accuracy, color=INK, linewidth=1, linestyle=":")
     present = [choice for choice in _CHOICE_STYLES if choice in set(summary["choice"])]
     for place, choice in enumerate(present):
         rows = summary[summary["choice"] == choice].sort_values("size")
@@ -246,12 +256,7 @@ def plot_ablation_curve(summary: pd.DataFrame, clean_accuracy: float) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(size) for size in sizes])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]), top=min(1.0, axes.get_ylim()[1]))
-    axes.set_xlabel("heads ablated (log scale)")
-    axes.set_ylabel("accuracy (95 % interval of the change)")
     tidy(axes, grid="y")
-    _legend_above(axes, 4)
-    return figure
 
 
 def plot_patching(table: PatchingTable, k: int = 30) -> Figure:
