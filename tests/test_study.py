@@ -468,16 +468,16 @@ def test_impossible_replacements_are_refused(tmp_path, change, message):
 
 
 def test_training_on_some_of_the_languages(tmp_path):
-    from aplens.study.run import _of_languages
+    from aplens.study.parts import of_languages
 
     both = Scenarios(
         Scenario("random", language, f"{i}", 1, "x", (1, 2, 3), 4, "left_to_right")
         for i, language in enumerate(["java", "java", "java", "python", "python"])
     )
-    assert set(_of_languages(both, ("python",)).languages) == {"python"}
-    assert len(_of_languages(both, ())) == 5
+    assert set(of_languages(both, ("python",)).languages) == {"python"}
+    assert len(of_languages(both, ())) == 5
     with pytest.raises(ValueError, match=r"names \['prose'\], but .* \['java', 'python'\]"):
-        _of_languages(both, ("prose", "java"))
+        of_languages(both, ("prose", "java"))
 
 
 def test_a_report_says_that_a_pretrained_apmae_may_know_the_files(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aplens._io import atomic_write, write_json
 from aplens._processes import join_processes
 from aplens.study.config import SHUFFLED, ScenarioSettings, StudySettings
+from aplens.study.parts import first_of_each, observed_of, of_languages, of_task
 from aplens.study.stages import Reporter, Stage, run_stages
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ class Study:
         recipe = TrainingSettings.small if wanted.preset == "small" else TrainingSettings
         result = train_apmae(
             self.model,
-            _of_languages(self.parts["autoencoder"], wanted.languages),
+            of_languages(self.parts["autoencoder"], wanted.languages),
             config,
             folder,
             validation=self.parts["fit"],
@@ -442,7 +442,7 @@ class Study:
         wanted = self.settings.ablate
         held_out = self.parts["ablate"]
         if wanted.per_task:
-            held_out = held_out.select(_first_of_each(held_out.tasks, wanted.per_task))
+            held_out = held_out.select(first_of_each(held_out.tasks, wanted.per_task))
         folder = self.folder / "ablations"
         run = partial(
             run_sweep,
@@ -469,7 +469,7 @@ class Study:
         tasks = sorted(set(held_out.tasks))
         sweeps, scenarios = {}, {}
         for number, task in enumerate(tasks):
-            fit, rank = (_observed_of(self.observed_part(part), task) for part in ("fit", "rank"))
+            fit, rank = (observed_of(self.observed_part(part), task) for part in ("fit", "rank"))
             try:
                 ranking = rank_task(
                     self._new_scorer(), fit, rank, folder / "rankings" / f"{task}.json"
@@ -477,7 +477,7 @@ class Study:
             except ValueError as error:  # few scenarios, or one outcome; the others can be ranked
                 self.reporter.say(f"{task}: not ranked by itself: {error}")
                 continue
-            scenarios[task] = _of_task(held_out, task)
+            scenarios[task] = of_task(held_out, task)
             show = partial(self._show_part, task, number, len(tasks))
             sweeps[task] = run(scenarios[task], ranking, folder=folder / task, progress=show)
         if not sweeps:
@@ -501,15 +501,15 @@ class Study:
         assert wanted is not None
         folder.mkdir(exist_ok=True)
         tasks = sorted(set(wanted.tasks or self.parts["ablate"].tasks))
-        held_out = [_of_task(self.parts["ablate"], task) for task in tasks]
+        held_out = [of_task(self.parts["ablate"], task) for task in tasks]
         for number, (task, scenarios) in enumerate(zip(tasks, held_out, strict=True)):
             path = folder / f"{task}.json"
             result = load_task(path, scenarios)
             if result is None:
                 result = gate_task(
                     self.model,
-                    _of_task(self.parts["fit"], task),
-                    _of_task(self.parts["rank"], task),
+                    of_task(self.parts["fit"], task),
+                    of_task(self.parts["rank"], task),
                     scenarios,
                     wanted,
                     _dtype(wanted.precision),
@@ -555,7 +555,7 @@ class Study:
         wanted = self.settings.truth
         assert wanted is not None
         held_out, ranked_on = (
-            self.parts[part].select(_first_of_each(self.parts[part].tasks, n))
+            self.parts[part].select(first_of_each(self.parts[part].tasks, n))
             for part, n in (("ablate", wanted.per_task), ("rank", wanted.attribution_per_task))
         )
         with compute_in(self.model, _dtype(wanted.precision)):
@@ -599,37 +599,6 @@ def _dtype(name: str) -> torch.dtype | None:
     import torch
 
     return getattr(torch, name) if name else None
-
-
-def _of_task(scenarios: Scenarios, task: str) -> Scenarios:
-    return scenarios.select([i for i, each in enumerate(scenarios.tasks) if each == task])
-
-
-def _observed_of(observations: Observations, task: str) -> Observations:
-    return observations.select((observations.table["task"] == task).to_numpy(dtype=bool))
-
-
-def _first_of_each(tasks: Sequence[str], n: int) -> list[int]:
-    """The places of the first n of each task."""
-    seen: Counter[str] = Counter()
-    places = []
-    for place, task in enumerate(tasks):
-        seen[task] += 1
-        if seen[task] <= n:
-            places.append(place)
-    return places
-
-
-def _of_languages(scenarios: Scenarios, languages: Sequence[str]) -> Scenarios:
-    """The scenarios of these languages; all when there are none."""
-    missing = set(languages) - set(scenarios.languages)
-    if missing:
-        raise ValueError(
-            f"mae.languages names {sorted(missing)}, but the prompts to train on are of "
-            f"{sorted(set(scenarios.languages))}"
-        )
-    wanted = languages or set(scenarios.languages)
-    return scenarios.select([i for i, each in enumerate(scenarios.languages) if each in wanted])
 
 
 def _flatten(part: Any) -> dict[str, Any]:
