@@ -12,6 +12,7 @@ from test_interventions_sweep import make_scenarios
 
 from aplens import HeadGates, estimate_effects, learn_gates, measure_effects, scale_heads
 from aplens.interventions import GateTrials, try_scales
+from aplens.interventions.trials import scaled_logits
 from aplens.scoring.intervals import MEAN_OF_TASKS
 
 SHAPE = {"model_name": "tiny", "n_layers": 3, "n_heads": 4}
@@ -63,6 +64,25 @@ def test_learned_gates_make_answers_more_probable_and_leave_the_model_alone(tiny
     np.testing.assert_array_equal(again.values, gates.values)
     held = learn_gates(tiny_model, scenarios, n_epochs=8, learning_rate=0.05, penalty=10.0)
     assert np.abs(held.values - 1).max() < np.abs(gates.values - 1).max()
+
+
+def test_beside_a_bias_gates_learn_what_it_does_not_give(any_model):
+    scenarios = make_scenarios(any_model)
+    counts = torch.bincount(scenarios.targets(), minlength=any_model.cfg.d_vocab).float()
+    options = {"n_epochs": 6, "learning_rate": 0.05, "penalty": 0.0}
+    plain = learn_gates(any_model, scenarios, scenarios, **options)
+    beside = learn_gates(any_model, scenarios, scenarios, bias=counts, **options)
+    assert not np.array_equal(beside.values, plain.values)
+
+    def biased(gates):
+        logits = scaled_logits(any_model, scenarios, gates) + counts
+        chosen = logits.log_softmax(-1).gather(1, scenarios.targets()[:, None])
+        return chosen.mean().item()
+
+    assert biased(beside.values) > max(biased(plain.values), biased(None))
+    assert beside.metadata["validation"][0] == pytest.approx(biased(None), abs=1e-4)
+    with pytest.raises(ValueError, match=r"a bias of \d+ tokens, got shape \(3,\)"):
+        learn_gates(any_model, scenarios, bias=torch.zeros(3))
 
 
 def test_validation_keeps_the_best_epoch_even_the_start(any_model):

@@ -15,6 +15,7 @@ from study_fixtures import STUDY
 
 from aplens.heads import Head
 from aplens.interventions import AblationSweep, HeadEffects, ablate_heads, try_scales
+from aplens.interventions.trials import scaled_logits
 from aplens.scoring import Observations, TemplateCatalogue, evaluate_predictors
 from aplens.study import Reporter, Study, StudySettings
 from aplens.study.catalogue import catalogue_study
@@ -39,6 +40,7 @@ steps = [1.0, 4.0]
 zeroed = [1, 2]
 combine = true
 patterns = true
+beside_bias = true
 greedy = 2
 greedy_tried = 3
 epochs = 2
@@ -99,9 +101,15 @@ def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
         assert found.chosen["step"] in (1.0, 4.0)
         scenarios = held_out(study, task)
         np.testing.assert_array_equal(found.clean, try_scales(study.model, scenarios))
+        fit = study.parts["fit"]
+        answers = fit.targets()[[each == task for each in fit.tasks]]
+        bias = found.chosen["bias_weight"] * answer_bias(answers, study.model.cfg.d_vocab)
         for name, gates in found.gates.items():
-            outcome = try_scales(study.model, scenarios, gates)
-            np.testing.assert_array_equal(found.outcomes[name], outcome)
+            logits = scaled_logits(study.model, scenarios, gates)
+            if name.endswith("beside the bias"):
+                logits = logits + bias
+            outcome = logits.argmax(-1) == scenarios.targets()
+            np.testing.assert_array_equal(found.outcomes[name], outcome.numpy())
         for name, size in (
             ("zeroed", "n_zeroed"),
             ("zeroed by gradient and SHAP", "n_combined"),
@@ -122,6 +130,8 @@ def test_the_table_compares_with_baselines_everywhere_and_where_errors_are_expec
     frame = pd.read_parquet(study.folder / "gates.parquet")
     names = ["gradient", "learned", "zeroed", "shuffled", "answer bias", "learned + answer bias"]
     names += ["zeroed by gradient and SHAP", "zeroed greedily", "patterns sharpened"]
+    names += ["patterns sharpened + answer bias"]
+    names += ["learned beside the bias", "patterns sharpened beside the bias"]
     wanted = [*names, *(f"{name} where an error is expected" for name in names)]
     assert set(frame["intervention"]) == set(wanted)
     tasks = {*study.parts["ablate"].tasks, "mean of tasks"}

@@ -189,6 +189,7 @@ def learn_gates(
     learning_rate: float = 0.03,
     penalty: float = 0.01,
     limits: tuple[float, float] = LIMITS,
+    bias: Float[Tensor, " d_vocab"] | None = None,
     batch_size: int = 8,
     precision: torch.dtype | None = None,
     seed: int = 0,
@@ -210,6 +211,7 @@ def learn_gates(
         learning_rate: Of Adam: about how far a gate moves at most in one batch.
         penalty: Nats for one gate at 0 or 2.
         limits: What gates are kept between.
+        bias: Added to the logits throughout, so that gates learn what it does not give already.
         batch_size: Prompts a forward and backward pass.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16.
         seed: Of the order of the prompts.
@@ -217,7 +219,7 @@ def learn_gates(
 
     Raises:
         ValueError: When there are no scenarios, an argument is out of range, `start` is another
-            model's, or the model's logits contain NaN.
+            model's, `bias` is not a number for each token, or the model's logits contain NaN.
     """
     info = describe_model(model)
     if len(scenarios) == 0:
@@ -242,7 +244,7 @@ def learn_gates(
     def score(values: np.ndarray) -> float:
         assert validation is not None
         logits = scaled_logits(model, validation, values, acts_on=acts_on, precision=precision)
-        return float(log_p(logits, validation.targets()).double().mean())
+        return float(log_p(_add_bias(logits, bias), validation.targets()).double().mean())
 
     gates = torch.tensor(before, dtype=torch.float32, requires_grad=True)
     optimizer = torch.optim.Adam([gates], lr=learning_rate)
@@ -257,7 +259,7 @@ def learn_gates(
             batch = prompts[rows]
             with compute_in(model, precision), apply(model, gates), _frozen(model):
                 logits = last_token_logits(model, batch.tokens, batch.lengths)
-                loss = -log_p(logits, targets[rows]).mean()
+                loss = -log_p(_add_bias(logits, bias), targets[rows]).mean()
                 loss = loss + penalty * (gates - 1).square().sum()
                 optimizer.zero_grad()
                 loss.backward()
@@ -285,6 +287,18 @@ def learn_gates(
         },
         acts_on,
     )
+
+
+def _add_bias(
+    logits: Float[Tensor, "prompt d_vocab"], bias: Float[Tensor, " d_vocab"] | None
+) -> Float[Tensor, "prompt d_vocab"]:
+    if bias is None:
+        return logits
+    if bias.shape != logits.shape[1:]:
+        raise ValueError(
+            f"expected a bias of {logits.shape[1]} tokens, got shape {tuple(bias.shape)}"
+        )
+    return logits + bias.to(logits)
 
 
 @contextmanager

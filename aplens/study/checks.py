@@ -146,7 +146,8 @@ def _check_gates(gates: GateSettings | None, scenarios: Sequence[ScenarioSetting
             raise ValueError(f"gates.{key} must be numbers above 0, got {list(values)}")
     _require_range("gates.epochs", gates.epochs)
     _require_range("gates.batch_size", gates.batch_size)
-    _require_range("gates.greedy", gates.greedy, 0)
+    for key in ("greedy", "per_task"):
+        _require_range(f"gates.{key}", getattr(gates, key), 0)
     _require_range("gates.greedy_tried", gates.greedy_tried)
     if not (gates.learning_rate > 0 and gates.penalty >= 0):
         raise ValueError(

@@ -204,6 +204,9 @@ class GateSettings:
         greedy: At most this many heads are zeroed one after another, each the one that helps the
             answers of the part `rank` most; no such search when 0.
         patterns: Whether to learn exponents of the patterns as well (`aplens.sharpen_heads`).
+        beside_bias: Whether to learn gates, and exponents where there are any, a second time with
+            the answer bias added to the logits: what heads give that the bias does not.
+        per_task: At most this many of a task's held-out scenarios; all when 0.
         greedy_tried: How many heads the search tries at each step, those first by the gradient.
         epochs: Passes over the part `fit` to learn gates.
         learning_rate: Of learning.
@@ -219,6 +222,8 @@ class GateSettings:
     zeroed: tuple[int, ...] = (1, 2, 5, 10)
     combine: bool = False
     patterns: bool = False
+    beside_bias: bool = False
+    per_task: int = 0
     greedy: int = 0
     greedy_tried: int = 8
     epochs: int = 2

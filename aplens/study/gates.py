@@ -3,9 +3,9 @@
 For every task: gates from one gradient and learned ones, heads to zero chosen by the same gradient,
 and three baselines: the learned gates dealt out to other heads, a bias on the output that knows how
 often each token is an answer in the training files, and that bias with the gates. Where asked for,
-also learned exponents of the patterns, and heads to zero by gradient and SHAP together or by greedy
-search. Steps, numbers of heads and the bias's weight are chosen on the part `rank`; the part
-`ablate` is looked at once.
+also learned exponents of the patterns, both learned with the bias in place, and heads to zero by
+gradient and SHAP together or by greedy search. Steps, numbers of heads and the bias's weight are
+chosen on the part `rank`; the part `ablate` is looked at once.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ BIAS_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COMBINED = "zeroed by gradient and SHAP"
 GREEDY = "zeroed greedily"
 SHARPENED = "patterns sharpened"
+BESIDE_BIAS = " beside the bias"
 BIAS = "answer bias"
 
 _FORMAT = "aplens.task_gates"
@@ -178,12 +179,17 @@ def gate_task(
         chosen["n_combined"], gates[COMBINED] = trial.choose_size(
             shape, both, settings.zeroed, COMBINED
         )
+    # Without a step along a gradient to begin from, one epoch more.
+    from_one = partial(learn, n_epochs=settings.epochs + 1)
     if settings.patterns:
         tell("sharpening")
-        gates[SHARPENED] = learn(
-            acts_on="pattern",
-            n_epochs=settings.epochs + 1,  # it has no step along a gradient to begin from
-        )
+        gates[SHARPENED] = from_one(acts_on="pattern")
+    if settings.beside_bias:
+        tell("learning beside the bias")
+        gates["learned" + BESIDE_BIAS] = from_one(bias=weight * bias)
+        if settings.patterns:
+            tell("sharpening beside the bias")
+            gates[SHARPENED + BESIDE_BIAS] = from_one(acts_on="pattern", bias=weight * bias)
     if settings.greedy:
         tell("greedy search")
         found = choose_greedily(
@@ -198,9 +204,10 @@ def gate_task(
     for name, one in gates.items():
         tell(name)
         logits = trial.held_out_logits(one)
-        outcomes[name] = trial.correct(logits)
-        if name == "learned":
-            outcomes[f"learned + {BIAS}"] = trial.correct(logits + weight * bias)
+        biased = trial.correct(logits + weight * bias)
+        outcomes[name] = biased if name.endswith(BESIDE_BIAS) else trial.correct(logits)
+        if name in ("learned", SHARPENED):
+            outcomes[f"{name} + {BIAS}"] = biased
     outcomes[BIAS] = trial.correct(trial.clean + weight * bias)
     return TaskGates(gates, chosen, trial.correct(trial.clean), outcomes, _fingerprint(held_out))
 

@@ -501,7 +501,8 @@ class Study:
         assert wanted is not None
         folder.mkdir(exist_ok=True)
         tasks = sorted(set(wanted.tasks or self.parts["ablate"].tasks))
-        held_out = [of_task(self.parts["ablate"], task) for task in tasks]
+        kept = slice(wanted.per_task or None)
+        held_out = [of_task(self.parts["ablate"], task)[kept] for task in tasks]
         for number, (task, scenarios) in enumerate(zip(tasks, held_out, strict=True)):
             path = folder / f"{task}.json"
             result = load_task(path, scenarios)
@@ -544,7 +545,8 @@ class Study:
         predictor.fit(self.observations.select(range(n)))
         expected = predictor.decision_function(self.observed_part("ablate")) > 0
         tasks = np.array(self.parts["ablate"].tasks)
-        return np.concatenate([expected[tasks == part.tasks[0]] for part in held_out])
+        by_task = [expected[tasks == part.tasks[0]][: len(part)] for part in held_out]
+        return np.concatenate(by_task)
 
     def _truth(self) -> None:
         from aplens.interventions import estimate_effects, measure_effects
