@@ -3,6 +3,7 @@
     python docs/make_study_figures.py scenarios runs/seed1 --together both.parquet
     python docs/make_study_figures.py gates "Java"=runs/seed1 "Gemma, Java"=runs/gemma3-java
     python docs/make_study_figures.py sweeps runs/zero runs/mean runs/resample
+    python docs/make_study_figures.py scenarios runs/smollm2-java-10000 --name scenarios-10000
     python docs/make_study_figures.py task_sweeps runs/smollm2-java-10000
 
 `both.parquet` is what `aplens predict --table` writes.
@@ -28,12 +29,16 @@ from aplens.viz.style import CORRECT, GREEN, GREY, INCORRECT, INK, WIDTH, new_fi
 FOLDER = Path(__file__).parent / "images"
 DPI = 110
 
-#: Features of the learning curve, with their colours and markers.
+#: Features of the learning curve, with their colours and markers; those are drawn that were tried.
 CURVES = {
     "confidence": (GREY, "s"),
     "statistics+confidence": (GREEN, "^"),
+    "statistics": (GREEN, "^"),
+    "statistics+regions": (GREEN, "v"),
     "surprise": (CORRECT, "o"),
+    "surprise+unexpected": (CORRECT, "o"),
     "surprise+confidence": (INCORRECT, "D"),
+    "surprise+unexpected+confidence": (INCORRECT, "D"),
 }
 #: Interventions of the figure of gates.
 SHOWN = {
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("figure", choices=["scenarios", "gates", "sweeps", "task_sweeps"])
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--together", type=Path)
+    parser.add_argument("--name", help="of the picture (default: the figure's)")
     wanted = parser.parse_args()
     match wanted.figure:
         case "scenarios":
@@ -63,7 +69,7 @@ def main() -> None:
             figure = draw_task_sweeps(Path(wanted.folders[0]))
         case _:
             figure = draw_sweeps([Path(folder) for folder in wanted.folders])
-    name = f"study-{wanted.figure}.png".replace("_", "-")
+    name = f"study-{wanted.name or wanted.figure}.png".replace("_", "-")
     figure.savefig(FOLDER / name, dpi=DPI)
 
 
@@ -83,13 +89,16 @@ def draw_scenarios(folder: Path, together: Path | None) -> Figure:
     rows["fitted"] = rows["share"] * rows["n_scenarios"] * TRAINING_SHARE
     figure = new_figure(WIDTH, 4.0)
     axes = figure.subplots()
-    for place, (name, style) in enumerate(CURVES.items()):
+    tried = [name for name in CURVES if name in set(shares["features"])]
+    for place, name in enumerate(tried):
+        style = CURVES[name]
         own = rows[rows["features"] == name].sort_values("fitted")
         one_study = own["n_scenarios"] == own["n_scenarios"].min()
         _errorbar(axes, own[one_study], "fitted", "auc", name, style, place, "-")
         _errorbar(axes, own[~one_study], "fitted", "auc", None, style, place, "")
     _log_axis(axes, sorted({round(value) for value in rows["fitted"]}))
-    axes.set_xlabel("scenarios fitted on (log scale); the last: two studies together")
+    last = "" if together is None else "; the last: two studies together"
+    axes.set_xlabel(f"scenarios fitted on (log scale){last}")
     axes.set_ylabel("AUC (95 % interval)")
     axes.legend(frameon=False, fontsize=9)
     return figure
