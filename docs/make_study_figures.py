@@ -172,7 +172,7 @@ def draw_task_sweeps(folder: Path) -> Figure:
         draw_ablation_curve(axes, summary, 0.5)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("heads ablated")
-        axes.tick_params(axis="x", labelsize=8)
+        axes.tick_params(axis="x", labelsize=8, rotation=45)
     panels[0].set_ylabel("balanced accuracy, mean of tasks")
     panels[0].set_ylim(bottom=0)
     panels[0].legend(frameon=False, fontsize=8)

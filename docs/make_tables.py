@@ -126,7 +126,8 @@ def task_sweeps(folder: Path) -> Iterator[str]:
     )
     frame = pd.read_parquet(folder / "ablations" / "by_task.parquet")
     yield from _trials(frame, "over random")
-    yield from _by_task(frame[frame["task"] != MEAN_OF_TASKS])
+    toward = frame["choice"] == "toward_incorrect"
+    yield from _by_task(frame[toward & (frame["task"] != MEAN_OF_TASKS)], intervals=True)
 
 
 def _trials(frame: pd.DataFrame, over: str) -> Iterator[str]:
@@ -146,13 +147,18 @@ def _trials(frame: pd.DataFrame, over: str) -> Iterator[str]:
     )
 
 
-def _by_task(frame: pd.DataFrame) -> Iterator[str]:
+def _by_task(frame: pd.DataFrame, intervals: bool = False) -> Iterator[str]:
     names = list(dict.fromkeys(frame["intervention"]))
     rows = []
     for task, group in frame.groupby("task", sort=False):
         found = group.set_index("intervention")
         first = found.iloc[0]
-        cells = [_points(found.loc[name], "gain", name in _WITH_INTERVAL) for name in names]
+        cells = [
+            _points(found.loc[name], "gain", intervals or name in _WITH_INTERVAL)
+            if name in found.index  # not every task has enough heads to choose from
+            else "–"
+            for name in names
+        ]
         rows.append([_spaced(task), f"{first['n']} ({first['n_correct']})", *cells])
     yield from table_lines(["task", "held out (correct)", *names], rows)
 
