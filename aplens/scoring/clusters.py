@@ -178,15 +178,19 @@ def unit_rows(
     return rows / np.where(lengths > 0, lengths, 1)
 
 
+def are_alike(rows: Float[np.ndarray, "scenario d_embed"]) -> bool:
+    """Whether a head's unit embeddings differ by rounding at most."""
+    return bool(np.ptp(rows, axis=0).max() < _ALIKE)
+
+
 def fit_pca(rows: Float[np.ndarray, "scenario d_embed"], n_components: int, seed: int = 0) -> PCA:
     """Principal components, fewer when there are fewer rows or columns."""
     from sklearn.decomposition import PCA
 
     kept = min(n_components, *rows.shape)
-    constant = not rows.std(axis=0).any()
     # ARPACK finds a few components eight times faster than the full decomposition; it needs some
     # variance, and cannot find all of them.
-    solver = "full" if constant or kept == min(rows.shape) else "arpack"
+    solver = "full" if are_alike(rows) or kept == min(rows.shape) else "arpack"
     return PCA(kept, svd_solver=solver, random_state=seed).fit(rows)
 
 
@@ -196,7 +200,7 @@ def _cluster_one_head(
     from sklearn.cluster import HDBSCAN
 
     one_cluster = np.zeros(len(rows), dtype=np.int64)
-    if np.ptp(rows, axis=0).max() < _ALIKE:
+    if are_alike(rows):
         return one_cluster
     n_dimensions, min_samples = _DENSITY[reducer]
     reduced = (

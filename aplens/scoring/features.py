@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from aplens._words import shorten
-from aplens.scoring.clusters import HeadClusters, check_shape, fit_pca, unit_heads
+from aplens.scoring.clusters import HeadClusters, are_alike, check_shape, fit_pca, unit_heads
 from aplens.scoring.observations import HEAD_NUMBERS, Observations
 
 #: Directions kept of each head's embeddings; measured, 2 to 16 predict alike.
@@ -103,15 +103,19 @@ class HeadNumberFeatures:
 
 
 class EmbeddingFeatures:
-    """Where each head's embedding lies along the directions in which it varies most (PCA)."""
+    """Where each head's embedding lies along the directions in which it varies most (PCA).
+
+    A head that never varies has no column: its directions would be those of rounding.
+    """
 
     def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
         check_shape(observations.embeddings)
         self._reducers = [
-            fit_pca(rows, N_COMPONENTS) for rows in unit_heads(observations.embeddings)
+            None if are_alike(rows) else fit_pca(rows, N_COMPONENTS)
+            for rows in unit_heads(observations.embeddings)
         ]
-        widths = [reducer.n_components_ for reducer in self._reducers]
+        widths = [0 if reducer is None else reducer.n_components_ for reducer in self._reducers]
         self.column_heads = np.repeat(np.arange(len(widths)), widths)
         return self.transform(observations)
 
@@ -119,7 +123,8 @@ class EmbeddingFeatures:
         """See `FeatureBlock`."""
         check_shape(observations.embeddings)
         heads = zip(self._reducers, unit_heads(observations.embeddings), strict=True)
-        return np.concatenate([reducer.transform(rows) for reducer, rows in heads], axis=1)
+        parts = [reducer.transform(rows) for reducer, rows in heads if reducer is not None]
+        return np.concatenate([np.empty((len(observations), 0)), *parts], axis=1)
 
 
 class ClusterFeatures:
