@@ -13,7 +13,7 @@ import pytest
 import torch
 from scoring_helpers import make_mae, make_observations, make_scenarios
 
-from aplens._io import FolderInUseError, own_folder
+from aplens._io import FolderInUseError, fingerprint, own_folder
 from aplens.patterns import collect_patterns, log_normalize
 from aplens.scoring import Observations, observe, pattern_statistics, shards
 from aplens.scoring.observations import COLUMNS
@@ -419,3 +419,17 @@ def test_observations_of_different_things_are_not_joined(tiny_model, mae, tmp_pa
         Observations.join([make_observations(n=4), make_observations(n=4, n_heads=2, n_layers=3)])
     with pytest.raises(ValueError, match="got none"):
         Observations.join([])
+
+
+def test_a_folder_of_an_older_version_opens_with_what_it_has(any_model, mae, tmp_path):
+    written = observe(any_model, make_scenarios(5), mae, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    run = {key: value for key, value in manifest["run"].items() if key != "numbers"}
+    run |= {"statistics": True, "surprise": False}  # a flag each, and no regions
+    manifest |= {"run": run, "checksum": fingerprint(run)}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    older = Observations.open(tmp_path)
+    np.testing.assert_array_equal(older.statistics, written.statistics)
+    for name in ("regions", "surprise"):
+        with pytest.raises(ValueError, match=f"have no {name}: observe with"):
+            older.numbers(name)
