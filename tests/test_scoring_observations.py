@@ -433,3 +433,5 @@ def test_a_folder_of_an_older_version_opens_with_what_it_has(any_model, mae, tmp
     for name in ("regions", "surprise"):
         with pytest.raises(ValueError, match=f"have no {name}: observe with"):
             older.numbers(name)
+    with pytest.raises(ValueError, match=r"numbers must be some of .*, got 'mood'"):
+        older.numbers("mood")

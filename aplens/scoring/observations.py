@@ -134,8 +134,10 @@ class Observations:
             name: One of `HEAD_NUMBERS`.
 
         Raises:
-            ValueError: When the observations were made without them.
+            ValueError: When `name` is unknown, or the observations were made without them.
         """
+        if name not in HEAD_NUMBERS:
+            raise ValueError(f"numbers must be some of {list(HEAD_NUMBERS)}, got {name!r}")
         if name not in self._numbers:
             raise ValueError(
                 f"these observations have no {name}: observe with {HEAD_NUMBERS[name]}=True"

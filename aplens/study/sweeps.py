@@ -79,8 +79,7 @@ def tabulate_sweep(sweep: AblationSweep, tasks: Sequence[str], seed: int) -> pd.
     Returns:
         What `GateTrials.to_frame` gives, with two more columns: `choice` and `size`.
     """
-    trials = sweep.to_trials(tasks)
-    return _with_settings(trials.to_frame(seed, baseline=_random_of_same_size(sweep)), [sweep])
+    return _tabulate(sweep.to_trials(tasks), [sweep], seed)
 
 
 def tabulate_task_sweeps(
@@ -98,37 +97,26 @@ def tabulate_task_sweeps(
     """
     import pandas as pd
 
-    frames = [tabulate_sweep(sweep, tasks[task], seed) for task, sweep in sweeps.items()]
+    trials = {task: sweep.to_trials(tasks[task]) for task, sweep in sweeps.items()}
+    frames = [_tabulate(trials[task], [sweep], seed) for task, sweep in sweeps.items()]
     by_task = pd.concat([frame[frame["task"] != MEAN_OF_TASKS] for frame in frames])
-    joined = GateTrials.join([sweep.to_trials(tasks[task]) for task, sweep in sweeps.items()])
-    baselines: dict[str, str] = {}
-    for sweep in sweeps.values():
-        baselines |= _random_of_same_size(sweep)
-    shared = {
-        name: other
-        for name, other in baselines.items()
-        if name in joined.outcomes and other in joined.outcomes
-    }
-    means = _with_settings(joined.to_frame(seed, baseline=shared), list(sweeps.values()))
+    means = _tabulate(GateTrials.join(list(trials.values())), list(sweeps.values()), seed)
     return pd.concat([by_task, means[means["task"] == MEAN_OF_TASKS]], ignore_index=True)
 
 
-def _with_settings(frame: pd.DataFrame, sweeps: Sequence[AblationSweep]) -> pd.DataFrame:
-    """How the heads of each intervention were chosen, and how many they are."""
+def _tabulate(trials: GateTrials, sweeps: Sequence[AblationSweep], seed: int) -> pd.DataFrame:
+    """Trials of sweeps' settings, each against as many random heads where these were tried."""
     settings = {
         name_heads(result.setting.choice, result.setting.size): result.setting
         for sweep in sweeps
         for result in sweep.results
     }
+    at_random = {name: name_heads("random", settings[name].size) for name in trials.outcomes}
+    baseline = {
+        name: other
+        for name, other in at_random.items()
+        if name != other and other in trials.outcomes
+    }
+    frame = trials.to_frame(seed, baseline=baseline)
     chosen = [settings[name] for name in frame["intervention"]]
     return frame.assign(choice=[one.choice for one in chosen], size=[one.size for one in chosen])
-
-
-def _random_of_same_size(sweep: AblationSweep) -> dict[str, str]:
-    """For each setting that random heads can be compared with, the name of theirs."""
-    settings = {(result.setting.choice, result.setting.size) for result in sweep.results}
-    return {
-        name_heads(choice, size): name_heads("random", size)
-        for choice, size in settings
-        if choice != "random" and ("random", size) in settings
-    }
