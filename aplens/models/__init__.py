@@ -13,6 +13,7 @@ from aplens.models.hooks import (
 from aplens.models.info import ModelInfo, UnsupportedModelError, describe_model
 from aplens.models.loading import load_model
 from aplens.models.resuming import Residuals, can_start_midway, keep_residuals, start_at
+from aplens.models.writing import require_acting
 
 __all__ = [
     "ModelInfo",
@@ -27,6 +28,7 @@ __all__ = [
     "load_model",
     "own_tokenizer",
     "pattern_hook_name",
+    "require_acting",
     "run_model",
     "run_until",
     "start_at",

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from aplens.heads import Head
-from aplens.models.classes import ModelKind, kind_of
+from aplens.models.classes import ModelKind, UnsupportedModelError, kind_of
 
 _described: weakref.WeakKeyDictionary[Any, ModelInfo] = weakref.WeakKeyDictionary()
-
-
-class UnsupportedModelError(TypeError):
-    """The model has no causal attention patterns that hooks could read."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +111,22 @@ def _attention_layers(model: Any, name: str) -> tuple[int, ...]:
     return layers
 
 
+def probe_tokens(model: Any) -> Int[Tensor, "1 pos"]:
+    """Three tokens to try a model on, or as many as its context takes."""
+    tokens = torch.arange(
+        1, 1 + min(3, int(model.cfg.n_ctx)), device=_first_parameter(model).device
+    )
+    d_vocab = int(model.cfg.d_vocab)
+    return (tokens % d_vocab if d_vocab > 0 else tokens)[None]
+
+
 def _require_causal(model: Any, name: str, layer: int) -> None:
-    """Ask the model itself, on three tokens: configurations do not say it reliably."""
+    """Ask the model itself, on a few tokens: configurations do not say it reliably."""
     from aplens.models.hooks import attach_hooks, pattern_hook_name
 
     seen: list[torch.Tensor] = []
-    tokens = torch.tensor([[1, 2, 3]], device=_first_parameter(model).device)
+    tokens = probe_tokens(model)
+    n_tokens = tokens.shape[1]
     try:
         with (
             torch.no_grad(),
@@ -137,10 +145,11 @@ def _require_causal(model: Any, name: str, layer: int) -> None:
             "implementation computes no pattern (load it with attn_implementation='eager')"
         )
     shape = tuple(seen[0].shape)
-    if shape != (1, int(model.cfg.n_heads), 3, 3):
+    expected = (1, int(model.cfg.n_heads), n_tokens, n_tokens)
+    if shape != expected:
         raise UnsupportedModelError(
-            f"{name}: expected patterns of shape (batch, head, query, key) = "
-            f"(1, {model.cfg.n_heads}, 3, 3) on three tokens, got {shape}"
+            f"{name}: expected patterns of shape (batch, head, query, key) = {expected} on "
+            f"{n_tokens} tokens, got {shape}"
         )
     if seen[0].triu(diagonal=1).any():
         raise UnsupportedModelError(

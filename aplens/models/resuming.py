@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens.models.info import describe_model
+from aplens.models.info import describe_model, probe_tokens
 
 _suffices: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
@@ -113,7 +113,7 @@ def start_at(model: Any, layer: int, residuals: Residuals, n_copies: int = 1) ->
 def can_start_midway(model: Any) -> bool:
     """Whether a layer needs of those before it the residual stream alone, as `start_at` assumes.
 
-    Some models share keys and values between layers. The model is asked, on three tokens, once;
+    Some models share keys and values between layers. The model is asked, on a few tokens, once;
     when it cannot there is a warning. Ask before other hooks are in force.
 
     Args:
@@ -134,7 +134,7 @@ def can_start_midway(model: Any) -> bool:
 @torch.no_grad()
 def _same_from_every_layer(model: Any) -> bool:
     info = describe_model(model)
-    tokens = torch.tensor([[1, 2, 3]], device=info.device)
+    tokens = probe_tokens(model)
     layers = range(1, info.n_layers)
     with keep_residuals(model, layers) as residuals:
         expected = model(tokens)

