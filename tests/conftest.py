@@ -83,6 +83,18 @@ def make_tiny_bridge(seed=0, name="tiny-bridge"):
     )
 
 
+def make_broken(kind, value=float("nan")):
+    """A small model with `value` in the query weights of head L1H2."""
+    model = make_tiny_hooked() if kind == "hooked" else make_tiny_bridge()
+    attention = model.blocks[1].attn
+    with torch.no_grad():
+        if kind == "hooked":
+            attention.W_Q[2] = value
+        else:
+            attention.q.weight[16:24] = value
+    return model
+
+
 @pytest.fixture(scope="session")
 def tiny_hooked():
     return make_tiny_hooked()

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import HAS_HOOKED, make_tiny_hooked
-from families import D_VOCAB, N_HEADS, make_model
+from conftest import HAS_HOOKED, KINDS, make_tiny_hooked
+from families import D_VOCAB, FAMILIES, N_HEADS, make_hf, make_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -187,15 +187,93 @@ def test_hooks_give_what_the_forked_inputs_give(normalization):
     assert table.frame["metric"].item() == pytest.approx(expected, abs=1e-5)
 
 
+#: Where in each Hugging Face model a layer, its norm before attention, and a fused projection of
+#: queries, keys and values are; the others have `input_layernorm` and one projection each.
+LAYERS = {
+    "gpt2": "transformer.h.{}",
+    "bloom": "transformer.h.{}",
+    "pythia": "gpt_neox.layers.{}",
+    "opt": "model.decoder.layers.{}",
+}
+NORMS = {"gpt2": "ln_1", "opt": "self_attn_layer_norm"}
+FUSED = {
+    "gpt2": "attn.c_attn",
+    "bloom": "self_attention.query_key_value",
+    "pythia": "attention.query_key_value",
+}
+OWN_KEYS = ("gpt2", "pythia", "bloom", "opt")  # no head shares its keys and values
+COMPONENTS = [
+    (family, component)
+    for family in FAMILIES
+    if family != "gemma3"  # which is refused: it normalizes what its heads write
+    for component in ("qkv" if family in OWN_KEYS else "q")
+]
+
+
+def path_in_hugging_face(family, sender, receiver, component):
+    """The metric of the original model, without TransformerLens and without its hooks."""
+    model = make_hf(family)
+    layer = model.get_submodule(LAYERS.get(family, "model.layers.{}").format(receiver.layer))
+    norm = layer.get_submodule(NORMS.get(family, "input_layernorm"))
+    project = layer.get_submodule(FUSED.get(family, f"self_attn.{component}_proj"))
+    write_out = model.get_submodule(FAMILIES[family].projection.format(sender.layer))
+
+    def entering(module, tokens):
+        kept = []
+        handle = module.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+        with handle:
+            model(tokens, use_cache=False)
+        return kept[0].clone()
+
+    def of_receiver(projected):
+        place = "qkv".index(component)
+        if family not in FUSED:
+            return projected.unflatten(-1, (N_HEADS, -1))[..., receiver.head, :]
+        if family == "gpt2":
+            return projected.unflatten(-1, (3, N_HEADS, -1))[..., place, receiver.head, :]
+        return projected.unflatten(-1, (N_HEADS, 3, -1))[..., receiver.head, place, :]
+
+    def replace(module, inputs, projected):
+        projected = projected.clone()
+        of_receiver(projected)[:] = received
+        return projected
+
+    with torch.no_grad():
+        before = entering(write_out, CORRUPTED)
+        after = before.clone()
+        of_sender = after.unflatten(-1, (N_HEADS, -1))[..., sender.head, :]
+        clean = entering(write_out, CLEAN).unflatten(-1, (N_HEADS, -1))
+        of_sender[:] = clean[..., sender.head, :]
+        write = write_out(after) - write_out(before)
+        received = of_receiver(project(norm(entering(layer, CORRUPTED) + write)))
+        with project.register_forward_hook(replace):
+            return METRIC(model(CORRUPTED, use_cache=False).logits).item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "component"), COMPONENTS)
+def test_a_path_is_that_of_the_hugging_face_model(family, component, kind):
+    if kind == "hooked" and not FAMILIES[family].in_hooked:
+        pytest.skip("HookedTransformer cannot hold it")
+    model, sender = make_model(family, kind), Head(0, 1)
+    heads = [Head(1, head) for head in range(N_HEADS)]
+    expected = [path_in_hugging_face(family, sender, head, component) for head in heads]
+    for receivers in (heads, None):
+        table = path_patch(
+            model, CLEAN, CORRUPTED, sender, receivers, metric=METRIC, component=component
+        )
+        assert list(table.frame["receiver"]) == [str(head) for head in heads]
+        assert table.frame["metric"].to_list() == pytest.approx(expected, abs=1e-5)
+        assert table.n_forward_passes == 2 + 1 + N_HEADS
+    assert (table.frame["metric"] - table.corrupted).abs().max() > 1e-3
+
+
 @pytest.mark.skipif(not HAS_FUNCTION, reason="get_act_patch_direct_path came with 4.0")
-@pytest.mark.parametrize("family", ["gpt2", "pythia", "llama", "starcoder2"])
-def test_transformer_lens_and_hooks_agree(family, monkeypatch):
-    model = make_model(family, "bridge")
-    senders = [Head(0, head) for head in range(N_HEADS)]
-    options = {"metric": METRIC, "component": "q"}
-    by_function = path_patch(model, CLEAN, CORRUPTED, senders, **options)
-    name = "blocks.0.attn.hook_z"
-    direct = patching.get_act_patch_direct_path(
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_transformer_lens_finds_the_same_where_it_is_right(family):
+    model, name = make_model(family, "bridge"), "blocks.0.attn.hook_z"
+    table = path_patch(model, CLEAN, CORRUPTED, "L0H1", metric=METRIC)
+    expected = patching.get_act_patch_direct_path(
         model,
         CORRUPTED,
         cache(model, CLEAN, name),
@@ -206,20 +284,8 @@ def test_transformer_lens_and_hooks_agree(family, monkeypatch):
         "q",
         verbose=False,
     )
-    rows = by_function.frame[by_function.frame["sender"] == "L0H1"]
-    torch.testing.assert_close(torch.tensor(rows["metric"].to_numpy()).float(), direct[1])
-    assert by_function.n_forward_passes == 2 + N_HEADS**2
-
-    receivers = [Head(1, head) for head in range(N_HEADS)]
-    by_hooks = path_patch(model, CLEAN, CORRUPTED, senders, receivers, **options)
-    assert list(by_hooks.frame["receiver"]) == list(by_function.frame["receiver"])
-    torch.testing.assert_close(
-        torch.tensor(by_hooks.frame["metric"]),
-        torch.tensor(by_function.frame["metric"]),
-        atol=1e-5,
-        rtol=1e-5,
-    )
-    assert (by_hooks.frame["metric"] - by_hooks.corrupted).abs().max() > 1e-4
+    found = torch.tensor(table.frame["metric"].to_numpy()).float()
+    torch.testing.assert_close(found, expected[1], atol=1e-5, rtol=1e-5)
 
 
 def test_without_receivers_every_later_head_receives(tiny_model):
@@ -486,6 +552,8 @@ def test_the_logit_difference_reads_each_prompts_last_token():
     assert logit_difference([3, 2], [0, 1], lengths=[2, 3])(logits) == expected
     expected = ((logits[0, 2, 3] - logits[0, 2, 0]) + (logits[1, 2, 2] - logits[1, 2, 1])) / 2
     assert logit_difference(torch.tensor([3, 2]), [0, 1])(logits) == expected
+    named = pd.Series([3, 2], index=["first", "second"])
+    assert logit_difference(named, [0, 1])(logits) == expected
 
 
 @pytest.mark.parametrize(

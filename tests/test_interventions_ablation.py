@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import KINDS, make_tiny_bridge, make_tiny_hooked, requires_hooked
@@ -420,3 +421,23 @@ def test_both_classes_agree_on_smollm2(smollm2_hooked, smollm2_bridge, smollm2_t
             ablated = activations(model, tokens, names)
         without = clean[names[1]] - clean[names[0]][:, :, 4] @ model.W_O[9, 4]
         torch.testing.assert_close(ablated[names[1]], without, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, "0", None])
+@pytest.mark.parametrize("method", ["zero", "resample"])
+def test_a_seed_that_is_none_is_refused_on_entry(any_model, seed, method):
+    expected = rf"seed must be a whole number from 0 to 2\*\*63 - 1, got {seed!r}"
+    with (
+        pytest.raises(ValueError, match=expected),
+        ablate_heads(any_model, SOME_HEADS, method=method, seed=seed),
+    ):
+        pass
+
+
+def test_numpys_numbers_and_the_largest_are_seeds(any_model, tiny_tokens):
+    def run(seed):
+        with ablate_heads(any_model, SOME_HEADS, method="resample", seed=seed):
+            return logits_of(any_model, tiny_tokens)
+
+    assert torch.equal(run(np.int64(3)), run(3))
+    assert run(2**63 - 1).isfinite().all()

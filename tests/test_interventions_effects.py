@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_bridge, make_tiny_hooked, requires_hooked
+from conftest import KINDS, make_broken, make_tiny_bridge, make_tiny_hooked, requires_hooked
 
 from aplens.heads import Head, all_heads
 from aplens.interventions import HeadEffects, ablate_heads, estimate_effects, measure_effects
@@ -415,3 +416,71 @@ def test_both_classes_agree_on_smollm2(smollm2_hooked, smollm2_bridge, smollm2_t
         one, other = (find(model, scenarios, some) for model in (smollm2_hooked, smollm2_bridge))
         np.testing.assert_allclose(one.values, other.values, atol=5e-3)
         assert np.abs(one.values).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("effects", [measure_effects, estimate_effects])
+def test_a_head_with_broken_weights_has_no_effect_that_could_be_ranked(effects, kind):
+    with pytest.raises(ValueError, match=r"attention of L1H2 of .* is broken"):
+        effects(make_broken(kind), make_scenarios())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("effects", [measure_effects, estimate_effects])
+def test_logits_that_are_no_numbers_are_called_so_wherever_they_are(any_model, effects, value):
+    """A token's that is neither the answer nor the wrong one."""
+    scenarios = make_scenarios()
+    spared = {token for each in scenarios for token in (each.target, each.wrong)}
+    token = min(set(range(101)) - spared)
+
+    def spoil(module, inputs, logits):
+        logits = logits.clone()
+        logits[..., token] = value
+        return logits
+
+    what = "NaN" if value != value else "infinity"
+    with (
+        any_model.unembed.register_forward_hook(spoil),
+        pytest.raises(ValueError, match=f"logits contain {what}"),
+    ):
+        effects(any_model, scenarios, metric="logit_diff")
+
+
+@pytest.mark.parametrize("metric", ["log_prob", "logit_diff"])
+def test_an_answer_that_the_model_rules_out_has_no_effect(any_model, metric):
+    scenarios = make_scenarios()
+
+    def rule_out(module, inputs, logits):
+        logits = logits.clone()
+        logits[..., [scenarios[2].target, scenarios[2].wrong]] = -torch.inf
+        return logits
+
+    with (
+        any_model.unembed.register_forward_hook(rule_out),
+        pytest.raises(ValueError, match="answer's logit is minus infinity"),
+    ):
+        measure_effects(any_model, scenarios, "L0H0", metric=metric)
+
+
+@pytest.mark.parametrize("effects", [measure_effects, estimate_effects])
+@pytest.mark.parametrize("token", [101, -1, 2**63, 1.5])
+@pytest.mark.parametrize(("field", "words"), [("target", "target"), ("wrong", "wrong answer")])
+def test_answers_that_are_no_tokens_of_the_model_are_refused(
+    any_model, effects, field, words, token
+):
+    scenarios = list(make_scenarios())
+    scenarios[3] = replace(scenarios[3], **{field: token})
+    message = rf"scenario 3 \(group1\): the {words} must be a token id from 0 to 100 .* got {token}"
+    with pytest.raises(ValueError, match=message):
+        effects(any_model, Scenarios(scenarios))
+
+
+@requires_hooked
+def test_a_model_may_answer_with_fewer_tokens_than_it_reads():
+    model = make_tiny_hooked(d_vocab_out=50)
+    scenarios = list(make_scenarios(with_wrong=False))
+    scenarios = [replace(each, target=each.target % 50) for each in scenarios]
+    assert measure_effects(model, Scenarios(scenarios), "L0H0").clean.shape == (5,)
+    scenarios[0] = replace(scenarios[0], target=50)
+    with pytest.raises(ValueError, match=r"from 0 to 49 .* got 50"):
+        measure_effects(model, Scenarios(scenarios), "L0H0")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import KINDS, make_broken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -463,3 +465,69 @@ def test_prompts_of_several_lengths_are_swept_as_each_is_alone(tiny_model):
     )
     assert sweep.clean.tolist() == [a == b for a, b in zip(unchanged, targets, strict=True)]
     assert sweep.results[0].correct.all()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True])
+@pytest.mark.parametrize("name", ["seed", "random_seeds"])
+def test_a_seed_that_is_none_is_refused_before_anything_runs(any_model, tmp_path, name, seed):
+    value = seed if name == "seed" else (0, seed)
+    expected = rf"{name} must be a whole number from 0 to 2\*\*63 - 1, got {seed}"
+    with pytest.raises(ValueError, match=expected):
+        run_sweep(
+            any_model,
+            make_scenarios(any_model),
+            make_ranking(),
+            folder=tmp_path / "sweep",
+            **{name: value},
+        )
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_largest_seeds_and_numpys_are_kept_in_a_folder(any_model, tmp_path):
+    seeds = (2**63 - 1, np.int64(3))
+    given = any_model, make_scenarios(any_model), make_ranking()
+    options = {"seed": np.int64(2), "random_seeds": seeds, "folder": tmp_path}
+    first = run_sweep(*given, sizes=[2], choices=["random"], **options)
+    again = run_sweep(*given, sizes=[2], choices=["random"], **options)
+    assert [result.setting.seed for result in again.results] == [2**63 - 1, 3]
+    for one, other in zip(first.results, again.results, strict=True):
+        np.testing.assert_array_equal(one.correct, other.correct)
+
+
+def test_a_target_beyond_the_vocabulary_is_refused(any_model):
+    """No argmax could ever be that token: every outcome would be wrong."""
+    scenarios = list(make_scenarios(any_model))
+    scenarios[2] = replace(scenarios[2], target=101)
+    with pytest.raises(ValueError, match=r"scenario 2 \(F2.java\): the target .* got 101"):
+        run_sweep(any_model, Scenarios(scenarios), make_ranking(), sizes=[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_with_a_broken_head_is_not_swept(kind, any_model):
+    with pytest.raises(ValueError, match=r"attention of L1H2 of .* is broken"):
+        run_sweep(make_broken(kind), make_scenarios(any_model), make_ranking(), balance=False)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("first_broken", [0, 1])
+def test_logits_that_are_nan_are_not_wrong_predictions(any_model, precision, first_broken):
+    """From the first pass on, or from a later one, as where only ablated models overflow."""
+    passes = []
+
+    def spoil(module, inputs, logits):
+        passes.append(1)
+        return logits if len(passes) <= first_broken else logits * torch.nan
+
+    with (
+        any_model.unembed.register_forward_hook(spoil),
+        pytest.raises(ValueError, match="logits contain NaN"),
+    ):
+        run_sweep(
+            any_model,
+            make_scenarios(any_model),
+            make_ranking(),
+            sizes=[1],
+            balance=False,
+            batch_size=N_SCENARIOS,
+            precision=precision,
+        )

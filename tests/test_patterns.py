@@ -2,21 +2,25 @@ from __future__ import annotations
 
 import math
 
+import families
 import pytest
 import torch
+from conftest import KINDS, make_broken, make_tiny_bridge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aplens
-from aplens.models import attach_hooks, pattern_hook_name
+from aplens.models import attach_hooks, describe_model, pattern_hook_name
 from aplens.patterns import (
     AttentionPatterns,
     PatchGrid,
     crop_patches,
     depth_scales,
     log_normalize,
+    read_layers,
     stream_patterns,
 )
+from aplens.prompts import read_prompts
 
 
 def causal_patterns(n, batch=(3,), seed=0, sharpness=3.0):
@@ -277,6 +281,121 @@ def test_lengths_do_not_mix_and_nothing_is_not_a_pattern(tiny_model, tiny_tokens
         _ = collector.patterns["L1H1"]
     with pytest.raises(ValueError, match="query = key"):
         AttentionPatterns(torch.rand(1, 1, 1, 5), collector.heads)
+
+
+# --- refusing what is no attention -------------------------------------------------------------
+
+
+def collect_in_own_loop(model, tokens):
+    with aplens.PatternCollector(model), torch.no_grad():
+        model(tokens)
+
+
+READERS = {
+    "collect": aplens.collect_patterns,
+    "stream": lambda model, tokens: list(stream_patterns(model, tokens)),
+    "layers": lambda model, tokens: read_layers(model, read_prompts(model, tokens), len),
+    "collector": collect_in_own_loop,
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_with_broken_weights_is_refused_by_name(kind, value, tiny_tokens):
+    """TransformerLens puts zeros in the place of its attention, and runs on."""
+    model = make_broken(kind, value)
+    for read in READERS.values():
+        with pytest.raises(ValueError, match=r"attention of L1H2 of .* is broken.* sums to"):
+            read(model, tiny_tokens)
+    assert not any(point._forward_hooks for point in model.hook_dict.values())
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("change", "total"),
+    [(1.5, "1.5"), (1.02, "1.02"), (math.nan, "nan"), (0.0, "0")],
+)
+def test_rows_that_are_no_attention_are_refused(tiny_model, tiny_tokens, reader, change, total):
+    def spoil(point, inputs):  # as the model itself would compute it: before any hook
+        spoiled = inputs[0].clone()
+        spoiled[3, 1, 5] *= change
+        return spoiled
+
+    describe_model(tiny_model)  # which runs it once, on fewer tokens
+    point = tiny_model.hook_dict[pattern_hook_name(2)]
+    where = f"L2H1 of .* is broken: that of query 5 of prompt 3 in the batch sums to {total},"
+    with point.register_forward_pre_hook(spoil), pytest.raises(ValueError, match=where):
+        READERS[reader](tiny_model, tiny_tokens)
+
+
+def test_a_broken_prompt_is_not_taken_for_a_padded_one(tiny_model, tiny_tokens):
+    """Zeros in all heads are padding only where the prompt begins, and never all of it."""
+    describe_model(tiny_model)  # which runs it once, on fewer tokens
+    point = tiny_model.hook_dict[pattern_hook_name(0)]
+    for queries, first in ((slice(None), 0), (slice(12, None), 12)):
+
+        def spoil(point, inputs, queries=queries):
+            spoiled = inputs[0].clone()
+            spoiled[2, :, queries] = 0
+            return spoiled
+
+        where = f"query {first} of prompt 2 "
+        with point.register_forward_pre_hook(spoil), pytest.raises(ValueError, match=where):
+            aplens.collect_patterns(tiny_model, tiny_tokens)
+
+
+def test_queries_that_a_mask_hides_are_padding(tiny_model, tiny_tokens):
+    tokens, mask = tiny_tokens.clone(), torch.ones_like(tiny_tokens)
+    mask[1, :7] = 0
+    with aplens.PatternCollector(tiny_model) as collector, torch.no_grad():
+        tiny_model(tokens, attention_mask=mask)
+    alone = aplens.collect_patterns(tiny_model, tokens[1:2, 7:])
+    unpadded = collector.patterns.unpad(mask).prompt(1)
+    # A bridge of GPT-2 numbers positions from the padding on; only shapes and sums are alike.
+    assert unpadded.shape == alone.prompt(0).shape
+    torch.testing.assert_close(unpadded.sum(-1), torch.ones(12, 13))
+
+
+def test_what_others_made_of_a_pattern_is_theirs(tiny_model, tiny_tokens):
+    def knock_out(pattern, hook):
+        pattern = pattern.clone()
+        pattern[:, 2] = 0
+        return pattern
+
+    with attach_hooks(tiny_model, [(pattern_hook_name(1), knock_out)]):
+        patterns = aplens.collect_patterns(tiny_model, tiny_tokens)
+    assert not patterns["L1H2"].any()
+    assert (patterns["L1H1"].sum(-1) > 0.99).all()
+
+
+def test_dropout_is_named_where_the_model_is_in_training_mode(tiny_tokens):
+    model = make_tiny_bridge().train()
+    with pytest.raises(ValueError, match=r"so does dropout, which model.eval\(\) switches off"):
+        aplens.collect_patterns(model, tiny_tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_sinks_and_half_precision_are_attention(kind, dtype, monkeypatch):
+    """A query of GPT-OSS gives part of its attention to a sink, which is no key."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    def make():
+        sizes = {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8}
+        experts = {"num_local_experts": 2, "num_experts_per_tok": 1}
+        return GptOssForCausalLM(GptOssConfig(**families._sizes(**sizes, **experts)))
+
+    family = families.Family(make, families.ATTENTION)
+    monkeypatch.setitem(families.FAMILIES, "gpt-oss", family)
+    tokens = torch.randint(1, families.D_VOCAB, (2, 60), generator=torch.Generator().manual_seed(0))
+    model = families.make_model("gpt-oss", kind, dtype)
+    values = aplens.collect_patterns(model, tokens).values.float()
+    assert values.sum(-1).min() < 0.5  # the sink has the rest
+    with torch.no_grad():
+        original = families.make_hf("gpt-oss").to(dtype)(tokens, output_attentions=True)
+    expected = torch.cat(original.attentions, dim=1).float()
+    atol = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(values, expected, atol=atol, rtol=0)
 
 
 @settings(max_examples=30, deadline=None)

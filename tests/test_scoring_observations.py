@@ -6,15 +6,18 @@ import errno
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import KINDS, make_broken
 from scoring_helpers import make_mae, make_observations, make_scenarios
 
 from aplens._io import FolderInUseError, fingerprint, own_folder
 from aplens.patterns import collect_patterns, log_normalize
+from aplens.scenarios import Scenarios
 from aplens.scoring import Observations, observe, pattern_statistics, shards
 from aplens.scoring.observations import COLUMNS
 
@@ -435,3 +438,31 @@ def test_a_folder_of_an_older_version_opens_with_what_it_has(any_model, mae, tmp
             older.numbers(name)
     with pytest.raises(ValueError, match=r"numbers must be some of .*, got 'mood'"):
         older.numbers("mood")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_with_broken_weights_is_not_observed(kind, mae, tmp_path):
+    with pytest.raises(ValueError, match=r"attention of L1H2 of .* is broken"):
+        observe(make_broken(kind), make_scenarios(4), mae, tmp_path)
+
+
+@pytest.mark.parametrize("field", ["target", "wrong"])
+def test_answers_that_are_no_tokens_of_the_model_are_refused_before_a_folder_is_made(
+    any_model, mae, tmp_path, field
+):
+    scenarios = list(ragged_scenarios(any_model))
+    scenarios[1] = replace(scenarios[1], **{field: 101})
+    with pytest.raises(ValueError, match=r"scenario 1 \(prompt-1\): .* token id from 0 to 100"):
+        observe(any_model, Scenarios(scenarios), mae, tmp_path / "observations")
+    assert not (tmp_path / "observations").exists()
+
+
+def test_logits_that_are_nan_are_not_wrong_predictions(any_model, mae, tmp_path):
+    def spoil(module, inputs, logits):
+        return logits * torch.nan
+
+    with (
+        any_model.unembed.register_forward_hook(spoil),
+        pytest.raises(ValueError, match="logits contain NaN"),
+    ):
+        observe(any_model, make_scenarios(4), mae, tmp_path)

@@ -1,7 +1,7 @@
 """From chosen heads to circuits: activation patching and direct path patching of a selection.
 
-Patching is TransformerLens's own (`transformer_lens.patching`); this package hands it the heads and
-brings back a table.
+Activations are patched by TransformerLens itself (`transformer_lens.patching`); what a path carries
+is worked out here.
 """
 
 from aplens.circuits.activations import activation_patch

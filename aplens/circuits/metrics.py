@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aplens.prompts import as_list
+
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, ""]]
 Progress: TypeAlias = Callable[[int, int], object]
 
@@ -83,7 +85,7 @@ class CountedMetric:
 
 
 def _read_numbers(name: str, values: Any, lowest: int) -> Int[Tensor, " batch"]:
-    numbers = torch.as_tensor(values).cpu()
+    numbers = torch.as_tensor(as_list(values)).cpu()
     if numbers.ndim != 1 or len(numbers) == 0 or numbers.is_floating_point():
         raise ValueError(
             f"{name} must be one whole number a prompt, got {numbers.dtype} of shape "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
@@ -58,12 +57,8 @@ def path_patch(
     "Interpretability in the Wild", recompute those MLPs and so count paths through them as direct;
     TransformerLens does not, and nor do we.)
 
-    Without `receivers`, TransformerLens 4's `get_act_patch_direct_path` does it. It cannot be
-    restricted to some receivers, and 3.x has no exact one (that of `tools.analysis` is a linear
-    approximation which needs folded LayerNorm); in these cases the same numbers come from hooks,
-    exactly, LayerNorm folded or not. Either way each pair costs one forward pass of the whole
-    batch, and hooks one more a sender. Choose senders well: all pairs of SmolLM2's 270 heads are
-    35 235.
+    The numbers are exact, LayerNorm folded or not. Each pair costs one forward pass of the whole
+    batch, each sender one more. Choose senders well: all pairs of SmolLM2's 270 heads are 35 235.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -113,16 +108,16 @@ def path_patch(
     if to_logits:
         values = [runs.to_logits(sender) for sender in sources]
     else:
-        function = _direct_path_function(model) if receivers is None else None
-        patch = runs.by_hooks if function is None else partial(runs.by_function, function)
-        values = [value for sender, heads in targets.items() for value in patch(sender, heads)]
+        values = [
+            value for sender, heads in targets.items() for value in runs.to_heads(sender, heads)
+        ]
     passes = measured.calls + runs.extra_passes
     return make_table(_path_frame(paths, component), values, clean_value, corrupted_value, passes)
 
 
 @dataclass
 class _PathRuns:
-    """The patched runs of direct path patching, in each way there is to make them."""
+    """The patched runs of direct path patching."""
 
     model: Any
     tokens: Int[Tensor, "batch pos"]
@@ -138,24 +133,7 @@ class _PathRuns:
         with attach_hooks(self.model, [(last, _adding(self._write(sender)))]):
             return float(self.metric(run_model(self.model, self.tokens)))
 
-    def by_function(
-        self, function: Callable[..., Tensor], sender: Head, receivers: Sequence[Head]
-    ) -> list[float]:
-        """By `get_act_patch_direct_path`, which runs every later head."""
-        results = function(
-            self.model,
-            self.tokens,
-            self.clean,
-            self.corrupted,
-            self.metric,
-            src_layer=sender.layer,
-            src_head=sender.head,
-            component=self.component,
-            verbose=False,
-        )
-        return [float(results[head]) for head in receivers]
-
-    def by_hooks(self, sender: Head, receivers: Sequence[Head]) -> list[float]:
+    def to_heads(self, sender: Head, receivers: Sequence[Head]) -> list[float]:
         """The receivers' queries as they would be, patched in like any other activation."""
         cache = self._receive(sender, {head.layer for head in receivers})
         rows = [(head, None) for head in receivers]
@@ -185,16 +163,6 @@ class _PathRuns:
         name = hook_name("z", sender.layer)
         change = self.clean[name][:, :, sender.head] - self.corrupted[name][:, :, sender.head]
         return change @ self.model.blocks[sender.layer].attn.W_O[sender.head]
-
-
-def _direct_path_function(model: Any) -> Callable[..., Tensor] | None:
-    """TransformerLens's own function where it has one, which asks for attention in every layer."""
-    from transformer_lens import patching
-
-    info = describe_model(model)
-    if len(info.attention_layers) < info.n_layers:
-        return None
-    return getattr(patching, "get_act_patch_direct_path", None)
 
 
 def _later_heads(

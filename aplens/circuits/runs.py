@@ -15,6 +15,7 @@ from aplens.circuits.metrics import CountedMetric
 from aplens.heads import Head
 from aplens.models import attach_hooks, describe_model, run_model
 from aplens.models.hooks import HookFunction
+from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import PromptsLike, read_prompts
 
 HeadActivation: TypeAlias = Literal["z", "q", "k", "v", "pattern"]
@@ -90,7 +91,8 @@ def run_with_cache(
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[str, Tensor]]:
     """The logits, and what the hooks named saw."""
     cache: dict[str, Tensor] = {}
-    with attach_hooks(model, [(name, keeping(cache, name)) for name in names]):
+    hooks = [(name, keeping(cache, name)) for name in names]
+    with refuse_broken_patterns(model), attach_hooks(model, hooks):
         return run_model(model, tokens), cache
 
 

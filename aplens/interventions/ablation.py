@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from aplens._seeds import read_seed
 from aplens.heads import Head, HeadsLike, parse_heads
 from aplens.models import ModelInfo, attach_hooks, describe_model, run_until, z_hook_name
 from aplens.prompts import Prompts, read_prompts
@@ -58,9 +59,10 @@ def ablate_heads(
 
     Raises:
         ValueError: On entry: a head is out of range, both or neither of `heads` and `per_prompt`
-            are given, the method is unknown, or `mean` has no reference. In the forward pass: the
-            batch is not the size of `per_prompt`, `resample` got a batch of one without a
-            reference, or a reference whose prompts have another length.
+            are given, the method is unknown, `mean` has no reference, or the seed is no whole
+            number from 0 to 2**63 - 1. In the forward pass: the batch is not the size of
+            `per_prompt`, `resample` got a batch of one without a reference, or a reference whose
+            prompts have another length.
     """
     info = describe_model(model)
     choices = _read_choices(heads, per_prompt, info)
@@ -115,11 +117,13 @@ def make_substitute(
     """What `method` puts in place of any of `heads`; runs the reference when the method needs it.
 
     Raises:
-        ValueError: When the method is unknown, `mean` has no reference, the reference is not a
-            non-empty batch of prompts, or `resample` has one of several lengths.
+        ValueError: When the method is unknown, the seed is no whole number from 0 to 2**63 - 1,
+            `mean` has no reference, the reference is not a non-empty batch of prompts, or
+            `resample` has one of several lengths.
     """
     if method not in get_args(AblationMethod):
         raise ValueError(f"method must be one of {list(get_args(AblationMethod))}, got {method!r}")
+    seed = read_seed(seed)
     if method == "mean" and reference is None:
         raise ValueError(
             "method 'mean' needs reference=, a tensor of tokens [prompt, pos] over which each "

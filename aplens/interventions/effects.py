@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aplens._answers import require_answers, require_logits
 from aplens.heads import Head, HeadRanking, HeadsLike
 from aplens.interventions.ablation import (
     AblationMethod,
@@ -29,6 +30,7 @@ from aplens.models import (
     z_hook_name,
 )
 from aplens.patterns.collect import select_heads
+from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.scoring.intervals import FileBootstrap
 
@@ -158,8 +160,9 @@ def measure_effects(
 
     Raises:
         ValueError: When a head is out of range, metric or method is unknown, `logit_diff` lacks a
-            wrong answer, `mean` or `resample` lacks a reference or has too short ones, or the
-            model's logits contain NaN.
+            wrong answer, an answer is none of the model's tokens, `mean` or `resample` lacks a
+            reference or has too short ones, the seed is no whole number from 0 to 2**63 - 1, or the
+            model is broken: its logits contain NaN or infinity, or its patterns are no attention.
     """
     task = _Task.read(model, scenarios, heads, metric, batch_size)
     if method == "resample":
@@ -171,7 +174,10 @@ def measure_effects(
     for numbers in task.batches(batch_size):
         # Resampling pairs positions with the reference's, so its batches keep the whole length.
         prompts = task.take(numbers, trim=method != "resample")
-        with keep_residuals(model, task.by_layer) as residuals:
+        with (
+            refuse_broken_patterns(model),
+            keep_residuals(model, task.by_layer) as residuals,
+        ):
             logits = last_token_logits(model, prompts.tokens, prompts.lengths)
         clean[numbers] = task.evaluate(logits, numbers)
         for layer, places in task.heads_at_once(max(1, batch_size // len(numbers))):
@@ -238,7 +244,7 @@ def estimate_effects(
     by_layer = task.by_layer
     for numbers in task.batches(batch_size):
         prompts = task.take(numbers)
-        with _keep_outputs(model, by_layer) as outputs:
+        with refuse_broken_patterns(model), _keep_outputs(model, by_layer) as outputs:
             logits = last_token_logits(model, prompts.tokens, prompts.lengths)
         metrics = task.evaluate(logits, numbers)
         gradients = torch.autograd.grad(metrics.sum(), list(outputs.values()))
@@ -286,6 +292,7 @@ class _Task:
             raise ValueError(f"metric must be one of {list(get_args(Metric))}, got {metric!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        require_answers(model, scenarios)
         return cls(
             select_heads(model, heads),
             read_prompts(model, scenarios),
@@ -332,17 +339,17 @@ class _Task:
         """The metric on some prompts, on the CPU.
 
         Raises:
-            ValueError: When the logits contain NaN.
+            ValueError: When the logits contain NaN or infinity, or an answer's is minus infinity.
         """
-        scores = logits.float()
+        scores = require_logits(logits).float()
         target = scores.gather(1, self.targets[numbers].to(scores.device)[:, None])[:, 0]
         if self.wrong is None:
             rest = scores.logsumexp(dim=-1)
         else:
             rest = scores.gather(1, self.wrong[numbers].to(scores.device)[:, None])[:, 0]
         metrics = (target - rest).double().cpu()
-        if metrics.isnan().any():
-            raise ValueError("the model's logits contain NaN: its forward pass is broken here")
+        if not metrics.isfinite().all():
+            raise ValueError("an answer's logit is minus infinity: an effect on it is no number")
         return metrics
 
 

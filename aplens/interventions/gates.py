@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aplens._answers import require_answers, require_logits
 from aplens._documents import check, read_document, take
 from aplens._io import write_json
+from aplens._seeds import read_seed
 from aplens.heads import all_heads
 from aplens.interventions.effects import HeadEffects
 from aplens.interventions.head_numbers import ActsOn, check_acts_on
@@ -106,7 +108,12 @@ class HeadGates:
         return cls(values, model_name, {**facts, "n_prompts": effects.values.shape[1]})
 
     def shuffled(self, seed: int) -> HeadGates:
-        """The same numbers dealt out to the heads at random: what the choice of heads is worth."""
+        """The same numbers dealt out to the heads at random: what the choice of heads is worth.
+
+        Raises:
+            ValueError: When the seed is no whole number from 0 to 2**63 - 1.
+        """
+        seed = read_seed(seed)
         drawn = np.random.default_rng(seed).permutation(self.values.ravel())
         facts = {**self.metadata, "shuffled": seed}
         return HeadGates(drawn.reshape(self.values.shape), self.model_name, facts, self.acts_on)
@@ -219,11 +226,16 @@ def learn_gates(
 
     Raises:
         ValueError: When there are no scenarios, an argument is out of range, `start` is another
-            model's, `bias` is not a number for each token, or the model's logits contain NaN.
+            model's, `bias` is not a number for each token, an answer is none of the model's tokens,
+            the seed is no whole number from 0 to 2**63 - 1, or the model's logits contain NaN or
+            infinity.
     """
-    info = describe_model(model)
+    info, seed = describe_model(model), read_seed(seed)
     if len(scenarios) == 0:
         raise ValueError("there are no scenarios to learn gates from")
+    require_answers(model, scenarios)
+    if validation is not None:
+        require_answers(model, validation)
     for name, value in (("n_epochs", n_epochs), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
@@ -320,10 +332,7 @@ def log_p(
     """Log-probability of the answers, in nats.
 
     Raises:
-        ValueError: When a logit is NaN.
+        ValueError: When the logits contain NaN or infinity.
     """
-    log_probabilities = logits.float().log_softmax(dim=-1)
-    found = log_probabilities.gather(1, targets.to(logits.device)[:, None])[:, 0]
-    if found.isnan().any():
-        raise ValueError("the model's logits contain NaN: its forward pass is broken here")
-    return found
+    log_probabilities = require_logits(logits).float().log_softmax(dim=-1)
+    return log_probabilities.gather(1, targets.to(logits.device)[:, None])[:, 0]

@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aplens._answers import require_answers, require_logits
 from aplens._io import describe_differences, fingerprint, hash_tokens, own_folder
+from aplens._seeds import read_seed
 from aplens.heads import Head, HeadRanking
 from aplens.interventions.ablation import (
     AblationMethod,
@@ -38,6 +40,7 @@ from aplens.models import (
     last_token_logits,
     start_at,
 )
+from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import Prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -103,9 +106,13 @@ def sweep_ablations(
 
     Raises:
         FolderInUseError: When another run is writing into the folder.
-        ValueError: When an argument makes no sense for this model, balancing finds only correct or
-            only incorrect scenarios, or the folder holds another sweep, or a damaged one.
+        ValueError: When an argument makes no sense for this model, a seed is no whole number from 0
+            to 2**63 - 1, a target is none of the model's tokens, balancing finds only correct or
+            only incorrect scenarios, the folder holds another sweep, or a damaged one, or the
+            model is broken: its logits contain NaN or infinity, or its patterns are no attention.
     """
+    seed = read_seed(seed)
+    random_seeds = [read_seed(one, "each of random_seeds") for one in random_seeds]
     _check(model, scenarios, ranking, sizes, choices, random_seeds, batch_size)
     compute_in(model, precision)  # refuses another precision before anything runs
     if method == "resample" and reference is None:
@@ -213,7 +220,9 @@ class _Runner:
     ) -> NDArray[np.bool_]:
         """Whether the argmax is the target; run again where rounding might have decided it."""
         correct = logits.argmax(dim=-1).cpu() == targets
-        if self.precision is not None:
+        if self.precision is None:
+            require_logits(logits)
+        else:
             sure = _margins(logits, targets) >= MARGIN  # which NaN is not
             unsure = (~sure).nonzero().flatten()
             if len(unsure):
@@ -222,7 +231,7 @@ class _Runner:
                 tokens, lengths = prompts.tokens[rows], prompts.lengths[rows]
                 with ablate_with(self.model, heads, self.substitute, unsure):
                     exact = last_token_logits(self.model, tokens, lengths)
-                correct[unsure] = exact.argmax(dim=-1).cpu() == targets[unsure]
+                correct[unsure] = require_logits(exact).argmax(dim=-1).cpu() == targets[unsure]
         return correct.numpy()
 
 
@@ -253,6 +262,7 @@ def _check(
         )
     if len(scenarios) == 0:
         raise ValueError("there are no scenarios to sweep")
+    require_answers(model, scenarios)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"sizes must be numbers of heads from 1 up, got {tuple(sizes)}")
     unknown = [choice for choice in choices if choice not in CHOICES]
@@ -369,10 +379,11 @@ def _balanced(correct: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
 def _outcomes(model: Any, scenarios: Scenarios, batch_size: int) -> NDArray[np.bool_]:
     """Whether argmax after the last token is the target, for each scenario."""
     prompts = read_prompts(model, scenarios)
-    correct = [
-        last_token_logits(model, batch.tokens, batch.lengths).argmax(dim=-1).cpu() == expected
+    correct = []
+    with refuse_broken_patterns(model):
         for batch, expected in zip(
             prompts.split(batch_size), scenarios.targets().split(batch_size), strict=True
-        )
-    ]
+        ):
+            logits = require_logits(last_token_logits(model, batch.tokens, batch.lengths))
+            correct.append(logits.argmax(dim=-1).cpu() == expected)
     return torch.cat(correct).numpy()

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aplens._answers import require_answers, require_logits
 from aplens.interventions.head_numbers import ActsOn, ScalesLike, check_acts_on
 from aplens.interventions.scaling import scale_heads
 from aplens.interventions.sharpening import sharpen_heads
@@ -74,6 +75,9 @@ def scaled_logits(
         batch_size: Prompts a forward pass.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16.
         progress: Called with (scenarios done, scenarios in all).
+
+    Raises:
+        ValueError: When the logits contain NaN or infinity.
     """
     wanted = getattr(scales, "acts_on", "output") if acts_on is None else acts_on
     apply = choose_change(wanted)
@@ -81,7 +85,8 @@ def scaled_logits(
     for number, batch in enumerate(read_prompts(model, scenarios).split(batch_size)):
         scaled = nullcontext() if scales is None else apply(model, scales)
         with compute_in(model, precision), scaled:
-            found.append(last_token_logits(model, batch.tokens, batch.lengths).float().cpu())
+            logits = last_token_logits(model, batch.tokens, batch.lengths)
+        found.append(require_logits(logits).float().cpu())
         if progress is not None:
             progress(min((number + 1) * batch_size, len(scenarios)), len(scenarios))
     return torch.cat(found)
@@ -90,7 +95,13 @@ def scaled_logits(
 def try_scales(
     model: Any, scenarios: Scenarios, scales: ScalesLike | None = None, **options: Any
 ) -> NDArray[np.bool_]:
-    """Whether the model, heads scaled, predicts each target; `options` are `scaled_logits`'s."""
+    """Whether the model, heads scaled, predicts each target; `options` are `scaled_logits`'s.
+
+    Raises:
+        ValueError: When a target is none of the model's tokens, or the logits contain NaN or
+            infinity.
+    """
+    require_answers(model, scenarios)
     logits = scaled_logits(model, scenarios, scales, **options)
     return (logits.argmax(dim=-1) == scenarios.targets()).numpy()
 

@@ -22,6 +22,7 @@ from aplens.models import (
     pattern_hook_name,
     run_until,
 )
+from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import Prompts, PromptsLike, read_prompts
 
 Result = TypeVar("Result")
@@ -160,14 +161,15 @@ class PatternCollector:
     """Collects patterns from whatever runs inside a `with` block.
 
     Forward passes add up along the batch. Only this collector's hooks come off at the end, also on
-    an exception; what was collected stays readable.
+    an exception; what was collected stays readable. Edits that other hooks made before are seen.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         heads: Which heads (default: all).
 
     Raises:
-        ValueError: When a head is out of range, or its layer has no attention.
+        ValueError: When a head is out of range, or its layer has no attention; in a forward pass,
+            when what the model computes there is no attention (see `refuse_broken_patterns`).
         UnsupportedModelError: When the model has no causal attention patterns.
     """
 
@@ -178,6 +180,8 @@ class PatternCollector:
         self._stack = ExitStack()
 
     def __enter__(self) -> PatternCollector:
+        layers = _indices_by_layer(self.heads)
+        self._stack.enter_context(refuse_broken_patterns(self.model, layers))
         hooks = _pattern_hooks(self.heads, self._keep)
         self._stack.enter_context(attach_hooks(self.model, hooks))
         return self
@@ -243,7 +247,8 @@ def collect_patterns(
         prepend_bos: Whether texts begin with BOS (default: as the model does).
 
     Raises:
-        ValueError: When a head is out of range, or prompts are empty, too long, or not the model's.
+        ValueError: When a head is out of range, prompts are empty, too long, or not the model's, or
+            what the model computes is no attention.
         TypeError: When `prompts` is no form of prompts.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
@@ -279,7 +284,8 @@ def stream_patterns(
         Which prompts these are, their patterns, and the logits after their last token.
 
     Raises:
-        ValueError: When a head is out of range, or prompts are empty, too long, or not the model's.
+        ValueError: When a head is out of range, prompts are empty, too long, or not the model's, or
+            what the model computes is no attention.
         TypeError: When `prompts` is no form of prompts.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
@@ -321,6 +327,7 @@ def read_layers(
         last token.
 
     Raises:
+        ValueError: When what the model computes is no attention.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
     info, lengths = describe_model(model), prompts.lengths.cpu()
@@ -333,11 +340,12 @@ def read_layers(
         with torch.autocast(patterns.device.type, enabled=False):  # that is for the model alone
             results.append(read(AttentionPatterns(patterns.detach(), heads, lengths)))
 
+    by_layer = _indices_by_layer(heads or info.heads)
     hooks = [
         (pattern_hook_name(layer), partial(look, layer=layer, indices=indices))
-        for layer, indices in _indices_by_layer(heads or info.heads).items()
+        for layer, indices in by_layer.items()
     ]
-    with attach_hooks(model, hooks):
+    with refuse_broken_patterns(model, by_layer), attach_hooks(model, hooks):
         logits = last_token_logits(model, prompts.tokens, prompts.lengths)
     return results, logits
 

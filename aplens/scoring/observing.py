@@ -14,6 +14,7 @@ from jaxtyping import Float, Float16, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from aplens._answers import require_answers, require_logits
 from aplens._io import fingerprint, hash_tensors
 from aplens._processes import Processes, join_processes
 from aplens.heads import Head
@@ -91,7 +92,9 @@ def observe(
     Raises:
         ValueError: When the folder holds observations of something else (the difference is named),
             an embedding overflows float16, the prompts are longer than the AP-MAE takes or too
-            short for `surprise`, or an argument is out of range.
+            short for `surprise`, an answer is none of the model's tokens, an argument is out of
+            range, or the model is broken: its logits contain NaN or infinity, or its patterns are
+            no attention.
         FolderInUseError: When another run is writing into the folder.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
@@ -134,6 +137,7 @@ def observe_with(
         raise ValueError(
             f"storage must be one of {list(get_args(Storage))}, got {options.storage!r}"
         )
+    require_answers(model, scenarios)
     prompts = scenarios.prompts()
     longest = prompts.n_tokens
     mae.grid.n_rows_for(longest)  # refuses prompts that are too long for it
@@ -293,13 +297,11 @@ def describe_outcomes(
         wrong: A wrong token for each prompt, for the logit difference; NaN where there is none.
 
     Raises:
-        ValueError: When the logits contain NaN.
+        ValueError: When the logits contain NaN or infinity.
     """
     import pandas as pd
 
-    log_probabilities = logits.float().log_softmax(dim=-1).cpu()
-    if log_probabilities.isnan().any():
-        raise ValueError("the model's logits contain NaN: its forward pass is broken here")
+    log_probabilities = require_logits(logits).float().log_softmax(dim=-1).cpu()
     top, predicted = log_probabilities.max(dim=-1)
     probabilities = log_probabilities.exp()
     of_target = log_probabilities.gather(1, targets[:, None])[:, 0].numpy()
