@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -15,6 +16,9 @@ from aplens._words import shorten
 from aplens.models import describe_model
 
 _MOST = 2**63
+
+#: NumPy's kinds of arrays of Python objects, of texts and of texts of any length.
+_KINDS_OF_OBJECTS = "OUT"
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,14 @@ class HasPrompts(Protocol):
         """The prompts."""
 
 
+@runtime_checkable
+class Column(Protocol):
+    """An array, or a column of a table, such as a NumPy array or a pandas Series."""
+
+    def tolist(self) -> Any:
+        """What it holds, in order."""
+
+
 PromptsLike: TypeAlias = (
     Prompts
     | HasPrompts
@@ -133,7 +145,8 @@ PromptsLike: TypeAlias = (
     | Sequence[str]
     | Sequence[int]
     | Sequence[Sequence[int]]
-    | Tensor
+    | Sequence[Column]
+    | Column
     | Mapping[str, Any]
 )
 
@@ -150,17 +163,20 @@ def read_prompts(
     Args:
         model: A HookedTransformer or TransformerBridge.
         prompts: A text or several, which the model's own `to_tokens` tokenizes one by one; token
-            ids as lists or as a tensor (of one prompt or a batch); what a Hugging Face tokenizer
+            ids as lists, as a tensor or NumPy array (of one prompt or a batch), or as a list of
+            those; a pandas Series of texts or of lists of ids; what a Hugging Face tokenizer
             returns (`input_ids` with `attention_mask`); scenarios; `Prompts`.
-        attention_mask: With a tensor of tokens: 1 where a token is no padding. The padding, on
-            either side, is taken out. Without it every token of a tensor counts.
-        prepend_bos: Whether texts begin with the BOS token (default: what the model does by
-            default). Token ids are taken as they are.
+        attention_mask: With a tensor or array of tokens: 1 where a token is no padding. The
+            padding, on either side, is taken out. Without it every token counts.
+        prepend_bos: Whether to put the BOS token before texts (default: what the model does by
+            default). None is put before a text that begins with one, such as a chat template's;
+            its own stays in any case. Token ids are taken as they are.
 
     Raises:
         ValueError: When there are no prompts, one is empty or longer than the model's context, a
             token id is none of the model's, or there is text but no tokenizer.
-        TypeError: When this is no form of prompts.
+        TypeError: When this is no form of prompts, or one of them is neither text nor token ids,
+            such as a missing value; the message names its row.
     """
     read = _read(model, prompts, attention_mask, prepend_bos)
     info = describe_model(model)
@@ -177,29 +193,69 @@ def read_prompts(
     return read.to(info.device)
 
 
+def as_list(values: Any) -> Any:
+    """What an array or a column holds, as a list; anything else as it is."""
+    return values.tolist() if isinstance(values, Column) else values
+
+
+def find_unfit(values: Sequence[Any], fits: Callable[[Any], bool]) -> int | None:
+    """The place of the first value that does not fit, if any.
+
+    NaN comes before others: for one missing value pandas makes floats of a column's whole numbers.
+    """
+    unfit = [place for place, value in enumerate(values) if not fits(value)]
+    return min(unfit, key=lambda place: not _is_nan(values[place]), default=None)
+
+
+def row_label(values: Any, place: int) -> str:
+    """What a pandas Series calls a row, where that is not its place; to put behind the place."""
+    labels = getattr(values, "index", None)  # of a list this is a method
+    label = as_list(labels)[place] if isinstance(labels, Column) else place
+    return "" if label == place else f" (row {shorten(label)})"
+
+
 def _read(
     model: Any, prompts: Any, attention_mask: Tensor | None, prepend_bos: bool | None
 ) -> Prompts:
     if isinstance(prompts, Mapping):
         return _read_encoding(prompts)
+    if _is_numeric_array(prompts):
+        prompts = _read_array(prompts)
     if isinstance(prompts, Tensor):
         return _read_tensor(prompts, attention_mask)
     if attention_mask is not None:
-        raise ValueError("attention_mask goes with a tensor of tokens, which these prompts are not")
+        raise ValueError(
+            "attention_mask goes with a tensor of tokens or an array, which these prompts are not"
+        )
     if isinstance(prompts, Prompts):
         return prompts
-    if isinstance(prompts, HasPrompts):
+    # A Series answers to its labels, a DataFrame to its columns: neither is a method.
+    if isinstance(prompts, HasPrompts) and callable(prompts.prompts):
         return prompts.prompts()
-    if isinstance(prompts, str):
-        return Prompts.from_ids([_tokenize(model, prompts, prepend_bos)])
-    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
+    rows = as_list(prompts)
+    if isinstance(rows, str):
+        return Prompts.from_ids([_tokenize(model, rows, prepend_bos)])
+    if not isinstance(rows, Sequence) or isinstance(rows, (bytes, bytearray)):
         raise TypeError(
             "expected prompts as text, token ids, a tokenizer's output or scenarios, "
             f"got {type(prompts).__name__}"
         )
-    if prompts and _are_ids(prompts):
-        return _from_ids([prompts])
-    return _from_ids([_read_one(model, prompt, prepend_bos) for prompt in prompts])
+    rows = [as_list(row) for row in rows]
+    if rows and _are_ids(rows):
+        return _from_ids([rows])
+    if any(map(_is_id, rows)):
+        what, where, fits = "the token ids of one prompt as whole numbers", "at place", _is_id
+    else:
+        what, where, fits = "each prompt as text or token ids", "for prompt", _is_prompt
+    place = find_unfit(rows, fits)
+    if place is not None:
+        raise TypeError(
+            f"expected {what}, got {shorten(rows[place])} {where} {place}"
+            f"{row_label(prompts, place)}"
+        )
+    return _from_ids(
+        [_tokenize(model, row, prepend_bos) if isinstance(row, str) else row for row in rows]
+    )
 
 
 def _from_ids(prompts: list[Any]) -> Prompts:
@@ -211,30 +267,56 @@ def _from_ids(prompts: list[Any]) -> Prompts:
 
 
 def _are_ids(prompt: Any) -> bool:
-    """Whether these are whole numbers in a list of any kind; to Python True is one as well."""
+    """Whether these are whole numbers in a list of any kind."""
     return (
         isinstance(prompt, Sequence)
         and not isinstance(prompt, (str, bytes, bytearray))
-        and all(isinstance(token, Integral) and not isinstance(token, bool) for token in prompt)
+        and all(map(_is_id, prompt))
     )
 
 
-def _read_one(model: Any, prompt: Any, prepend_bos: bool | None) -> Sequence[int]:
-    if isinstance(prompt, str):
-        return _tokenize(model, prompt, prepend_bos)
-    ids = prompt.tolist() if isinstance(prompt, Tensor) else prompt
-    if not _are_ids(ids):
-        raise TypeError(f"expected each prompt as text or token ids, got {shorten(prompt)}")
-    return ids
+def _is_id(value: Any) -> bool:
+    """Whether this is a whole number; to Python True is one as well."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or _are_ids(value)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
 
 
 def _tokenize(model: Any, text: str, prepend_bos: bool | None) -> list[int]:
-    if getattr(model, "tokenizer", None) is None:
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
         raise ValueError(
             f"{model.cfg.model_name} has no tokenizer to read {text[:40]!r} with: pass token ids"
         )
+    # `to_tokens` would put a second BOS before a text that begins with one.
+    own = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if own and own[0] == tokenizer.bos_token_id:
+        return own
     options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
     return model.to_tokens(text, truncate=False, **options)[0].tolist()
+
+
+def _is_numeric_array(prompts: Any) -> bool:
+    """Whether this is a NumPy array of numbers. What a masked one hides, only its list tells."""
+    return (
+        isinstance(prompts, np.ndarray)
+        and prompts.dtype.kind not in _KINDS_OF_OBJECTS
+        and not np.ma.isMaskedArray(prompts)
+    )
+
+
+def _read_array(array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"expected token ids, whole numbers, got {array.dtype}")
+    if array.size and int(array.max()) >= _MOST:
+        raise ValueError(f"expected token ids, got numbers as large as {array.max()}")
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def _read_tensor(tokens: Tensor, attention_mask: Tensor | None) -> Prompts:
@@ -245,7 +327,7 @@ def _read_tensor(tokens: Tensor, attention_mask: Tensor | None) -> Prompts:
             "expected tokens as a tensor (batch, pos) or (pos,), not empty, "
             f"got {tuple(tokens.shape)}"
         )
-    batch = tokens.reshape(-1, tokens.shape[-1])
+    batch = tokens.long().reshape(-1, tokens.shape[-1])
     if attention_mask is not None:
         mask = _read_mask(attention_mask)
         return Prompts.from_padded(batch, mask[None] if mask.ndim == 1 else mask)
@@ -285,8 +367,10 @@ def _read_encoding(encoding: Mapping[str, Any]) -> Prompts:
 
 def _read_rows(value: Any, name: str) -> list[Sequence[int]]:
     """One list of whole numbers, or several."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = as_list(value)
     rows = [value] if value and _are_ids(value) else value
-    if not isinstance(rows, Sequence) or not all(map(_are_ids, rows)):
+    if isinstance(rows, Sequence) and not isinstance(rows, str):
+        rows = [as_list(row) for row in rows]
+    if not isinstance(rows, list) or not all(map(_are_ids, rows)):
         raise TypeError(f"expected {name} as lists of whole numbers, got {shorten(value)}")
-    return list(rows)
+    return rows

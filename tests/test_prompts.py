@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 import aplens
 from aplens.models import last_token_logits
@@ -54,6 +61,12 @@ def test_every_form_of_the_same_prompts_is_read_alike(tiny_model):
     forms = {
         "lists": RAGGED,
         "tensors": [torch.tensor(ids) for ids in RAGGED],
+        "arrays": [np.array(ids) for ids in RAGGED],
+        "arrays as files have them": [np.array(ids, np.uint16) for ids in RAGGED],
+        "array of lists": pd.Series(RAGGED).to_numpy(),
+        "series": pd.Series(RAGGED, index=["prompts", "index", "tolist", "prompts"]),
+        "series of arrays": pd.Series([np.array(ids) for ids in RAGGED], index=[3, 2, 1, 0]),
+        "encoding of arrays": {"input_ids": [np.array(ids) for ids in RAGGED]},
         "encoding": {"input_ids": tokens, "attention_mask": mask},
         "encoding of lists": {"input_ids": tokens.tolist(), "attention_mask": mask.tolist()},
         "prompts": Prompts.from_ids(RAGGED),
@@ -62,8 +75,18 @@ def test_every_form_of_the_same_prompts_is_read_alike(tiny_model):
     for name, form in forms.items():
         read = read_prompts(tiny_model, form)
         assert [read.ids(i) for i in range(4)] == RAGGED, name
-    read = read_prompts(tiny_model, tokens, attention_mask=mask)
-    assert read.lengths.tolist() == [4, 12, 7, 1]
+    for form, own in ((tokens, mask), (tokens.numpy(), mask.numpy())):
+        read = read_prompts(tiny_model, form, attention_mask=own)
+        assert read.lengths.tolist() == [4, 12, 7, 1]
+    for dtype in (np.uint16, np.int32, np.uint64):
+        batch = read_prompts(tiny_model, tokens.numpy().astype(dtype))
+        assert batch.tokens.tolist() == tokens.tolist()
+        one = read_prompts(tiny_model, np.array(RAGGED[0], dtype))
+        assert one.tokens.tolist() == [RAGGED[0]]
+        small = read_prompts(tiny_model, torch.from_numpy(np.array(RAGGED[0], dtype)))
+        assert small.tokens.tolist() == [RAGGED[0]]
+    ids = pd.Series(RAGGED[0], index=[9, 8, 7, 6])
+    assert read_prompts(tiny_model, ids).tokens.tolist() == [RAGGED[0]]
     assert read_prompts(tiny_model, RAGGED[0]).tokens.tolist() == [RAGGED[0]]
     assert read_prompts(tiny_model, torch.tensor(RAGGED[0])).tokens.tolist() == [RAGGED[0]]
     assert read_prompts(tiny_model, {"input_ids": RAGGED[0]}).tokens.tolist() == [RAGGED[0]]
@@ -80,11 +103,105 @@ def test_every_form_of_the_same_prompts_is_read_alike(tiny_model):
         ({"tokens": [1]}, ValueError, "input_ids"),
         (3.5, TypeError, "float"),
         ([1.5, 2.5], TypeError, "1.5"),
+        ([1, None, 2], TypeError, "got None at place 1"),
+        (np.array([1.5, 2.5]), ValueError, "whole numbers, got float64"),
+        (np.array([True]), ValueError, "whole numbers, got bool"),
+        ([np.array([1, 2]), np.array([1.5])], TypeError, r"got \[1.5\] for prompt 1"),
+        (np.array([2**63 + 5], np.uint64), ValueError, "as large as 9223372036854775813"),
+        (np.zeros((1, 2, 3), int), ValueError, r"got \(1, 2, 3\)"),
+        (np.ma.array([1, 2], mask=[False, True]), TypeError, "got None at place 1"),
+        (pd.Series([[1], None], index=["x", "y"]), TypeError, r"got None for prompt 1 \(row 'y'\)"),
+        (pd.Series(["a", np.nan]), TypeError, "got nan for prompt 1$"),
+        (pd.Series([1, None, 3], index=[7, 8, 9]), TypeError, r"got nan for prompt 1 \(row 8\)"),
+        (pd.Series([1, None], dtype="Int64"), TypeError, "got <NA> at place 1"),
+        (pd.DataFrame({"prompts": [[1, 2]]}), TypeError, "got DataFrame"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_words(tiny_model, prompts, error, words):
     with pytest.raises(error, match=words):
         read_prompts(tiny_model, prompts)
+
+
+@pytest.fixture(params=[True, False], ids=["its tokenizer puts BOS", "its tokenizer puts none"])
+def speaking_model(request, tiny_model, monkeypatch):
+    """A model of five words, whose tokenizer puts a BOS before them or does not."""
+    words = Tokenizer(WordLevel({"<s>": 0, "one": 1, "two": 2, "three": 3, "?": 4}, unk_token="?"))
+    words.pre_tokenizer = Whitespace()
+    words.add_special_tokens(["<s>"])
+    if request.param:
+        words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", pad_token="?")
+    monkeypatch.setattr(tiny_model, "tokenizer", tokenizer)
+    monkeypatch.setattr(tiny_model.cfg, "tokenizer_prepends_bos", request.param)
+    return tiny_model
+
+
+@pytest.mark.parametrize("by_default", [True, False])
+def test_a_text_that_begins_with_bos_gets_no_second_one(speaking_model, by_default, monkeypatch):
+    monkeypatch.setattr(speaking_model.cfg, "default_prepend_bos", by_default)
+    for prepend_bos in (None, True, False):
+        puts_one = by_default if prepend_bos is None else prepend_bos
+        for text, expected in (
+            ("<s>one two", [0, 1, 2]),
+            ("<s>", [0]),
+            ("<s><s>one", [0, 0, 1]),  # what the text says twice stays
+            ("one <s> two", [0] * puts_one + [1, 0, 2]),
+            ("one two", [0] * puts_one + [1, 2]),
+        ):
+            read = read_prompts(speaking_model, [text, text], prepend_bos=prepend_bos)
+            assert read.tokens.tolist() == [expected] * 2, (text, prepend_bos)
+
+
+def test_columns_of_texts_and_answers_are_taken_row_by_row(speaking_model):
+    """Whatever pandas calls the rows."""
+    texts, answers = ["<s>one", "<s>two one", "<s>three"], [" two", " three", " one"]
+    labels = [2, 0, 1]
+    expected = make_scenarios(
+        speaking_model, texts, answers, [" one", " two", " two"], groups=["a", "b", "a"]
+    )
+    assert expected.targets().tolist() == [2, 3, 1]
+    for wrap in (lambda values: pd.Series(values, index=labels), np.array):
+        made = make_scenarios(
+            speaking_model,
+            wrap(texts),
+            wrap(answers),
+            wrap([" one", " two", " two"]),
+            groups=wrap(["a", "b", "a"]),
+        )
+        assert made == expected
+        by_id = make_scenarios(speaking_model, wrap(texts), wrap([2, 3, 1]), wrap([1, 2, 2]))
+        assert by_id.targets().tolist() == [2, 3, 1]
+        assert by_id.wrong_targets().tolist() == [1, 2, 2]
+        with pytest.raises(ScenarioError, match="prompt 1: 3 and 3 begin with the same token"):
+            make_scenarios(speaking_model, wrap(texts), wrap([2, 3, 1]), wrap([1, 3, 2]))
+
+
+def test_arrays_and_columns_go_wherever_prompts_go(tiny_model):
+    from scoring_helpers import make_mae
+
+    ids = [[7, 3, 5, 1, 9, 2] * 3, [4, 4, 8, 6, 3, 1] * 3]
+    other = [[7, 3, 5, 1, 9, 3] * 3, [4, 4, 8, 6, 3, 2] * 3]
+    heads, mae = "L0H1, L2H3", make_mae()
+
+    def results(wrap):
+        prompts, corrupted = wrap(ids), wrap(other)
+        metric = aplens.logit_difference([1, 2], [3, 4])
+        with aplens.ablate_heads(tiny_model, heads, method="mean", reference=corrupted):
+            ablated = tiny_model(torch.tensor(ids))
+        yield ablated.detach()
+        yield aplens.collect_patterns(tiny_model, prompts, heads).values
+        table = aplens.path_patch(
+            tiny_model, prompts, corrupted, heads, "logits", metric=metric, progress=None
+        )
+        yield torch.tensor(table.to_frame()["recovered"].to_numpy())
+        scores = aplens.score_heads(tiny_model, prompts, mae=mae)
+        yield scores.to_csv()
+        yield aplens.show_heads(tiny_model, prompts[:1], heads).html
+
+    for wrap in (np.array, lambda rows: pd.Series(rows, index=range(5, 5 + len(rows)))):
+        for got, expected in zip(results(wrap), results(list), strict=True):
+            same = torch.equal if isinstance(got, torch.Tensor) else str.__eq__
+            assert same(got, expected)
 
 
 def test_text_needs_a_tokenizer(tiny_model, monkeypatch):
@@ -252,6 +369,10 @@ def test_answers_that_make_no_sense_are_refused(tiny_model):
         (([1, 2, 3, 4], [9]), "wrong_answers for each of 4 prompts, got 1"),
         (([1, 2, 3, 101],), "0 to 100"),
         (("abcd",), "answers for each of 4 prompts, got 'abcd'"),
+        (([1, 2, 3, None],), "answers as texts or whole numbers, got None for prompt 3"),
+        (([1, 2.5, 3, 4],), "answers as texts or whole numbers, got 2.5 for prompt 1"),
+        (([1, 2, 3, 4], [True, 1, 1, 1]), "wrong_answers as texts .* got True for prompt 0"),
+        ((pd.Series([1, None, 3, 4], index=list("abcd")),), r"got nan for prompt 1 \(row 'b'\)"),
     ):
         with pytest.raises(ValueError, match=words):
             make_scenarios(tiny_model, RAGGED, *arguments)
@@ -275,6 +396,24 @@ def test_text_answers_are_the_tokens_that_continue_the_text(smollm2_bridge):
     for bos in (True, False):
         ids = read_prompts(model, [text], prepend_bos=bos).ids(0)
         assert ids == model.to_tokens(text, prepend_bos=bos)[0].tolist()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chat_templates_text_is_read_as_the_template_tokenizes_it(
+    kind, smollm2_tokenizer, request
+):
+    model = request.getfixturevalue(f"smollm2_{kind}")
+    messages = [{"role": "user", "content": "Name a colour."}]
+    options = {"add_generation_prompt": True}
+    text = smollm2_tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    assert text.startswith(smollm2_tokenizer.bos_token)
+    encoding = smollm2_tokenizer.apply_chat_template(messages, return_dict=True, **options)
+    for prepend_bos in (None, True, False):
+        read = read_prompts(model, pd.Series([text]), prepend_bos=prepend_bos)
+        assert read.ids(0) == encoding["input_ids"]
+    (scenario,) = make_scenarios(model, [text], ["Blue"])
+    assert list(scenario.prompt) == encoding["input_ids"]
 
 
 @pytest.mark.real

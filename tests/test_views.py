@@ -6,6 +6,7 @@ import html
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mae_helpers import softmax_patterns, tiny_mae
 from scoring_helpers import make_mae, make_observations, make_scenarios
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from aplens import AttentionPatterns, Head, HeadRanking, collect_patterns, log_normalize
 from aplens.scenarios import Scenarios
@@ -25,6 +27,7 @@ from aplens.viz import View, show_clusters, show_heads, show_reconstruction
 from aplens.viz.embed import displayable, displayable_token, to_json
 from aplens.viz.heads_view import _build_heads_view, quantize
 from aplens.viz.pixels import draw_pattern
+from aplens.viz.tokens import readable_text, token_texts
 from aplens.viz.typical import find_typical_patterns
 
 HOSTILE = [
@@ -142,6 +145,104 @@ def test_displayed_text_has_nothing_invisible_and_can_be_written(text):
             "[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069]", shown
         )
     assert " " not in displayable_token(text)
+
+
+# Tokens that hold pieces of characters
+
+
+class Pieces:
+    """A tokenizer whose token `i` is the `i`-th of some pieces of UTF-8, as GPT-2's are."""
+
+    padding_side = "right"
+
+    def __init__(self, *pieces):
+        self.pieces = [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
+        self.alphabet = bytes_to_unicode()
+
+    def decode(self, ids):
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+    def convert_ids_to_tokens(self, ids):
+        return ["".join(self.alphabet[byte] for byte in self.pieces[i]) for i in ids]
+
+    def texts(self):
+        return token_texts(self, range(len(self.pieces)))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "texts"),
+    [
+        (["a", b"\xe6", b"\x97", b"\xa5", "b"], ["a", "日¹⁄₃", "日²⁄₃", "日³⁄₃", "b"]),
+        ([b"\xe6\x97", b"\xa5"], ["日¹⁄₂", "日²⁄₂"]),
+        # the end of one and the beginning of the next; whole ones beside a piece
+        ([b"\xe6\x97", b"\xa5\xe6", b"\x97\xa5"], ["日¹⁄₂", "日²⁄₂日¹⁄₂", "日²⁄₂"]),
+        ([" 日".encode() + b"\xd8", b"\xb9!"], [" 日ع¹⁄₂", "ع²⁄₂!"]),
+        ([b"\xf0", b"\x9f", b"\x91", b"\xa9"], ["👩¹⁄₄", "👩²⁄₄", "👩³⁄₄", "👩⁴⁄₄"]),
+        # a prompt that ends, begins, or goes on with something else inside a character
+        (["a", b"\xe6\x97"], ["a", r"\xE6\x97"]),
+        ([b"\x97\xa5", "b"], [r"\x97\xA5", "b"]),
+        ([b" \xe6", "b", b"\x97"], [r" \xE6", "b", r"\x97"]),
+        # what joins emoji shows nothing; the text's own U+FFFD is a character like any other
+        ([b"\xe2\x80", b"\x8d"], [r"\u{200D}¹⁄₂", r"\u{200D}²⁄₂"]),
+        (["�", b"\xef\xbf", b"\xbd"], ["�", "�¹⁄₂", "�²⁄₂"]),
+        ([], []),
+    ],
+)
+def test_a_piece_of_a_character_is_named_by_its_neighbours_or_its_bytes(pieces, texts):
+    assert Pieces(*pieces).texts() == texts
+
+
+PLAIN = st.characters(exclude_categories=("Cs", "Cf"), exclude_characters="⁰¹²³⁴⁄₀₁₂₃₄")
+
+
+@given(st.text(PLAIN, min_size=1, max_size=12), st.data())
+def test_named_pieces_make_up_the_text_however_its_bytes_are_cut(text, data):
+    written = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(written) - 1)))))
+    pieces = [written[i:j] for i, j in zip([0, *cuts], [*cuts, len(written)], strict=True) if i < j]
+    labels = Pieces(*pieces).texts()
+    assert len(labels) == len(pieces)
+    firsts = re.sub("(?s).[²³⁴]⁄[₂₃₄]", "", "".join(labels))
+    assert re.sub("¹⁄[₂₃₄]", "", firsts) == text
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(pieces))] * 2)))
+    inside = Pieces(*pieces[start:stop])
+    for shown in ("".join(inside.texts()), readable_text(inside, range(stop - start))):
+        assert "�" not in shown or "�" in text
+
+
+def test_pieces_of_every_kind_of_tokenizer_are_named():
+    from scenario_helpers import byte_level_tokenizer
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    model = models.BPE(vocabulary | {"a": 256, "▁": 257}, [], byte_fallback=True)
+    fallback = Tokenizer(model)
+    fallback.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    for tokenizer in (
+        byte_level_tokenizer(),
+        PreTrainedTokenizerFast(tokenizer_object=fallback),
+    ):
+        ids = tokenizer("a日é", add_special_tokens=False)["input_ids"]
+        named = ["a", "日¹⁄₃", "日²⁄₃", "日³⁄₃", "é¹⁄₂", "é²⁄₂"]
+        assert token_texts(tokenizer, ids) == named
+        assert token_texts(tokenizer, ids[:3]) == ["a", r"\xE6", r"\x97"]
+        assert readable_text(tokenizer, ids) == "a日é"
+        assert readable_text(tokenizer, ids[2:5]) == r"\x97\xA5\xC3"
+
+
+def test_views_name_pieces_of_characters(any_model, monkeypatch):
+    tokenizer = Pieces("a", b" \xe6", b"\x97", b"\xa5", "b")
+    monkeypatch.setattr(any_model, "tokenizer", tokenizer, raising=False)
+    view = show_heads(any_model, [0, 1, 2, 3, 4, 1, 2], "L0H0", max_tokens=6)
+    assert data_of(view)["tokens"] == ["a", "·日¹⁄₃", "日²⁄₃", "日³⁄₃", "b", r"·\xE6"]
+    scenarios = Scenarios(
+        replace(scenario, prompt=(0, 1, 2, 3, 4, 1, 2)) for scenario in ragged_scenarios()
+    )
+    clusters = show_clusters(any_model, scenarios, "L0H0", mae=make_mae(), reducer="pca")
+    assert {text.strip() for _, text in Page(clusters.html).all("code")} == {r"a 日b \xE6\x97"}
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=())), max_size=5))
@@ -697,3 +798,10 @@ def test_a_real_model_shows_its_tokens_and_a_head_that_repeats(smollm2):
     assert tokens.count("·fox") == 3
     assert "·jumps" in tokens
     assert len(view.html) < 600_000
+
+
+@pytest.mark.real
+def test_a_real_model_shows_pieces_of_characters_with_their_characters(smollm2):
+    view = show_heads(smollm2, smollm2.to_tokens("日本 👩", prepend_bos=False), "L0H0")
+    pieces = ["日¹⁄₂", "日²⁄₂", "本", "·👩¹⁄₃", "👩²⁄₃", "👩³⁄₃"]
+    assert data_of(view)["tokens"] == pieces

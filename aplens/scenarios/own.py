@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
-from aplens.prompts import Prompts, PromptsLike, read_prompts
+from aplens._words import shorten
+from aplens.prompts import (
+    Column,
+    Prompts,
+    PromptsLike,
+    as_list,
+    find_unfit,
+    read_prompts,
+    row_label,
+)
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
 
 
 def make_scenarios(
     model: Any,
     prompts: PromptsLike,
-    answers: Sequence[str | int],
-    wrong_answers: Sequence[str | int] | None = None,
+    answers: Sequence[str | int] | Column,
+    wrong_answers: Sequence[str | int] | Column | None = None,
     *,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str] | Column | None = None,
     task: str = "own",
     prepend_bos: bool | None = None,
 ) -> Scenarios:
@@ -29,7 +39,8 @@ def make_scenarios(
         prompts: Text, token ids, or a tokenizer's output, of any lengths; see
             `aplens.prompts.read_prompts`.
         answers: What is correct, one a prompt: text, with the blank before it where there is one
-            (" Mary"), or a token id.
+            (" Mary"), or a token id. A list, an array or a pandas Series, whose index counts for
+            nothing; `wrong_answers` and `groups` likewise.
         wrong_answers: What would be wrong, for logit differences.
         groups: What belongs together and is never split, such as the template a prompt was made
             from (default: each prompt on its own, equal prompts together).
@@ -37,8 +48,9 @@ def make_scenarios(
         prepend_bos: Whether texts begin with BOS (default: as the model does).
 
     Raises:
-        ScenarioError: When there are not as many answers as prompts, an answer has no token, or
-            does not begin with a token of its own, or is the wrong answer too.
+        ScenarioError: When there are not as many answers as prompts, an answer is missing, has no
+            token, does not begin with a token of its own, or is the wrong answer too; or when the
+            task is no plain file name.
         ValueError: When prompts are empty, too long, or not the model's.
 
     Example:
@@ -53,11 +65,11 @@ def make_scenarios(
     texts = _texts(prompts)
     read = read_prompts(model, prompts, prepend_bos=prepend_bos)
     ids = [tuple(read.ids(index)) for index in range(len(read))]
-    _check_number("answers", answers, read)
+    answers = _read_values("answers", answers, read)
     targets = _first_tokens(model, texts, ids, answers, prepend_bos)
     wrong: Sequence[int | None] = [None] * len(ids)
     if wrong_answers is not None:
-        _check_number("wrong_answers", wrong_answers, read)
+        wrong_answers = _read_values("wrong_answers", wrong_answers, read)
         wrong = _first_tokens(model, texts, ids, wrong_answers, prepend_bos)
         for index, (target, rival) in enumerate(zip(targets, wrong, strict=True)):
             if target == rival:
@@ -65,9 +77,9 @@ def make_scenarios(
                     f"prompt {index}: {answers[index]!r} and {wrong_answers[index]!r} begin with "
                     f"the same token, {target}"
                 )
+    names = [f"prompt-{ids.index(prompt)}" for prompt in ids]
     if groups is not None:
-        _check_number("groups", groups, read)
-    names = [f"prompt-{ids.index(prompt)}" for prompt in ids] if groups is None else groups
+        names = [str(group) for group in _read_values("groups", groups, read)]
     return Scenarios(
         Scenario(
             task=task,
@@ -88,17 +100,32 @@ def make_scenarios(
 
 def _texts(prompts: Any) -> list[str] | None:
     """The prompts as text, where they are."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if isinstance(prompts, Sequence) and all(isinstance(prompt, str) for prompt in prompts):
-        return list(prompts)
+    texts = as_list(prompts)
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
+        return list(texts)
     return None
 
 
-def _check_number(name: str, values: Sequence[Any], prompts: Prompts) -> None:
-    if isinstance(values, str) or len(values) != len(prompts):
-        got = repr(values) if isinstance(values, str) else len(values)
+def _read_values(name: str, values: Any, prompts: Prompts) -> list[str | int]:
+    """One text or whole number a prompt."""
+    read = as_list(values)
+    if isinstance(read, str) or len(read) != len(prompts):
+        got = repr(read) if isinstance(read, str) else len(read)
         raise ScenarioError(f"expected {name} for each of {len(prompts)} prompts, got {got}")
+    read = [as_list(value) for value in read]
+    place = find_unfit(read, _is_text_or_number)
+    if place is not None:
+        raise ScenarioError(
+            f"expected {name} as texts or whole numbers, got {shorten(read[place])} for prompt "
+            f"{place}{row_label(values, place)}"
+        )
+    return read
+
+
+def _is_text_or_number(value: Any) -> bool:
+    return isinstance(value, (str, Integral)) and not isinstance(value, bool)
 
 
 def _first_tokens(

@@ -137,11 +137,14 @@ def displayable_token(token: str) -> str:
     return shown if len(shown) <= _LONGEST_TOKEN else shown[: _LONGEST_TOKEN - 1] + "…"
 
 
+def spell_out(character: str) -> str:
+    """A character as its number."""
+    return f"\\u{{{ord(character):04X}}}"
+
+
 def _show_character(character: str) -> str:
     hidden = character != " " and unicodedata.category(character) in _UNSEEN
-    if hidden and character not in _JOINING:
-        return f"\\u{{{ord(character):04X}}}"
-    return character
+    return spell_out(character) if hidden and character not in _JOINING else character
 
 
 def _sha256(script: str) -> str:

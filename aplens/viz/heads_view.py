@@ -27,6 +27,7 @@ from aplens.patterns.templates import name_templates, template_scores
 from aplens.prompts import PromptsLike, read_prompts
 from aplens.scenarios import Scenario
 from aplens.viz.embed import View, build_view, displayable_token, pack, to_json
+from aplens.viz.tokens import token_texts
 from aplens.viz.wording import TOP_HEADS, at_most, count, join
 
 #: Cells a side that a browser draws without delay; of longer prompts a cell is several tokens.
@@ -60,7 +61,8 @@ def show_heads(
 
     Each head is labelled with its layer and head, its rank, and the template its pattern follows
     here (`aplens.patterns.templates`). The chosen one is drawn large by circuitsvis, with the
-    attention of each query to each key under the pointer.
+    attention of each query to each key under the pointer. A token that holds a piece of a character
+    is labelled with the character and which of its pieces it is ("日¹⁄₃").
 
     Attention is rounded to 1/255, so to within 1/510; what rounds to 0 is left white.
 
@@ -104,7 +106,7 @@ def show_heads(
     return _build_heads_view(
         labels,
         _pool(attention, step),
-        _name_cells(_decode(model, tokens), step),
+        _name_cells(_label_tokens(model, whole)[: len(tokens)], step),
         title=f"Attention of {count(len(chosen), 'head')} of {describe_model(model).name}",
         note=_describe_prompt(len(whole), len(tokens), step),
     )
@@ -180,12 +182,12 @@ def _read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, 
     return read.tokens[0, : int(read.lengths[0])]
 
 
-def _decode(model: Any, tokens: Int[Tensor, " pos"]) -> list[str]:
-    """Each token as its tokenizer writes it alone; its id where there is no tokenizer."""
+def _label_tokens(model: Any, tokens: Int[Tensor, " pos"]) -> list[str]:
+    """Each token as text on one line; its id where there is no tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         return [str(token) for token in tokens.tolist()]
-    return [displayable_token(tokenizer.decode([token])) for token in tokens.tolist()]
+    return [displayable_token(text) for text in token_texts(tokenizer, tokens.tolist())]
 
 
 def _describe_prompt(n_whole: int, n_tokens: int, step: int) -> str:

@@ -14,6 +14,7 @@ from aplens.scoring.clusters import Reducer
 from aplens.viz.embed import View, build_view, displayable
 from aplens.viz.pixels import draw_pattern, draw_scale
 from aplens.viz.style import HIDDEN
+from aplens.viz.tokens import readable_text
 from aplens.viz.typical import ClusterPatterns, find_typical_patterns
 from aplens.viz.wording import TOP_HEADS, at_most, count, join
 
@@ -229,7 +230,7 @@ def _last_text(model: Any, scenario: Scenario) -> str:
     """The end of a prompt, where the model has a tokenizer to write it with."""
     if getattr(model, "tokenizer", None) is None:
         return ""
-    text = model.tokenizer.decode(list(scenario.prompt[-_TEXT_LENGTH:]))
+    text = readable_text(model.tokenizer, scenario.prompt)
     shown = displayable(text.replace("\n", "↵").replace("\t", "→"))
     return shown if len(shown) <= _TEXT_LENGTH else "…" + shown[-_TEXT_LENGTH:]
 
