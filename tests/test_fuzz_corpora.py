@@ -12,12 +12,13 @@ import zipfile
 from collections import Counter
 
 import pytest
-from fuzz_helpers import damaged, fuzz, is_clear, refusal_of
+from fuzz_helpers import damaged, dump, fuzz, is_clear, refusal_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scenario_helpers import byte_level_tokenizer, java_file, python_file
 
 from aplens.scenarios import (
+    DatasetCorpus,
     FolderCorpus,
     ScenarioError,
     Scenarios,
@@ -197,6 +198,42 @@ def test_what_people_write_is_not_too_deep(levels):
     tree = SourceTree("x = 1" + " + 1" * levels + "\n", "python")
     assert not tree.is_too_deep
     assert len(tree.spans("mathematical_operators")) == levels
+
+
+# --- datasets ----------------------------------------------------------------------------------
+
+#: Rows of JSON lines: what stands in them may be anything, and so may the lines.
+cells = st.sampled_from(
+    [None, "", " ", "text", "\u00e9", "\0", 0, 1.5, True, "nan", "None", [], ["a"], {}, {"a": 1}]
+)
+rows = st.lists(st.fixed_dictionaries({}, optional={"content": cells, "path": cells}), max_size=4)
+
+
+@pytest.fixture(scope="module")
+def json_lines(tmp_path_factory):
+    return tmp_path_factory.mktemp("datasets") / "rows.jsonl"
+
+
+@fuzz(40)
+@given(data=st.data())
+def test_a_dataset_of_anything(json_lines, data):
+    written = b"".join(dump(row) + b"\n" for row in data.draw(rows))
+    if written and data.draw(st.booleans()):
+        written = data.draw(damaged(written))
+    json_lines.write_bytes(written)
+    read: list[SourceFile] = []
+
+    def mine_rows():
+        corpus = DatasetCorpus(
+            "json", column="content", path_column="path", data_files=str(json_lines)
+        )
+        read.extend(corpus.files())
+
+    refusal = refusal_of(ScenarioError, mine_rows)
+    assert refusal is None or is_clear(refusal, json_lines)
+    for file in read:
+        assert file.text.strip()
+        assert file.path.strip()
 
 
 # --- folders -----------------------------------------------------------------------------------

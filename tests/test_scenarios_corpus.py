@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -14,6 +15,8 @@ from aplens.scenarios import (
     DatasetCorpus,
     FolderCorpus,
     ScenarioError,
+    SourceFile,
+    TextCorpus,
     ZipCorpus,
     corpus,
     find_jdk_source,
@@ -161,6 +164,99 @@ def test_dataset_without_the_column_names_those_it_has(dataset):
     opened = DatasetCorpus("parquet", column="code", data_files=str(dataset / "rows.parquet"))
     with pytest.raises(ScenarioError, match=r"no column 'code'.*'content'"):
         next(opened.files())
+
+
+def name_by_hash(text: str) -> str:
+    return f"sha256-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json"])
+def test_rows_without_a_path_are_files_of_their_own(dataset, kind):
+    paths = [None, "a.py", None, "", " \n", "a.py", None]
+    texts = ["one", "two", "three", "four", "five", "six", "one"]
+    frame = pd.DataFrame({"content": texts, "path": paths})
+    data = dataset / f"nulls.{kind}"
+    frame.to_parquet(data) if kind == "parquet" else frame.to_json(
+        data, orient="records", lines=True
+    )
+    opened = DatasetCorpus(kind, column="content", path_column="path", data_files=str(data))
+    named = {"two": "a.py", "six": "a.py"}
+    expected = [SourceFile(named.get(text, name_by_hash(text)), text) for text in texts]
+    for seed in (0, 1):
+        assert sorted(opened.files(seed)) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (None, None),
+        (float("nan"), None),
+        (pd.NA, None),
+        (pd.NaT, None),
+        ("\t", None),
+        (b"", None),
+        (b"p/a.py", "p/a.py"),
+        (b"p/\xff.py", "p/\\xff.py"),
+        (7, "7"),
+        ("None", "None"),
+    ],
+)
+def test_a_path_may_be_any_null_and_any_scalar(monkeypatch, path, name):
+    import datasets
+
+    rows = [{"content": "one", "path": path}, {"content": "two", "path": path}]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: stream)
+    opened = DatasetCorpus("rows", column="content", path_column="path")
+    assert {file.text: file.path for file in opened.files()} == {
+        text: name or name_by_hash(text) for text in ("one", "two")
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("", "has no rows"),
+        ("\n\n", "has no rows"),
+        ("{}\n{}\n", "has no rows"),
+        (
+            '{"content": null}\n{"content": null}\n',
+            "no text in any of its 2 rows; the first has None",
+        ),
+        ('{"content": 5}\n{"content": 6}\n', "no text in any of its 2 rows; the first has 5"),
+        ('{"content": ["a"]}\n', r"no text in any of its 1 rows; the first has \['a'\]"),
+        ('{"content": "a",\n', "cannot be read: JSON parse error"),
+        ('{"content": "a", "path": ["b"]}\n', r"no paths in column 'path': got \['b'\]"),
+    ],
+)
+def test_a_dataset_of_nothing_is_refused_by_its_files_name(dataset, lines, problem):
+    data = dataset / "odd.jsonl"
+    data.write_text(lines)
+    with pytest.raises(ScenarioError, match=rf"odd\.jsonl.*{problem}"):
+        list(
+            DatasetCorpus(
+                "json",
+                column="content",
+                path_column="path" if "path" in lines else None,
+                data_files=str(data),
+            ).files()
+        )
+
+
+def test_a_dataset_of_bytes_has_no_text(dataset):
+    data = dataset / "bytes.parquet"
+    pd.DataFrame({"content": [b"class A {}"]}).to_parquet(data)
+    opened = DatasetCorpus("parquet", column="content", data_files=str(data))
+    with pytest.raises(ScenarioError, match=r"bytes\.parquet.*the first has b'class A \{\}'"):
+        list(opened.files())
+
+
+@pytest.mark.parametrize("text", [None, b"bytes", 5, ["text"]])
+def test_a_reader_that_gives_no_text_is_named(text):
+    opened = TextCorpus({"good": lambda: "a text", "odd": lambda: text})
+    kind = type(text).__name__
+    with pytest.raises(ScenarioError, match=f"got path 'odd' .*text of type {kind}"):
+        list(opened.files())
 
 
 def make_jdk(home: Path, version: str, source: str = "lib/src.zip") -> Path:

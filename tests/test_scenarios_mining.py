@@ -138,7 +138,7 @@ def test_copies_and_broken_files_are_left_out_and_counted():
             java_file(1),
             java_file(1),
             java_file(1) + " ",
-            "class {" + java_file(2),
+            "def f(: " + java_file(2).replace("{", "<").replace("}", ">"),
             "class A {}",
             "class B { String s = \ud800; }",
         ]
@@ -150,6 +150,67 @@ def test_copies_and_broken_files_are_left_out_and_counted():
         assert reason in message
     assert f"identifiers {mined.counts()['identifiers']}" in message
     assert set(mined.files) == {"p/F0.java"}  # the prompts of the third were all seen before
+
+
+UNKNOWN = """\
+import module java.base;
+class Unknown {
+    int odd(Object first) {
+        return switch (first) {
+            case final Integer second -> second + 1;
+            default -> {
+                int third = 3;
+                yield third;
+            }
+        };
+    }
+"""
+
+
+def test_files_that_parse_in_part_are_mined_without_what_does_not():
+    source = (
+        UNKNOWN + "".join(f"    int plain{i} = first{i}(a, b) + {i};\n" for i in range(9)) + "}\n"
+    )
+    with pytest.warns(UserWarning, match="; 1 parsed in part, without 2 lines") as caught:
+        mined = mine(Files([source, java_file(1)]), per_task=400, per_file=400, context_length=4)
+    assert "skipped: none; 1 parsed" in str(caught[0].message)
+    own = [scenario for scenario in mined if scenario.file == "p/F0.java"]
+    assert {"random", "identifiers", "keywords"} < {scenario.task for scenario in own}
+    assert "stop" not in {scenario.task for scenario in own}  # its only one is in the import
+    for word in ("import", "module", "java", "base", "case", "final", "Integer", "second"):
+        assert not any(word in scenario.span for scenario in own)
+    assert {"odd", "first", "third", "plain0"} <= {scenario.span for scenario in own}
+
+
+def test_a_file_that_is_mostly_unparsed_is_no_file_of_the_language():
+    with pytest.warns(UserWarning, match="skipped: 1 not parsed\\)"):
+        mined = mine(
+            Files(["It was late, and cold. " * 40, java_file(1)]), tasks="identifiers", per_task=400
+        )
+    assert set(mined.files) == {"p/F1.java"}
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        (
+            SourceFile("p/odd.java", None),
+            r"got path 'p/odd\.java' \(str\) and text of type NoneType",
+        ),
+        (SourceFile("p/odd.java", b"class A {}"), "text of type bytes"),
+        (SourceFile("p/odd.java", 5), "text of type int"),
+        (SourceFile(None, "class A {}"), r"got path None \(NoneType\)"),
+        (("p/odd.java", "class A {}"), "got path .*tuple"),
+        (None, "got path None"),
+    ],
+)
+def test_a_corpus_of_what_is_no_text_is_refused_by_name(file, problem):
+    class Odd(Files):
+        def files(self, seed=0):
+            yield file
+
+    with pytest.raises(ScenarioError, match=problem):
+        mine(Odd([]))
 
 
 def test_task_without_a_match_is_an_error():

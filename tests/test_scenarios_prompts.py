@@ -172,7 +172,7 @@ def test_what_cannot_work_is_refused():
 def test_spans_are_found_in_sentencepiece_tokens():
     tokenizer = sentencepiece_like_tokenizer()
     builder = PromptBuilder(tokenizer, 8)
-    text = java_file(2).replace("names", "naïve😀")
+    text = java_file(2).replace("names", "naïve𐐀")  # a letter of four bytes
     file = builder.tokenize(text)
     spans = SourceTree(text, "java").spans("identifiers")
     found = {span: tokens for span in spans if (tokens := file.tokens_of(span))}

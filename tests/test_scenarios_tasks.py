@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scenario_helpers import java_file, python_file
 
 from aplens.scenarios import ScenarioError, SourceTree, Span, list_tasks
+from aplens.scenarios.tasks import parse
 
 TASKS = {
     "random",
@@ -133,6 +134,93 @@ def test_samples_parse():
     for source, language in samples:
         assert not SourceTree(source, language).has_error
     assert SourceTree("class {", "java").has_error
+
+
+UNPARSED = {
+    "java import": (
+        "java",
+        "import module java.base;\nimport a.B;\nclass C { int d = e; }\n",
+        ["import module java.base;"],
+        "a B C d e",
+    ),
+    "java case": (
+        "java",
+        "class A {\n int f(Object o) {\n  g();\n  switch (o) {\n"
+        "   case final Integer n -> h(n);\n   default -> i();\n  }\n  j();\n }\n int k;\n}\n",
+        ["case final Integer n -> h(n);"],
+        "A f o g o i j k",
+    ),
+    "java parameter": (
+        "java",
+        "class A {\n int f(String @X ... s) {\n  g();\n }\n int h() { return i; }\n}\n",
+        ["int f(String @X ... s) "],  # the head; its body is as it was
+        "A g h i",
+    ),
+    "java missing": (
+        "java",
+        "class A {\n int a = 1\n int c() { return d; }\n}\n",
+        ["int a = 1"],
+        "A c d",
+    ),
+    "java skipped": (
+        "java",
+        "class A {\n int a = b;\n ) )\n int c() { return d; }\n int e;\n}\n",
+        ["int a = b;", ") )", "int c() "],  # what was skipped may belong to either neighbour
+        "A d e",
+    ),
+    "python head": (
+        "python",
+        "class A[T=int]:\n    def f(x):\n        y = x\n\nz = 1\n",
+        ["class A[T=int]:\n    "],
+        "f x y x z",
+    ),
+    "python statement": (
+        "python",
+        "def f(x):\n    a = x\n    b = {**x for x in y}\n    c = x\n\ndef g():\n    d()\n",
+        ["b = {**x for x in y}"],
+        "f x a x c x g d",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNPARSED)
+def test_errors_spoil_the_statement_that_they_stand_in(case):
+    language, source, unparsed, identifiers = UNPARSED[case]
+    tree = SourceTree(source, language)
+    assert tree.has_error
+    assert [source[start:end] for start, end in tree.unparsed] == unparsed
+    assert texts(source, "identifiers", language) == identifiers.split()
+
+
+def test_a_line_break_after_what_was_not_parsed_is_no_span():
+    source = "a = 1\nb = {**x for x in y}\nc = 2\n"
+    assert SourceTree(source, "python").spans("eol") == [Span(5, 6), Span(32, 33)]
+
+
+@pytest.mark.parametrize(
+    ("language", "make", "junk"),
+    [("java", java_file, "0x"), ("java", java_file, " -> "), ("python", python_file, " ) ( ")],
+)
+def test_an_error_anywhere_adds_no_span(language, make, junk):
+    """Junk put before each line in turn; what is found elsewhere was there before it, moved."""
+    source = make(1)
+    before = {task: SourceTree(source, language).spans(task) for task in TASKS - {"random"}}
+    n_found = 0
+    for at in (i + 1 for i, character in enumerate(source) if character == "\n"):
+        tree = SourceTree(source[:at] + junk + source[at:], language)
+        for task, spans in before.items():
+            moved = {
+                Span(*(place + (place >= at) * len(junk) for place in span)) for span in spans
+            } | {Span(start, start + 1) for start, end in spans if end == at}
+            found = tree.spans(task)
+            assert set(found) <= moved
+            n_found += len(found) * tree.has_error
+    assert n_found > 100
+
+
+def test_what_parses_has_nothing_unparsed():
+    for source, language in ((JAVA, "java"), (PYTHON, "python"), ("Call me Ishmael.", "prose")):
+        assert parse(source, language).unparsed == []
 
 
 def test_java_line_end_needs_the_line_break():

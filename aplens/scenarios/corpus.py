@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from aplens._words import shorten
 from aplens.scenarios.scenario import ScenarioError
 from aplens.scenarios.tasks import get_language
 
@@ -42,6 +43,10 @@ _UNREADABLE = (
     zlib.error,
     lzma.LZMAError,
 )
+
+# What reading an empty or damaged dataset raises. Arrow's errors are mostly ValueErrors; a
+# StopIteration is what no rows become, and a RuntimeError what a StopIteration does in a generator.
+_UNREADABLE_ROWS = (StopIteration, RuntimeError, ValueError, KeyError)
 
 
 class SourceFile(NamedTuple):
@@ -76,6 +81,21 @@ class Corpus(Protocol):
 
 class SkipFile(Exception):
     """A file is left out; the message is the reason that it is counted under."""
+
+
+def check_file(file: Any) -> SourceFile:
+    """What a corpus yielded, if its path and its text are texts.
+
+    Raises:
+        ScenarioError: They are something else; the message names the file.
+    """
+    path, text = (getattr(file, name, file) for name in SourceFile._fields)
+    if not isinstance(path, str) or not isinstance(text, str):
+        raise ScenarioError(
+            "expected a corpus of files whose path and text are str, got path "
+            f"{shorten(path)} ({type(path).__name__}) and text of type {type(text).__name__}"
+        )
+    return SourceFile(path, text)
 
 
 class _StoredFiles(ABC):
@@ -229,7 +249,7 @@ class TextCorpus:
     """Texts by name, each read only when its turn comes.
 
     Args:
-        texts: By name, what reads the text; it may raise `SkipFile`.
+        texts: By name, what reads the text, which is a str; it may raise `SkipFile`.
         name: What the texts are, for readers.
     """
 
@@ -245,7 +265,7 @@ class TextCorpus:
         """Yield the texts, each text once, in a random order that the seed decides.
 
         Raises:
-            ScenarioError: There are no texts.
+            ScenarioError: There are no texts, or what was read is no text.
         """
         self.skipped = Counter()
         if not self._texts:
@@ -253,15 +273,15 @@ class TextCorpus:
         names, seen = list(self._texts), set()
         for index in np.random.default_rng(seed).permutation(len(names)):
             try:
-                text = self._texts[names[index]]()
+                file = check_file(SourceFile(names[index], self._texts[names[index]]()))
             except SkipFile as reason:
                 self.skipped[str(reason)] += 1
                 continue
-            if text in seen:
+            if file.text in seen:
                 self.skipped["seen before"] += 1
                 continue
-            seen.add(text)
-            yield SourceFile(names[index], text)
+            seen.add(file.text)
+            yield file
 
 
 class DatasetCorpus:
@@ -270,14 +290,17 @@ class DatasetCorpus:
     Args:
         name: Dataset name on the hub, a local folder, or a format such as "parquet" or "json".
         column: Column with the files' text.
-        path_column: Column with the files' paths. Without one a file is named by a hash of its
-            text, so that the same text always has the same name.
+        path_column: Column with the files' paths. A file without a path (no column, or a row with
+            null, NaN or blanks) is named by a hash of its text, so that the same text always has
+            the same name.
         split: Split of the dataset.
         shuffle_buffer: Rows held in memory to shuffle among; shards are shuffled as well.
         **options: Passed on to `datasets.load_dataset`, such as `data_files` or `revision`.
 
     Raises:
         ImportError: The package `datasets` is not installed.
+        OSError: There is no such dataset or file, or it cannot be reached.
+        ScenarioError: The dataset is empty or damaged.
     """
 
     def __init__(
@@ -294,37 +317,63 @@ class DatasetCorpus:
             import datasets
         except ImportError as error:
             raise ImportError("a DatasetCorpus needs: pip install 'aplens[hub]'") from error
-        self._dataset = datasets.load_dataset(name, split=split, streaming=True, **options)
         self._name = name
         self._column = column
         self._path_column = path_column
         self._shuffle_buffer = shuffle_buffer
+        self._where = {key: options[key] for key in ("data_dir", "data_files") if options.get(key)}
         self.skipped: Counter[str] = Counter()
+        try:
+            self._dataset = datasets.load_dataset(name, split=split, streaming=True, **options)
+        except _UNREADABLE_ROWS as error:
+            raise self._unreadable(error) from error
 
     def __repr__(self) -> str:
-        return f"DatasetCorpus({self._name!r}, column={self._column!r})"
+        where = "".join(
+            f"{key}={value!r}, " if isinstance(value, (str, Path)) else f"{key}={shorten(value)}, "
+            for key, value in self._where.items()
+        )
+        return f"DatasetCorpus({self._name!r}, {where}column={self._column!r})"
+
+    def _unreadable(self, error: Exception) -> ScenarioError:
+        problem = f"cannot be read: {error}" if str(error) else "has no rows"
+        return ScenarioError(f"{self} {problem}")
 
     def files(self, seed: int = 0) -> Iterator[SourceFile]:
         """Yield the rows in a random order that the seed decides.
 
         Raises:
-            ScenarioError: The dataset has no rows, or not the columns.
+            ScenarioError: The dataset has no rows, or not the columns, or one that holds no text
+                in any row, or no paths; or a part of it is damaged.
         """
         self.skipped = Counter()
-        rows = iter(self._dataset.shuffle(seed=seed, buffer_size=self._shuffle_buffer))
+        rows = self._rows(seed)
         first = next(rows, None)
         if first is None:
             raise ScenarioError(f"{self} has no rows")
         for column in filter(None, (self._column, self._path_column)):
             if column not in first:
                 raise ScenarioError(f"{self} has no column {column!r}; it has {list(first)}")
+        n_rows = 0
         for row in chain([first], rows):
+            n_rows += 1
             try:
                 file = self._source_file(row)
             except SkipFile as reason:
                 self.skipped[str(reason)] += 1
             else:
                 yield file
+        if self.skipped["no text"] == n_rows:
+            raise ScenarioError(
+                f"{self} has no text in any of its {n_rows} rows; the first has "
+                f"{shorten(first[self._column])} in column {self._column!r}"
+            )
+
+    def _rows(self, seed: int) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self._dataset.shuffle(seed=seed, buffer_size=self._shuffle_buffer)
+        except _UNREADABLE_ROWS as error:
+            raise self._unreadable(error) from error
 
     def _source_file(self, row: dict[str, Any]) -> SourceFile:
         text = row[self._column]
@@ -332,12 +381,27 @@ class DatasetCorpus:
             raise SkipFile("no text")
         if not text.strip():
             raise SkipFile("empty")
-        data = text.encode()
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate
+            raise SkipFile("not UTF-8") from error
         if len(data) > MAX_BYTES:
             raise SkipFile("too large")
-        if self._path_column is not None:
-            return SourceFile(str(row[self._path_column]), text)
-        return SourceFile(f"sha256-{hashlib.sha256(data).hexdigest()[:16]}", text)
+        path = self._path(row) or f"sha256-{hashlib.sha256(data).hexdigest()[:16]}"
+        return SourceFile(path, text)
+
+    def _path(self, row: dict[str, Any]) -> str | None:
+        """The row's path; None where it has none, for rows without one are no one file."""
+        import pandas as pd
+
+        path = None if self._path_column is None else row[self._path_column]
+        if isinstance(path, bytes):
+            path = path.decode(errors="backslashreplace")
+        if not pd.api.types.is_scalar(path):
+            raise ScenarioError(
+                f"{self} has no paths in column {self._path_column!r}: got {shorten(path)}"
+            )
+        return None if pd.isna(path) or not str(path).strip() else str(path)
 
 
 def open_corpus(source: str | Path | Corpus, language: str = "java", *, prefix: str = "") -> Corpus:

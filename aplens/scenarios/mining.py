@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from aplens.models import describe_model, own_tokenizer
-from aplens.scenarios.corpus import Corpus, SkipFile, SourceFile, open_corpus
+from aplens.scenarios.corpus import Corpus, SkipFile, SourceFile, check_file, open_corpus
 from aplens.scenarios.prompts import PromptBuilder, TokenizedFile
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
-from aplens.scenarios.tasks import RANDOM_TASK, ParsedFile, Span, list_tasks, parse
+from aplens.scenarios.tasks import RANDOM_TASK, ParsedFile, Span, list_tasks, overlap, parse
 
 RANDOM_SPAN_TOKENS = (3, 10)
 """Fewest and most tokens of a span of the task `random`."""
@@ -41,6 +41,9 @@ def mine_scenarios(
     served first, until every task has `per_task`. No two scenarios of a file stop at the same
     token, and a prompt that came before is not taken again, nor a file with the same text.
 
+    Statements that cannot be parsed are left out (see `SourceTree.unparsed`), and the whole file
+    where they are more than half of it. What was left out is counted in the warning and in errors.
+
     Args:
         corpus: A folder, a zip archive such as a JDK's `src.zip` (read in place), or a corpus.
         model_or_tokenizer: A hooked model, whose tokenizer is taken as its own files define it, so
@@ -58,8 +61,8 @@ def mine_scenarios(
         UserWarning: The corpus ended before every task was full.
 
     Raises:
-        ScenarioError: An argument does not fit, the corpus cannot be read or is empty, or no
-            scenario was found for a task.
+        ScenarioError: An argument does not fit, the corpus cannot be read or is empty or has what
+            is no text, or no scenario was found for a task.
     """
     tokenizer = _tokenizer_of(model_or_tokenizer, context_length)
     wanted = _check_tasks(tasks, language)
@@ -71,7 +74,7 @@ def mine_scenarios(
     )
     source = open_corpus(corpus, language)
     for file in source.files(seed):
-        if miner.mine(file) and progress is not None:
+        if miner.mine(check_file(file)) and progress is not None:
             progress(len(miner.scenarios), per_task * len(wanted))
         if miner.is_full:
             break
@@ -126,6 +129,8 @@ class _Miner:
         self._texts: set[bytes] = set()
         self._n_files = 0
         self._skipped: Counter[str] = Counter()
+        self._n_in_part = 0
+        self._unparsed_lines = 0
 
     @property
     def is_full(self) -> bool:
@@ -172,10 +177,13 @@ class _Miner:
         if not self._builder.is_long_enough(file):
             raise SkipFile("too short")
         parsed = parse(text, self._language)
-        if parsed.has_error:
-            raise SkipFile("not parsed")
+        if 2 * sum(end - start for start, end in parsed.unparsed) > len(text):
+            raise SkipFile("not parsed")  # more likely something else than code of the language
         if parsed.is_too_deep:
             raise SkipFile("nested too deeply")
+        if parsed.unparsed:
+            self._n_in_part += 1
+            self._unparsed_lines += _count_lines(text, parsed.unparsed)
         return parsed, file
 
     def _candidates(
@@ -183,7 +191,8 @@ class _Miner:
     ) -> Iterator[tuple[Span, range]]:
         """A task's spans with their token positions, in random order, found when first asked."""
         if task == RANDOM_TASK:
-            yield from _random_spans(file, self._rng)
+            places = _random_spans(file, self._rng)
+            yield from (place for place in places if not overlap(parsed.unparsed, *place[0]))
             return
         spans = parsed.spans(task)
         for index in self._rng.permutation(len(spans)):
@@ -224,7 +233,10 @@ class _Miner:
         skipped = ", ".join(
             f"{count} {reason}" for reason, count in (corpus.skipped + self._skipped).items()
         )
-        where = f"in {self._n_files} files of {corpus} (skipped: {skipped or 'none'})"
+        where = f"in {self._n_files} files of {corpus} (skipped: {skipped or 'none'}"
+        if self._n_in_part:
+            where += f"; {self._n_in_part} parsed in part, without {self._unparsed_lines} lines"
+        where += ")"
         if missing := [task for task, count in self._counts.items() if count == 0]:
             raise ScenarioError(f"no scenario of {', '.join(missing)} was found {where}")
         if not self.is_full:
@@ -233,6 +245,17 @@ class _Miner:
                 f"fewer than {self._per_task} scenarios were found of {found} {where}",
                 stacklevel=3,
             )
+
+
+def _count_lines(text: str, spans: Sequence[Span]) -> int:
+    """How many lines these spans, which are in order, have a part of."""
+    n_lines, last, at, line = 0, 0, 0, 1
+    for start, end in spans:
+        first = line + text.count("\n", at, start)
+        line = first + text.count("\n", start, end)
+        n_lines += line - max(first, last + 1) + 1
+        last, at = line, end
+    return n_lines
 
 
 def _random_spans(file: TokenizedFile, rng: np.random.Generator) -> Iterator[tuple[Span, range]]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from aplens._io import atomic_write
+from aplens._io import atomic_write, require_file_name
 from aplens.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Scenario:
     """One prompt with the token that continues it in the file it was taken from.
 
     Attributes:
-        task: What kind of span the prompt stops at, such as "identifiers".
+        task: What kind of span the prompt stops at, such as "identifiers". Files are named after
+            it, so it has no / or \\.
         language: Language of the file.
         file: Path of the file inside its corpus.
         line: Line of the span's first character, counted from 1.
@@ -44,6 +45,9 @@ class Scenario:
         target: Id of the token that the tokenized file has at the span's start.
         style: How the prompt was built.
         wrong: Id of a token that would be wrong here; None where none is singled out.
+
+    Raises:
+        ScenarioError: The task is no plain file name.
     """
 
     task: str
@@ -55,6 +59,13 @@ class Scenario:
     target: int
     style: PromptStyle
     wrong: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a task after which no file can be named."""
+        try:
+            require_file_name(self.task, "a scenario's task")
+        except ValueError as error:
+            raise ScenarioError(str(error)) from error
 
 
 class Scenarios(Sequence[Scenario]):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from bisect import bisect_right
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from importlib import resources
 from typing import NamedTuple, Protocol
@@ -16,14 +16,13 @@ import tree_sitter
 from aplens._words import shorten
 from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
 from aplens.scenarios.scenario import ScenarioError
+from aplens.scenarios.unparsed import ByteRange, find_unparsed
 
 RANDOM_TASK = "random"
 """The one task that every language has: a run of 3 to 10 tokens anywhere in the file."""
 
 MAX_DEPTH = 500
 """Levels of the deepest syntax tree that is searched: a search takes the square of the depth."""
-
-ByteRange = tuple[int, int]
 
 _QUERIES = resources.files("aplens.scenarios.languages")
 _LINE_BREAK = re.compile(rb"[ \t\f]*(\r\n|\n|\r)")
@@ -64,6 +63,10 @@ class ParsedFile(Protocol):
         """Whether some part of the file is not of its language."""
 
     @property
+    def unparsed(self) -> list[Span]:
+        """Where code is that could not be parsed, in the order of the file; no span is there."""
+
+    @property
     def is_too_deep(self) -> bool:
         """Whether the file is nested so deeply that finding spans would take for ever."""
 
@@ -98,6 +101,7 @@ class SourceText:
     is_too_deep = False
 
     def __init__(self, text: str, language: str) -> None:
+        self.unparsed: list[Span] = []
         self._text = text
         self._language = language
 
@@ -135,6 +139,21 @@ class SourceTree:
         """Whether some part of the file is no valid code to the parser."""
         return self._root.has_error
 
+    @cached_property
+    def unparsed(self) -> list[Span]:
+        """The statements with code that the parser does not know, in the order of the file.
+
+        Nothing is mined from them. The blocks below such a statement are no part of it, and so a
+        class with an error in one method has its other methods.
+        """
+        return [self._span(place) for place in self._unparsed]
+
+    @cached_property
+    def _unparsed(self) -> list[ByteRange]:
+        if not self.has_error:
+            return []
+        return find_unparsed(self._root, _code_language(self._language).blocks)
+
     @property
     def is_too_deep(self) -> bool:
         """Whether some node lies more than `MAX_DEPTH` below the root."""
@@ -150,8 +169,9 @@ class SourceTree:
         return True
 
     def spans(self, task: str) -> list[Span]:
-        """Where a query task's spans are, in the order of the file, none inside a string.
+        """Where a query task's spans are, in the order of the file.
 
+        None is inside a string, and none in code that could not be parsed (see `unparsed`).
         Comments need no such care: they are leaves of the tree.
 
         Raises:
@@ -164,10 +184,12 @@ class SourceTree:
             for capture, nodes in captures.items()
             for node in nodes
             if node.byte_range not in skipped
+            and not node.is_missing
             and (span := _CAPTURES[capture](self._source, node)) is not None
             and not self._is_inside_string(span)
+            and not overlap(self._unparsed, node.start_byte, span[1])
         }
-        return [Span(self._character(start), self._character(end)) for start, end in sorted(found)]
+        return [self._span(place) for place in sorted(found)]
 
     def _is_inside_string(self, span: ByteRange) -> bool:
         """Whether a string literal contains the span and is not the span itself."""
@@ -188,6 +210,9 @@ class SourceTree:
                 outermost.append((start, end))
         return outermost
 
+    def _span(self, place: ByteRange) -> Span:
+        return Span(*map(self._character, place))
+
     def _character(self, byte: int) -> int:
         return byte if self._is_ascii else int(self._characters_before[byte])
 
@@ -196,6 +221,12 @@ class SourceTree:
         """Number of characters that begin before each byte, and before the file's end."""
         first_bytes = (np.frombuffer(self._source, dtype=np.uint8) & 0xC0) != 0x80
         return np.concatenate([[0], np.cumsum(first_bytes)])
+
+
+def overlap(places: Sequence[tuple[int, int]], start: int, end: int) -> bool:
+    """Whether any of these places, which are in order, shares something with a stretch of text."""
+    index = bisect_left(places, end, key=lambda place: place[0]) - 1  # the last that begins before
+    return index >= 0 and places[index][1] > start
 
 
 def _whole_node(source: bytes, node: tree_sitter.Node) -> ByteRange | None:

@@ -32,11 +32,14 @@ class CodeLanguage:
         suffixes: File name endings of its source files.
         strings: Node types of its string literals. Interpolated code stands in the syntax tree
             below them; it is part of a string all the same, and nothing inside is mined.
+        blocks: Node types whose children are statements, declarations or members. An error spoils
+            the child that it stands in and none beside it.
     """
 
     grammar: str
     suffixes: tuple[str, ...]
     strings: tuple[str, ...]
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,21 @@ _PROSE_TASKS = {
 }
 
 LANGUAGES: dict[str, Language] = {
-    "java": CodeLanguage("tree_sitter_java", (".java",), strings=("string_literal",)),
-    "python": CodeLanguage("tree_sitter_python", (".py",), strings=("string",)),
+    "java": CodeLanguage(
+        "tree_sitter_java",
+        (".java",),
+        strings=("string_literal",),
+        blocks=(
+            "annotation_type_body",
+            "block",
+            "class_body",
+            "constructor_body",
+            "enum_body",
+            "enum_body_declarations",
+            "interface_body",
+            "switch_block",
+        ),
+    ),
+    "python": CodeLanguage("tree_sitter_python", (".py",), strings=("string",), blocks=("block",)),
     "prose": TextLanguage((".txt", ".md", ".rst"), _PROSE_TASKS),
 }
