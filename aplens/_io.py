@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,9 +24,22 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "APLENS_CACHE"
 
-#: What the name of a file that is being written begins with.
+#: What the name of a folder begins with in which a file is being written.
 _PARTIAL = ".partial-"
+#: A temporary file of safetensors: older versions left it in the folder itself when killed.
+_OF_SAFETENSORS = ".tmp" + 6 * "[A-Za-z0-9]"
 _LOCK = ".lock"
+
+#: A disk that is full, over a quota, read-only or broken, and a file over the size limit.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+#: How libraries written in Rust, such as safetensors, tell an error of the system.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+#: Names that lead elsewhere as a part of a path: empty, this folder, the one above, a drive, or
+#: with a separator, of any system.
+_NO_FILE_NAME = re.compile(r"\.{0,2}|[A-Za-z]:.*|.*[/\\\0].*", re.DOTALL)
+#: Bytes of the longest name that is taken from data: file systems allow 255, with the ending.
+_LONGEST_NAME = 240
 
 
 class FolderInUseError(RuntimeError):
@@ -53,36 +69,99 @@ def own_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             f"another run is working in {path}: wait until it ends, or choose another folder"
         ) from None
     try:
-        for abandoned in path.glob(f"{_PARTIAL}*"):
-            abandoned.unlink(missing_ok=True)
+        _remove(path.glob(f"{_PARTIAL}*"))
+        _remove(file for file in path.glob(_OF_SAFETENSORS) if file.is_file())
         yield path
     finally:
         lock.release()
 
 
+def clear_abandoned(folder: Path) -> None:
+    """Clear away what killed runs left half-written in a folder and all folders below it.
+
+    Only for folders into which nobody else can be writing.
+    """
+    _remove(folder.rglob(f"{_PARTIAL}*"))
+
+
+def _remove(paths: Iterator[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there replaces `path` on success.
+    """Yield a temporary path of the same name; what is written there replaces `path` on success.
 
-    The folder is made when missing. On an exception the temporary file is removed and `path` stays
-    as it was.
+    The folder is made when missing. On an exception what was written is removed and `path` stays as
+    it was. The temporary path lies in a folder of its own beside `path`, so that what libraries
+    write beside their target is cleared away with it.
 
     Raises:
-        OSError: When the folder cannot be written, or the disk is full.
+        OSError: When the folder cannot be written, or the disk is full; it names `path`, whatever
+            the library that was writing raised.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f"{_PARTIAL}{target.name}.", suffix=target.suffix, dir=target.parent
-    )
-    os.close(handle)
-    temporary = Path(name)
+    with _disk_errors_of(target):
+        folder = tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent)
+        try:
+            temporary = Path(folder, target.name)
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())  # some libraries make files for their owner only
+            temporary.replace(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors_of(target: Path) -> Iterator[None]:
+    """Raise what a disk refused as an OSError of the file that was to be written."""
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        number = _disk_error(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(target)) from error
+
+
+def _disk_error(error: Exception) -> int | None:
+    """The system's number of the error that kept a file from being written; None for another.
+
+    Errors that name another file, such as one that was to be read, are none.
+    """
+    if isinstance(error, OSError):
+        if isinstance(error.filename, str):
+            return error.errno if _PARTIAL in error.filename else None
+        number = error.errno
+    else:
+        found = _OS_ERROR.search(str(error))
+        number = int(found[1]) if found else None
+    return number if number in _DISK_ERRORS else None
+
+
+def require_file_name(name: str, what: str) -> None:
+    """Refuse a name out of data that is no plain file name: files are named after it.
+
+    Args:
+        name: The name; a file named after it may have an ending as well.
+        what: What it names, for the error.
+
+    Raises:
+        ValueError: When it is empty, "." or "..", has a separator, drive or NUL character, of any
+            system, or is longer than 240 bytes.
+    """
+    if not isinstance(name, str) or _NO_FILE_NAME.fullmatch(name):
+        raise ValueError(
+            f"{what} must be a plain file name (no / or \\, no drive, not .. or empty), since "
+            f"files are named after it, got {shorten(name)}"
+        )
+    if len(name.encode(errors="surrogatepass")) > _LONGEST_NAME:
+        raise ValueError(f"{what} must be at most {_LONGEST_NAME} bytes, got {shorten(name)}")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

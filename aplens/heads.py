@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from aplens._documents import check, read_document, take
 from aplens._io import write_json
+from aplens._seeds import read_seed
 from aplens._words import shorten
 
 if TYPE_CHECKING:
@@ -319,11 +320,12 @@ class HeadRanking:
         For one seed the draws are nested: `random(5)` begins with `random(2)`.
 
         Raises:
-            ValueError: When `k` is negative or larger than the ranking.
+            ValueError: When `k` is negative or larger than the ranking, or the seed is no whole
+                number from 0 to 2**63 - 1.
         """
         if not 0 <= k <= len(self):
             raise ValueError(f"k must be between 0 and the ranking's {len(self)} heads, got {k}")
-        heads = sorted(self)
+        seed, heads = read_seed(seed), sorted(self)
         order = np.random.default_rng(seed).permutation(len(heads))
         return tuple(heads[index] for index in order[:k])
 

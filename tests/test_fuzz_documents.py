@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from fuzz_helpers import damaged, deep, dump, fuzz, is_clear, json_values, mutations, refusal_of
 from hypothesis import example, given
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 from aplens import Head, HeadRanking
 from aplens._io import read_json
 from aplens.interventions import AblationSweep
+from aplens.interventions.gates import HeadGates
 from aplens.interventions.results import Setting, SettingResult
 from aplens.study import StudySettings
+from aplens.study.gates import TaskGates
+from aplens.study.saved import TRIED_COLUMNS, read_corpora, read_ranking, read_sweep, read_table
 from aplens.study.stages import StageRecord
 
 RANKING = HeadRanking.from_values(
@@ -24,6 +28,19 @@ RANKING = HeadRanking.from_values(
     n_layers=2,
     n_heads=2,
     metadata={"method": "x"},
+)
+OF_PREDICTOR = {
+    "n_train": 3,
+    "n_test": 2,
+    "auc": [0.7, 0.5, 0.9],
+    "confidence_auc": [0.6, 0.5, 0.8],
+}
+STUDY_RANKING = HeadRanking.from_scores(
+    {Head(0, 0): 1.0}, model_name="tiny", n_layers=1, n_heads=1, metadata=OF_PREDICTOR
+)
+GATES = HeadGates(np.ones((1, 2)), "tiny", {"step": 1})
+TASK_GATES = TaskGates(
+    {"learned": GATES}, {"step": 2.0}, np.array([True, False]), {"learned": np.array([True, True])}
 )
 SWEEP = AblationSweep(
     index=np.array([0, 2, 3]),
@@ -38,12 +55,15 @@ SWEEP = AblationSweep(
         ),
     ],
     skipped=["neutral, 9 heads: only 1 qualify"],
-    setup={"model": "tiny", "seed": 0},
+    setup={"model": "tiny", "seed": 0, "method": "zero"},
 )
 STAGES = {
     "mine": {"finished": True, "settings": {"seed": 0}, "upstream": "", "seconds": 1.5},
     "train": {"finished": False, "settings": {}, "upstream": "0f", "seconds": 0},
 }
+
+
+CORPORA = [{"name": "the JDK", "language": "java", "note": ""}]
 
 
 def document_of(saved, folder) -> dict:
@@ -78,7 +98,16 @@ def load_stages(path):
         raise ValueError(str(error).replace("stages.json", path.name)) from error
 
 
-READERS = {"ranking": load_ranking, "sweep": load_sweep, "stages": load_stages}
+READERS = {
+    "ranking": load_ranking,
+    "sweep": load_sweep,
+    "stages": load_stages,
+    "study ranking": read_ranking,
+    "study sweep": read_sweep,
+    "corpora": read_corpora,
+    "gates": HeadGates.load,
+    "task gates": TaskGates.load,
+}
 
 
 def read(kind, data: bytes, folder) -> None:
@@ -94,6 +123,11 @@ def documents(folder):
         "ranking": document_of(RANKING, folder),
         "sweep": document_of(SWEEP, folder),
         "stages": STAGES,
+        "study ranking": document_of(STUDY_RANKING, folder),
+        "study sweep": document_of(SWEEP, folder),
+        "corpora": CORPORA,
+        "gates": document_of(GATES, folder),
+        "task gates": document_of(TASK_GATES, folder),
     }
 
 
@@ -102,6 +136,67 @@ def documents(folder):
 @given(data=st.data())
 def test_a_document_with_one_wrong_node(kind, documents, folder, data):
     read(kind, dump(data.draw(mutations(documents[kind]))), folder)
+
+
+#: Keys under which anything may stand, or that files of older versions lack.
+FREE = {"ranking": {"method"}, "sweep": {"model", "seed", "method"}}
+FREE |= {"study ranking": {"signed"}, "study sweep": {"model", "seed"}, "corpora": {"language"}}
+FREE |= {"stages": {"mine", "train", "seed"}, "gates": {"step", "acts_on"}}
+FREE["task gates"] = {"step", "acts_on", "learned", "held_out"}
+
+
+def keys_of(node, path=()):
+    """Where the keys of all tables in a document are."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items if isinstance(node, dict | list) else ():
+        if isinstance(node, dict):
+            yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from keys_of(value, (*path, key))
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_key_that_is_missing_is_named(kind, documents, folder):
+    file = folder / "changed.json"
+    for path in keys_of(documents[kind]):
+        is_inner = len(path) > 1 and path[-1] in ("format", "version")
+        if is_inner or path[-1] in FREE[kind] or path[-1] == "seed":  # of heads that are not drawn
+            continue
+        document = json.loads(json.dumps(documents[kind]))
+        node = document
+        for key in path[:-1]:
+            node = node[key]
+        del node[path[-1]]
+        file.write_bytes(dump(document))
+        refusal = refusal_of(ValueError, READERS[kind], file)
+        about = path[-1] if path[-1] not in ("format", "version") else "saved by aplens|of version"
+        assert refusal is not None, path
+        assert is_clear(refusal, file), path
+        assert any(word in str(refusal) for word in about.split("|")), (path, refusal)
+
+
+def test_every_column_that_is_missing_is_named(tmp_path):
+    file = tmp_path / "table.parquet"
+    columns = dict.fromkeys(TRIED_COLUMNS, 0.5)
+    columns |= {f"{name}_high": 0.5 for name in ("auc", "accuracy", "calibration_error", "other")}
+    whole = pd.DataFrame([columns | {"other": 0.5, "other_low": 0.5}])
+    whole.to_parquet(file)
+    assert read_table(file, TRIED_COLUMNS).equals(whole)
+    for column in whole:
+        whole.drop(columns=column).to_parquet(file)
+        refusal = refusal_of(ValueError, read_table, file, TRIED_COLUMNS)
+        assert is_clear(refusal, file, f"column {column} is missing")
+
+
+@fuzz(150)
+@given(data=st.data())
+def test_a_damaged_table_is_read_or_named(folder, data):
+    file = folder / "table.parquet"
+    columns = [name for name in TRIED_COLUMNS if not name.endswith("_low")]
+    pd.DataFrame([dict.fromkeys(columns, "a")]).to_parquet(file)
+    file.write_bytes(data.draw(damaged(file.read_bytes())))
+    refusal = refusal_of(ValueError, read_table, file, columns)
+    assert refusal is None or is_clear(refusal, file)
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -164,6 +259,12 @@ def change(document, *path, to):
         ("sweep", ["results", 0, "heads"], [[[0, 1]]], r"heads\[0\] must be a text"),
         ("sweep", ["results", 0, "correct"], "11", r"results\[0\].correct must have one entry"),
         ("sweep", ["version"], True, "of version True"),
+        ("study ranking", ["metadata"], {}, "metadata.n_train is missing"),
+        ("study ranking", ["metadata", "auc"], [0.5], "metadata.auc must be an estimate and"),
+        ("study ranking", ["metadata", "auc", 1], None, r"metadata.auc\[1\] must be a finite"),
+        ("study sweep", ["setup"], {}, "setup.method is missing"),
+        ("corpora", [0], {}, r"\[0\].name is missing"),
+        ("corpora", [0, "note"], None, r"\[0\].note must be a text"),
         ("stages", ["mine"], [], "mine must be a table"),
         ("stages", ["mine", "seconds"], "1", "mine.seconds must be a finite number"),
         ("stages", ["mine", "finished"], 1, "mine.finished must be true or false"),

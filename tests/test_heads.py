@@ -103,6 +103,8 @@ def test_random_heads_are_seeded_nested_and_distinct():
     assert len(set(ranking.random(25, seed=0))) == 25
     with pytest.raises(ValueError, match="26"):
         ranking.random(26)
+    with pytest.raises(ValueError, match=r"seed must be a whole number from 0 .* got -1"):
+        ranking.random(3, seed=-1)
 
 
 def test_a_ranking_survives_saving(tmp_path):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from mae_helpers import tiny_config
+from safetensors import SafetensorError
 
 from aplens.mae import APMAE, CheckpointError, TrainingError, TrainingSettings, train_apmae
 from aplens.mae.rounds import PatternRounds
@@ -340,11 +341,11 @@ def test_a_full_disk_keeps_the_checkpoint_before(any_model, tmp_path, uninterrup
         saved.append(path)
         if len(saved) == 3:
             path.write_bytes(b"as much as there was room for")
-            raise OSError(28, "No space left on device")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
         real(tensors, path, metadata)
 
     monkeypatch.setattr(checkpoints, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: .*training\.safetensors"):
         train(any_model, tmp_path, checkpoint_seconds=0)
     monkeypatch.undo()
     assert not list(tmp_path.glob(".partial-*"))

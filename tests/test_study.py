@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep
 from aplens.scenarios import Scenario, Scenarios
 from aplens.study import Reporter, Study, StudySettings
+from aplens.study.report import _notes
 from aplens.study.stages import Stage, StageRecord, run_stages
 
 ROOT = Path(__file__).parent.parent
@@ -233,6 +235,34 @@ def test_the_report_holds_the_rankings_heads_and_hostile_titles_stay_text(finish
     assert set(sweep.to_frame()["choice"]) >= {"random"}
 
 
+def test_a_hostile_title_is_text_in_the_results_too(finished):
+    _, folder, _ = finished
+    first, *rest = (folder / "results.md").read_text().splitlines()
+    assert first == "# small &lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
+    assert "<script" not in "".join(rest)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("ranking.json", "metadata.n_train is missing"),
+        ("ablations/sweep.json", "setup.method is missing"),
+        ("corpus.json", r"\[0\].name is missing"),
+    ],
+)
+def test_a_study_with_an_emptied_table_is_refused_by_name(finished, tmp_path, file, words):
+    _, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "out")
+    path = tmp_path / "out" / file
+    document = json.loads(path.read_text())
+    emptied = {"ranking.json": {"metadata": {}}, "ablations/sweep.json": {"setup": {}}}
+    path.write_text(json.dumps([{}] if file == "corpus.json" else document | emptied[file]))
+    study = Study(StudySettings.from_toml(folder.parent / "small.toml"), tmp_path / "out")
+    with pytest.raises(ValueError, match=words) as caught:
+        study.summary() if file != "corpus.json" else _notes(study)
+    assert str(path) in str(caught.value)
+
+
 def test_the_same_command_again_does_nothing_again(finished):
     command, folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -393,6 +423,41 @@ def study_command(path, stage, folder):
     return [sys.executable, "-m", "aplens", stage, str(path), "--folder", str(folder)]
 
 
+def test_a_strangers_task_that_is_a_path_is_refused_on_load(tmp_path):
+    import pyarrow.parquet as pq
+
+    place = tmp_path / "study"
+    good = Scenario("eol", "java", "a.java", 1, ";", (1, 2, 3), 4, "left_to_right")
+    Scenarios([good]).save(place / "scenarios.parquet")
+    table = pq.read_table(place / "scenarios.parquet")
+    for task in ("../../outside", str(tmp_path / "outside"), "..\\outside", ""):
+        hostile = table.set_column(0, table.schema.field("task"), [[task]])
+        pq.write_table(hostile, place / "scenarios.parquet")
+        study = Study(StudySettings(), place)
+        with pytest.raises(
+            ValueError, match=r"scenarios\.parquet is damaged: .*task must"
+        ) as caught:
+            _ = study.scenarios
+        assert repr(task) in str(caught.value)
+
+
+def test_a_task_of_a_study_file_is_no_path(tmp_path):
+    path = write_toml(tmp_path, '[scenarios]\ntasks = ["eol", "../../x"]')
+    with pytest.raises(ValueError, match=r"scenarios\.tasks\[1\] must be a plain file name"):
+        StudySettings.from_toml(path)
+
+
+def test_what_a_killed_stage_left_in_its_folders_is_cleared(tmp_path):
+    def run():
+        (tmp_path / "gates").mkdir(exist_ok=True)
+
+    half = tmp_path / "gates" / "deep" / ".partial-abc" / "eol.json"
+    half.parent.mkdir(parents=True)
+    half.write_text("half")
+    run_and_tell(tmp_path, [Stage("gates", "", {}, ["gates"], run)])
+    assert not half.parent.exists()
+
+
 def test_after_ctrl_c_the_same_command_goes_on_to_the_same_ranking(small_study, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     subprocess.run(study_command(small_study, "rank", straight), check=True, timeout=300)
@@ -433,8 +498,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(small_study, tmp_path):
     assert result.returncode == 1, result.stdout + result.stderr
     assert "error:" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
+    assert str(folder / "scenarios.parquet") in result.stdout.replace("\n", "")
     assert not list(folder.glob("*.parquet"))
-    assert not list(folder.glob(".*.parquet"))
+    assert not list(folder.glob(".partial-*"))
     subprocess.run(study_command(small_study, "mine", folder), check=True, timeout=120)
     assert (folder / "scenarios.parquet").exists()
 
@@ -481,8 +547,6 @@ def test_training_on_some_of_the_languages(tmp_path):
 
 
 def test_a_report_says_that_a_pretrained_apmae_may_know_the_files(tmp_path):
-    from aplens.study.report import _notes
-
     (tmp_path / "corpus.json").write_text("[]")
     for pretrained in ("", "aplens-base"):
         settings = StudySettings.from_toml(

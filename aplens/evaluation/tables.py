@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aplens._markdown import table_lines
+from aplens._markdown import code, escape, table_lines
 from aplens.evaluation.measure import REPEATED, Evaluation, EvaluationSettings
 from aplens.evaluation.probes import DETECTED, LAYER
 from aplens.evaluation.reconstruction import ALL, LAYER_THIRDS
@@ -26,20 +26,25 @@ def evaluation_to_markdown(
         settings: How much was measured.
         command: What made them, for readers who want to make them again.
     """
-    lines = ["# Evaluation of AP-MAEs", "", f"Command: `{command}`, seed {settings.seed}.", ""]
+    lines = ["# Evaluation of AP-MAEs", "", f"Command: {code(command)}, seed {settings.seed}.", ""]
     for model, frame in evaluation.reconstruction.groupby("model", sort=False):
         for (patch_size, ratio), group in frame.groupby(["patch_size", "mask_ratio"], sort=False):
             lines += [
-                f"## {model}: reconstruction, patches of {patch_size}, {ratio:.0%} hidden",
+                f"## {escape(str(model))}: reconstruction, patches of {patch_size}, "
+                f"{ratio:.0%} hidden",
                 "",
                 *_reconstruction_by(group, "domain", [ALL, *_others(group["domain"], ALL)]),
                 *_reconstruction_by(group, "layers", [ALL, *LAYER_THIRDS]),
             ]
     for model, frame in evaluation.probes.groupby("model", sort=False):
-        lines += [f"## {model}: linear probes of one pattern", "", *_probes(frame)]
+        lines += [f"## {escape(str(model))}: linear probes of one pattern", "", *_probes(frame)]
     if len(evaluation.correctness):
         for model, frame in evaluation.correctness.groupby("model", sort=False):
-            lines += [f"## {model}: is the prediction correct?", "", *_correctness(frame)]
+            lines += [
+                f"## {escape(str(model))}: is the prediction correct?",
+                "",
+                *_correctness(frame),
+            ]
     return "\n".join(lines)
 
 
@@ -58,10 +63,10 @@ def _reconstruction_by(frame: pd.DataFrame, by: str, names: Sequence[str]) -> It
     )
     yield ""
     yield from table_lines(
-        ["predictor", "error × 1000", *names],
+        ["predictor", "error × 1000", *map(escape, names)],
         (
             [
-                str(predictor),
+                escape(str(predictor)),
                 _error(row),
                 *(_interval(ratios.loc[(str(predictor), name)], "ratio") for name in names),
             ]
@@ -75,9 +80,9 @@ def _probes(frame: pd.DataFrame) -> Iterator[str]:
         part = frame[frame["domain"] == domain]
         first = part.iloc[0]
         yield (
-            f"Domain {domain}: fitted on {first['n_train']} patterns (of all domains), tested on "
-            f"{_over(first)}. R² of TransformerLens's detection scores, and the accuracy in "
-            f"telling the layer. {_INTERVAL}"
+            f"Domain {escape(domain)}: fitted on {first['n_train']} patterns (of all domains), "
+            f"tested on {_over(first)}. R² of TransformerLens's detection scores, and the accuracy "
+            f"in telling the layer. {_INTERVAL}"
         )
         yield ""
         targets = part.set_index(["input", "target"])
@@ -85,7 +90,7 @@ def _probes(frame: pd.DataFrame) -> Iterator[str]:
             ["input", "dims", *(name.replace("_", " ") for name in (*DETECTED, LAYER))],
             (
                 [
-                    name,
+                    escape(name),
                     str(targets.loc[(name, LAYER), "dims"]),
                     *(_interval(targets.loc[(name, target)]) for target in (*DETECTED, LAYER)),
                 ]
@@ -104,7 +109,7 @@ def _correctness(frame: pd.DataFrame) -> Iterator[str]:
     yield from table_lines(
         ["input", "AUC", "accuracy"],
         (
-            [row["input"], _interval(row, "auc"), _interval(row, "accuracy")]
+            [escape(row["input"]), _interval(row, "auc"), _interval(row, "accuracy")]
             for _, row in frame.iterrows()
         ),
     )

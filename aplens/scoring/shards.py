@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
+from aplens._documents import check, take
 from aplens._io import (
     atomic_write,
     describe_differences,
@@ -26,6 +27,7 @@ from aplens._io import (
     sha256_of_file,
     write_json,
 )
+from aplens._words import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +36,11 @@ _FORMAT = "aplens.observations"
 _VERSION = 2
 _MANIFEST = "manifest.json"
 _SUFFIXES = ("safetensors", "parquet")
+
+#: What is read of a run's facts, texts and whole numbers of at least 1.
+_TEXTS = ("model_name", "mae", "storage")
+_SIZES: tuple[str, ...] = ("n_layers", "n_heads", "n_scenarios", "shard_size", "d_embed")
+_SIZES += ("n_ctx", "patch_size", "n_tokens")
 
 
 class ShardFolder:
@@ -70,6 +77,10 @@ class ShardFolder:
         run = manifest.get("run")
         if not isinstance(run, dict) or manifest.get("checksum") != fingerprint(run):
             raise ValueError(f"{file} is damaged: what was observed does not match its checksum")
+        try:
+            _check_run(run)
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
         return cls(path, run)
 
     @classmethod
@@ -185,3 +196,22 @@ class ShardFolder:
 
     def _file(self, name: str, suffix: str) -> Path:
         return self.path / f"{name}.{suffix}"
+
+
+def _check_run(run: Mapping[str, Any]) -> None:
+    """Refuse facts of a run of which one is missing or of another kind: a checksum shows no such.
+
+    Raises:
+        ValueError: The message names it.
+    """
+    for key in _TEXTS:
+        take(run, key, str, "run.")
+    for key in _SIZES:
+        if take(run, key, int, "run.") < 1:
+            raise ValueError(f"run.{key} must be 1 or more, got {shorten(run[key])}")
+    take(run, "patterns", bool, "run.")
+    for i, head in enumerate(take(run, "heads", list, "run.")):
+        if len(check(head, list, f"run.heads[{i}]")) != 2:
+            raise ValueError(f"run.heads[{i}] must be a layer and a head, got {shorten(head)}")
+        for number in head:
+            check(number, int, f"run.heads[{i}]")

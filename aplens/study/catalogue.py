@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aplens._io import atomic_write
+from aplens._io import atomic_write, own_folder
 from aplens.study.config import StudySettings
 from aplens.study.evaluate import studies_of
 from aplens.study.stages import Reporter
@@ -148,19 +148,20 @@ def _tables(
 def _write(
     catalogue: TemplateCatalogue, tables: dict[str, pd.DataFrame], folder: Path, command: str
 ) -> list[Path]:
-    from aplens._markdown import frame_to_markdown
+    from aplens._markdown import code, frame_to_markdown
     from aplens.viz.figures import plot_catalogue
 
-    folder.mkdir(parents=True, exist_ok=True)
-    text = f"Made by `{command}`.\n" if command else ""
+    text = f"Made by {code(command)}.\n" if command else ""
     for name, table in tables.items():
         text += f"\n## {name}\n\n{frame_to_markdown(table)}\n"
-        with atomic_write(folder / f"{name}.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
     paths = [folder / "catalogue.md", folder / "catalogue.safetensors", folder / "templates.png"]
-    with atomic_write(paths[0]) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    catalogue.save(paths[1])
-    with atomic_write(paths[2]) as temporary:
-        plot_catalogue(catalogue).savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+    with own_folder(folder):
+        for name, table in tables.items():
+            with atomic_write(folder / f"{name}.parquet") as temporary:
+                table.to_parquet(temporary, index=False)
+        with atomic_write(paths[0]) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        catalogue.save(paths[1])
+        with atomic_write(paths[2]) as temporary:
+            plot_catalogue(catalogue).savefig(temporary, format="png", dpi=110, bbox_inches="tight")
     return paths

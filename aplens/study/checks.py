@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
+from aplens._io import require_file_name
 from aplens._words import shorten
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def _check_scenarios(table: ScenarioSettings, where: str) -> None:
     if not table.corpus or not all(table.corpus):
         raise ValueError(f"{where}corpus must name at least one corpus, got {list(table.corpus)}")
     list_tasks(table.language)
+    for i, task in enumerate(table.tasks):
+        require_file_name(task, f"{where}tasks[{i}]")
     for name in ("per_task", "per_file", "context_length"):
         _require_range(where + name, getattr(table, name))
     _require_choice(f"{where}style", table.style, ("auto", "left_to_right", "fim"))

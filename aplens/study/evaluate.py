@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aplens._io import atomic_write
+from aplens._io import atomic_write, own_folder
 from aplens.evaluation import (
     Evaluation,
     EvaluationSettings,
@@ -119,11 +119,12 @@ def _evaluate_model(
 
 def _write(evaluation: Evaluation, text: str, folder: Path) -> list[Path]:
     wrote = [folder / "evaluation.md"]
-    with atomic_write(wrote[0]) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    for name, table in evaluation._asdict().items():
-        if len(table):
-            wrote.append(folder / f"{name}.parquet")
-            with atomic_write(wrote[-1]) as temporary:
-                table.to_parquet(temporary, index=False)
+    with own_folder(folder):
+        with atomic_write(wrote[0]) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        for name, table in evaluation._asdict().items():
+            if len(table):
+                wrote.append(folder / f"{name}.parquet")
+                with atomic_write(wrote[-1]) as temporary:
+                    table.to_parquet(temporary, index=False)
     return wrote

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aplens._markdown import frame_to_markdown
+from aplens._markdown import code, frame_to_markdown
 from aplens.study.results import PREDICTORS, with_bounds
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def predict_together(
 def predictions_to_markdown(table: pd.DataFrame, command: str) -> str:
     """The table of `predict_together` and what it is over; intervals 95 %, over source files."""
     whole = table[table["task"] == "all"].iloc[0]
-    lines = [f"Command: `{command}`.", ""]
+    lines = [f"Command: {code(command)}.", ""]
     lines += [f"{whole['n_scenarios']} scenarios of {whole['n_files']} source files.", ""]
     columns = ["task", *PREDICTORS] if (table["task"] != "all").any() else PREDICTORS
     return "\n".join([*lines, frame_to_markdown(with_bounds(table, columns)), ""])

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aplens._io import read_json
 from aplens.evaluation import BASELINES, compare_reconstruction
 from aplens.heads import Head
 from aplens.study.config import SHUFFLED
+from aplens.study.saved import read_corpora
 from aplens.study.stages import StageRecord
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _facts(study: Study) -> dict[str, str]:
     from aplens.models import describe_model
 
     settings, info = study.settings, describe_model(study.model)
-    corpora = read_json(study.folder / "corpus.json")
+    corpora = read_corpora(study.folder / "corpus.json")
     return {
         "Model": f"{info.name}, {info.n_layers} layers × {info.n_heads} heads, as {info.kind}",
         "Corpus": "; ".join(dict.fromkeys(corpus["name"] for corpus in corpora)),
@@ -108,7 +108,7 @@ def _facts(study: Study) -> dict[str, str]:
 
 
 def _notes(study: Study) -> list[str]:
-    corpora = read_json(study.folder / "corpus.json")
+    corpora = read_corpora(study.folder / "corpus.json")
     notes = [
         "Prompts, and every figure below, come from source files. Nothing from one file stands on "
         "both sides of any split; intervals (95 %) resample files."
@@ -142,6 +142,7 @@ def _samples(study: Study) -> list[SampleScenario]:
     """A few observed scenarios, half of them right and half wrong, spread over the tasks."""
     from aplens.scenarios import Scenarios
     from aplens.viz import SampleScenario
+    from aplens.viz.tokens import readable_text
 
     tokenizer = study.model.tokenizer
     observed = Scenarios(s for part in study.observed_parts for s in study.parts[part])
@@ -158,14 +159,23 @@ def _samples(study: Study) -> list[SampleScenario]:
             task=observed[row].task,
             file=observed[row].file,
             line=observed[row].line,
-            prompt=tokenizer.decode(list(observed[row].prompt)),
-            target=tokenizer.decode([observed[row].target]),
-            predicted=tokenizer.decode([int(table.loc[row, "predicted"])]),
+            prompt=readable_text(tokenizer, observed[row].prompt),
+            target=_text_after(tokenizer, observed[row].prompt, observed[row].target),
+            predicted=_text_after(
+                tokenizer, observed[row].prompt, int(table.loc[row, "predicted"])
+            ),
             confidence=float(table.loc[row, "top_probability"]),
             correct=bool(table.loc[row, "correct"]),
         )
         for row in chosen
     ]
+
+
+def _text_after(tokenizer: Any, prompt: Sequence[int], token: int) -> str:
+    """The text of a token that may hold the rest of a character that the prompt begins."""
+    from aplens.viz.tokens import token_texts
+
+    return token_texts(tokenizer, [*prompt, token])[-1]
 
 
 def summarize(study: Study) -> str:

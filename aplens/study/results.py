@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from aplens._markdown import frame_to_markdown
+from aplens._markdown import code, escape, frame_to_markdown
 from aplens.scoring.intervals import MEAN_OF_TASKS
 from aplens.study.report import task_accuracy
 
@@ -28,10 +28,11 @@ def results_to_markdown(study: Study) -> str:
     """Every table of a study, each with what it is over; intervals are 95 %, over source files."""
     settings = study.settings
     parts = ", ".join(f"{name} {len(part)}" for name, part in study.parts.items())
-    lines = [f"# {settings.title}", "", f"Command: `{study.command}`, seed {settings.seed}.", ""]
+    lines = [f"# {escape(settings.title)}", ""]
+    lines += [f"Command: {code(study.command)}, seed {settings.seed}.", ""]
     lines += [f"Scenarios by part, no source file in two: {parts}.", ""]
     for title, table in _tables(study):
-        lines += [f"## {title}", "", frame_to_markdown(table), ""]
+        lines += [f"## {escape(title)}", "", frame_to_markdown(table), ""]
     return "\n".join(lines)
 
 

@@ -13,6 +13,15 @@ from aplens._io import atomic_write, write_json
 from aplens._processes import join_processes
 from aplens.study.config import SHUFFLED, ScenarioSettings, StudySettings
 from aplens.study.parts import first_of_each, observed_of, of_languages, of_task
+from aplens.study.saved import (
+    PREDICTOR_COLUMNS,
+    TRIAL_COLUMNS,
+    TRIED_COLUMNS,
+    TRUTH_COLUMNS,
+    read_ranking,
+    read_sweep,
+    read_table,
+)
 from aplens.study.stages import Reporter, Stage, run_stages
 
 if TYPE_CHECKING:
@@ -183,67 +192,49 @@ class Study:
     @cached_property
     def ranking(self) -> HeadRanking:
         """The heads, ranked."""
-        from aplens.heads import HeadRanking
-
-        return HeadRanking.load(self.folder / "ranking.json")
+        return read_ranking(self.folder / "ranking.json")
 
     @cached_property
     def predictors(self) -> pd.DataFrame:
         """How well each set of features predicts correctness; see `evaluate_predictors`."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / "predictors.parquet")
+        return read_table(self.folder / "predictors.parquet", PREDICTOR_COLUMNS)
 
     @cached_property
     def tries(self) -> pd.DataFrame:
         """Other predictors of correctness; see `try_predictors`."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / "tries.parquet")
+        return read_table(self.folder / "tries.parquet", TRIED_COLUMNS)
 
     @cached_property
     def sweep(self) -> AblationSweep:
         """The ablations."""
-        from aplens.interventions import AblationSweep
-
-        return AblationSweep.load(self.folder / "ablations" / "sweep.json")
+        return read_sweep(self.folder / "ablations" / "sweep.json")
 
     @cached_property
     def sweep_trials(self) -> pd.DataFrame:
         """The ablations balanced by weights and task by task; see `GateTrials.to_frame`."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / "ablations" / "trials.parquet")
+        return read_table(self.folder / "ablations" / "trials.parquet", TRIAL_COLUMNS)
 
     @cached_property
     def task_sweeps(self) -> pd.DataFrame | None:
         """The ablations by each task's own ranking; None where there are none."""
-        import pandas as pd
-
         path = self.folder / "ablations" / "by_task.parquet"
-        return pd.read_parquet(path) if path.exists() else None
+        return read_table(path, TRIAL_COLUMNS) if path.exists() else None
 
     @cached_property
     def task_rankings(self) -> dict[str, HeadRanking]:
         """Each task's own ranking, by the task's name; none where there are none."""
-        from aplens.heads import HeadRanking
-
         paths = sorted((self.folder / "ablations" / "rankings").glob("*.json"))
-        return {path.stem: HeadRanking.load(path) for path in paths}
+        return {path.stem: read_ranking(path) for path in paths}
 
     @cached_property
     def gates(self) -> pd.DataFrame:
         """What scaled heads change, task by task; see `GateTrials.to_frame`."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / "gates.parquet")
+        return read_table(self.folder / "gates.parquet", TRIAL_COLUMNS)
 
     @cached_property
     def truth(self) -> pd.DataFrame:
         """Rankings against every head's own ablation; see `compare_rankings`."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / "truth.parquet")
+        return read_table(self.folder / "truth.parquet", TRUTH_COLUMNS)
 
     # --- the stages ----------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aplens._documents import check, take
-from aplens._io import fingerprint, read_json, write_json
+from aplens._io import clear_abandoned, fingerprint, read_json, write_json
 from aplens._processes import join_processes
 from aplens._words import shorten
 
@@ -213,6 +213,8 @@ def run_stages(
             elif record:
                 with record.noting(stage, upstream) as clock:
                     reporter.start(stage.name, stage.message)
+                    for path in filter(Path.is_dir, wrote):
+                        clear_abandoned(path)
                     stage.run()
                     processes.wait()
                 reporter.finish(stage.name, clock.seconds, wrote)

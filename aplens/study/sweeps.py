@@ -14,6 +14,7 @@ from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep, GateTrials, sweep_ablations
 from aplens.interventions.results import name_heads
 from aplens.scoring.intervals import MEAN_OF_TASKS
+from aplens.study.saved import read_ranking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +67,7 @@ def rank_task(
         ValueError: When the task has one outcome only, or too few scenarios to cluster.
     """
     if path.exists():
-        return HeadRanking.load(path)
+        return read_ranking(path)
     ranking = scorer.fit(fit).rank(held_out)
     path.parent.mkdir(exist_ok=True)
     ranking.save(path)

@@ -116,8 +116,9 @@ def _label(scores: HeadRanking | pd.DataFrame, column: str) -> str:
 
 def _quantity(ranking: HeadRanking) -> tuple[str, str]:
     """What a ranking's scores are, and their unit."""
-    name, unit = _QUANTITIES[ranking.metadata.get("method", "predictor")]
-    return name, unit or _METRICS[ranking.metadata["metric"]]
+    facts = ranking.metadata
+    name, unit = _QUANTITIES.get(str(facts.get("method", "predictor")), ("score", ""))
+    return name, unit or _METRICS.get(str(facts.get("metric")), "unit not given")
 
 
 def _read_scores(scores: HeadRanking | pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
