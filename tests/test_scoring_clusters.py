@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from aplens.scoring import HeadClusters
+from aplens.scoring.principal import fit_pca
 
 REDUCERS = ["pca", "umap"]
 
@@ -82,6 +85,60 @@ def test_fitting_is_deterministic():
     first, again = (HeadClusters("pca", seed=3).fit(embeddings) for _ in range(2))
     assert (first.labels_ == again.labels_).all()
     assert (first.predict(embeddings[:9]) == again.predict(embeddings[:9])).all()
+
+
+def few_values(n, n_distinct, d_embed, n_constant, seed, steps):
+    """One head with ties: few distinct rows, of few distinct numbers, some columns constant."""
+    rng = np.random.default_rng(seed)
+    distinct = rng.integers(-steps, steps + 1, size=(n_distinct, 1, d_embed)).astype(np.float16)
+    distinct[..., :n_constant] = 1
+    return distinct[rng.integers(0, n_distinct, n)]
+
+
+TIED = {
+    "n": st.integers(10, 30),
+    "n_distinct": st.integers(1, 10),
+    "d_embed": st.integers(1, 8),
+    "n_constant": st.integers(0, 3),
+    "seed": st.integers(0, 2**16),
+    "steps": st.sampled_from([1, 3, 1000]),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(**TIED)
+def test_with_few_values_pca_gives_the_same_labels_again(**tied):
+    embeddings = few_values(**tied)
+    first, again = (HeadClusters("pca", seed=0).fit(embeddings).labels_ for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+@settings(max_examples=15, deadline=None)
+@given(**TIED)
+@example(n=11, n_distinct=3, d_embed=6, n_constant=0, seed=0, steps=1000)
+@example(n=18, n_distinct=3, d_embed=6, n_constant=0, seed=0, steps=1000)
+@example(n=20, n_distinct=8, d_embed=8, n_constant=0, seed=0, steps=1)
+def test_with_few_values_umap_gives_the_same_labels_again(**tied):
+    pytest.importorskip("umap")
+    embeddings = few_values(**tied)
+    first, again = (HeadClusters("umap", seed=0).fit(embeddings).labels_ for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_labels_do_not_depend_on_the_last_digits_of_components(monkeypatch):
+    from aplens.scoring import clusters
+
+    heads = [few_values(120, 20, 3, 0, seed, steps=1) for seed in range(10)]
+    embeddings = np.concatenate(heads, axis=1)  # many distances are equal, by different sums
+    labels = HeadClusters("pca").fit(embeddings).labels_
+
+    def fit_pca_otherwise(rows, n_components):
+        fitted = fit_pca(rows, n_components)
+        noise = 1e-14 * np.random.default_rng(1).normal(size=fitted.axes.shape)
+        return replace(fitted, axes=fitted.axes + noise)
+
+    monkeypatch.setattr(clusters, "fit_pca", fit_pca_otherwise)
+    np.testing.assert_array_equal(HeadClusters("pca").fit(embeddings).labels_, labels)
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from aplens.scoring.density import cluster_by_density
 from aplens.scoring.head_array import HeadValues
-
-if TYPE_CHECKING:
-    from sklearn.decomposition import PCA
+from aplens.scoring.principal import fit_pca
 
 Reducer = Literal["auto", "umap", "pca"]
 
@@ -33,6 +32,10 @@ FEWEST_SCENARIOS = 10
 #: Scenarios compared at once with all fitted ones: what bounds the memory that comparing takes.
 _ROWS_AT_ONCE = 1024
 
+#: What positions along principal components are rounded to before they are clustered: differences
+#: then square and add up exactly, and rounding that differs between processors is gone.
+_GRID = 2.0**-24
+
 #: Unit vectors that differ by less are the same but for rounding.
 _ALIKE = 1e-6
 
@@ -51,6 +54,13 @@ class HeadClusters:
     A new scenario takes the category that most of its nearest fitted scenarios have, by cosine in
     the embedding space: neither UMAP nor HDBSCAN places new points exactly.
 
+    Equal embeddings and an equal seed give equal labels. With "pca" they do on any processor:
+    positions along the components are rounded to multiples of 2^-24 (seven decimals, of embeddings
+    of length 1), and merges at equal distances have a fixed order (`aplens.scoring.density`). With
+    "umap", whose steps enlarge the last digit, and for embeddings that another processor computed,
+    labels may differ. UMAP starts from PCA, not from the graph's spectrum as the paper's: that
+    start is random where few embeddings are distinct.
+
     With fewer than 250 scenarios the smallest cluster is a tenth of them, not the paper's 25, and
     `min_samples` no larger.
 
@@ -59,7 +69,7 @@ class HeadClusters:
             "auto": UMAP when umap-learn is installed.
         n_neighbors: Fitted scenarios that vote on a new one.
         n_jobs: Processes for UMAP, as joblib counts them. PCA is done before they would start.
-        seed: Of UMAP and PCA.
+        seed: Of UMAP.
 
     Attributes:
         labels_: `Int[ndarray, "scenario head"]`, clusters of the fitted scenarios; -1 is noise.
@@ -183,22 +193,9 @@ def are_alike(rows: Float[np.ndarray, "scenario d_embed"]) -> bool:
     return bool(np.ptp(rows, axis=0).max() < _ALIKE)
 
 
-def fit_pca(rows: Float[np.ndarray, "scenario d_embed"], n_components: int, seed: int = 0) -> PCA:
-    """Principal components, fewer when there are fewer rows or columns."""
-    from sklearn.decomposition import PCA
-
-    kept = min(n_components, *rows.shape)
-    # ARPACK finds a few components eight times faster than the full decomposition; it needs some
-    # variance, and cannot find all of them.
-    solver = "full" if are_alike(rows) or kept == min(rows.shape) else "arpack"
-    return PCA(kept, svd_solver=solver, random_state=seed).fit(rows)
-
-
 def _cluster_one_head(
     rows: Float[np.ndarray, "scenario d_embed"], reducer: str, seed: int
 ) -> Int[np.ndarray, " scenario"]:
-    from sklearn.cluster import HDBSCAN
-
     one_cluster = np.zeros(len(rows), dtype=np.int64)
     if are_alike(rows):
         return one_cluster
@@ -206,12 +203,10 @@ def _cluster_one_head(
     reduced = (
         _umap(rows, n_dimensions, seed)
         if reducer == "umap"
-        else fit_pca(rows, n_dimensions, seed).transform(rows)
+        else np.rint(fit_pca(rows, n_dimensions).transform(rows) / _GRID) * _GRID
     )
     smallest = min(MIN_CLUSTER_SIZE, max(2, len(rows) // 10))
-    labels = HDBSCAN(
-        min_cluster_size=smallest, min_samples=min(min_samples, smallest), copy=True
-    ).fit_predict(reduced)
+    labels = cluster_by_density(reduced, smallest, min(min_samples, smallest))
     return labels if labels.max() > 0 else one_cluster
 
 
@@ -221,13 +216,17 @@ def _umap(rows: Float[np.ndarray, "scenario d_embed"], n_dimensions: int, seed: 
         warnings.simplefilter("ignore")
         from umap import UMAP
 
-        return UMAP(
-            n_components=min(n_dimensions, len(rows) - 2),
+        # Its own "spectral" asks SciPy's ARPACK, which goes on from random numbers that no seed
+        # decides where few rows are distinct.
+        umap = UMAP(
+            n_components=min(n_dimensions, len(rows) - 2, rows.shape[1]),
             n_neighbors=min(N_NEIGHBORS, len(rows) - 1),
             min_dist=MIN_DIST,
             metric="cosine",
+            init="pca",
             random_state=seed,
-        ).fit_transform(rows)
+        )
+        return umap.fit_transform(rows).astype(np.float64)
 
 
 def _vote(

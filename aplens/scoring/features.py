@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from aplens._words import shorten
-from aplens.scoring.clusters import HeadClusters, are_alike, check_shape, fit_pca, unit_heads
+from aplens.scoring.clusters import HeadClusters, are_alike, check_shape, unit_heads
 from aplens.scoring.observations import HEAD_NUMBERS, Observations
+from aplens.scoring.principal import fit_pca
 
 #: Directions kept of each head's embeddings; measured, 2 to 16 predict alike.
 N_COMPONENTS = 8
@@ -115,7 +116,7 @@ class EmbeddingFeatures:
             None if are_alike(rows) else fit_pca(rows, N_COMPONENTS)
             for rows in unit_heads(observations.embeddings)
         ]
-        widths = [0 if reducer is None else reducer.n_components_ for reducer in self._reducers]
+        widths = [0 if reducer is None else reducer.axes.shape[1] for reducer in self._reducers]
         self.column_heads = np.repeat(np.arange(len(widths)), widths)
         return self.transform(observations)
 
