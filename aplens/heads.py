@@ -342,7 +342,7 @@ class HeadRanking:
 
     def plot(self, column: str = "importance") -> Figure:
         """The layer × head map of one score."""
-        from aplens.viz import plot_head_map
+        from aplens.plots import plot_head_map
 
         return plot_head_map(self, column)
 

@@ -36,7 +36,7 @@ from aplens.scenarios import Scenarios
 from aplens.scoring import HeadClusters, HeadScorer, split_by_file
 from aplens.scoring.distance import pattern_distances
 from aplens.scoring.unsupervised import score_heads
-from aplens.viz.style import CORRECT, GREY, INK, WIDTH, new_figure, tidy
+from aplens.style import CORRECT, GREY, INK, WIDTH, new_figure, tidy
 
 N_HEADS, N_HEADS_THAT_MATTER = 270, 20
 BUDGETS = (10, 20, 40, 80)

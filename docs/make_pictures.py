@@ -21,8 +21,8 @@ import aplens
 from aplens.mae import Reconstruction
 from aplens.scenarios import python_standard_library
 from aplens.scoring import HeadClusters, Observations, split_by_file
+from aplens.style import INK, new_figure
 from aplens.viz import plot_head_map, plot_reconstruction, plot_shap_summary
-from aplens.viz.style import INK, new_figure
 
 FOLDER = Path(__file__).parent / "images"
 DPI = 110

@@ -20,11 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
+from aplens.intervals import MEAN_OF_TASKS
 from aplens.interventions import AblationSweep
-from aplens.scoring.intervals import MEAN_OF_TASKS
+from aplens.plots import draw_ablation_curve
 from aplens.study.tries import AS_IT_IS
-from aplens.viz.figures import draw_ablation_curve
-from aplens.viz.style import CORRECT, GREEN, GREY, INCORRECT, INK, WIDTH, new_figure, tidy
+from aplens.style import CORRECT, GREEN, GREY, INCORRECT, INK, WIDTH, new_figure, tidy
 
 FOLDER = Path(__file__).parent / "images"
 DPI = 110

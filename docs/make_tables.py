@@ -20,7 +20,7 @@ import pandas as pd
 
 from aplens._markdown import table_lines
 from aplens.heads import HeadRanking
-from aplens.scoring.intervals import MEAN_OF_TASKS
+from aplens.intervals import MEAN_OF_TASKS
 from aplens.study.results import tabulate_rankings
 
 #: Interventions that are shown with their interval on every task.

@@ -11,9 +11,9 @@ import torch
 from test_interventions_sweep import make_scenarios
 
 from aplens import HeadGates, estimate_effects, learn_gates, measure_effects, scale_heads
+from aplens.intervals import MEAN_OF_TASKS
 from aplens.interventions import GateTrials, try_scales
 from aplens.interventions.trials import scaled_logits
-from aplens.scoring.intervals import MEAN_OF_TASKS
 
 SHAPE = {"model_name": "tiny", "n_layers": 3, "n_heads": 4}
 

@@ -113,7 +113,7 @@ def test_every_sample_counts_the_same(mae):
 
 
 def test_the_figure_has_two_pictures_for_each_template(catalogue):
-    from aplens.viz.figures import plot_catalogue
+    from aplens.plots import plot_catalogue
 
     figure = plot_catalogue(catalogue)
     titles = {panel._suptitle.get_text() for panel in figure.subfigs if panel._suptitle}

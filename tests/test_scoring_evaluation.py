@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scoring_helpers import make_observations
 
 from aplens.heads import Head
+from aplens.intervals import MEAN_OF_TASKS
 from aplens.scoring import (
     CorrectnessPredictor,
     HeadClusters,
@@ -17,7 +18,6 @@ from aplens.scoring import (
     evaluate_single_tasks,
     split_by_file,
 )
-from aplens.scoring.intervals import MEAN_OF_TASKS
 from aplens.scoring.splits import assign_folds
 
 PCA = HeadClusters("pca")

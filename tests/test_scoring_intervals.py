@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from aplens.scoring.intervals import FileBootstrap
+from aplens.intervals import FileBootstrap
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from aplens import Head, HeadRanking
 from aplens.interventions import AblationSweep, Setting, SettingResult
+from aplens.style import INCORRECT, to_svg
 from aplens.viz import (
     plot_ablation_curve,
     plot_head_map,
@@ -21,7 +22,6 @@ from aplens.viz import (
     plot_shap_summary,
     plot_task_accuracy,
 )
-from aplens.viz.style import INCORRECT, to_svg
 
 
 def make_ranking():
@@ -230,7 +230,7 @@ def test_no_pyplot_and_no_global_settings():
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
         "import pandas as pd\n"
         "from aplens.viz import plot_task_accuracy\n"
-        "from aplens.viz.style import to_svg\n"
+        "from aplens.style import to_svg\n"
         "row = {'task': 'eol', 'n': 3, 'accuracy': 0.5, 'low': 0.4, 'high': 0.6}\n"
         "to_svg(plot_task_accuracy(pd.DataFrame([row])))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

@@ -68,7 +68,7 @@ class PatchingTable:
         Raises:
             ValueError: When clean and corrupted gave the same metric.
         """
-        from aplens.viz.figures import plot_patching
+        from aplens.plots import plot_patching
 
         return plot_patching(self, k)
 

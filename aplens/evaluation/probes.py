@@ -20,7 +20,7 @@ from aplens.patterns.templates import DETECTED, template_scores
 if TYPE_CHECKING:
     import pandas as pd
 
-    from aplens.scoring.intervals import FileBootstrap
+    from aplens.intervals import FileBootstrap
 
 LAYER = "layer"
 
@@ -162,7 +162,7 @@ def evaluate_probe(
     """
     import pandas as pd
 
-    from aplens.scoring.intervals import FileBootstrap
+    from aplens.intervals import FileBootstrap
 
     held_out = _split_files(files, domains, seed)
     train, test = ~held_out[prompt], held_out[prompt]

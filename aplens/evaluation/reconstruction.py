@@ -198,7 +198,7 @@ class ReconstructionErrors:
         seed: int,
     ) -> Iterator[dict[str, Any]]:
         """Every predictor's figures on some prompts and layers."""
-        from aplens.scoring.intervals import FileBootstrap
+        from aplens.intervals import FileBootstrap
 
         bootstrap = FileBootstrap(list(files), seed=seed)
         sums = {

@@ -15,8 +15,8 @@ from aplens._documents import check, read_document, take
 from aplens._io import write_json
 from aplens._words import shorten
 from aplens.heads import Head, parse_heads
+from aplens.intervals import FileBootstrap
 from aplens.interventions.trials import GateTrials
-from aplens.scoring.intervals import FileBootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +164,7 @@ class AblationSweep:
 
     def plot(self) -> Figure:
         """Accuracy against the number of ablated heads, one line a choice."""
-        from aplens.viz import plot_ablation_curve
+        from aplens.plots import plot_ablation_curve
 
         return plot_ablation_curve(self.summary(), clean_accuracy=self.clean_accuracy)
 

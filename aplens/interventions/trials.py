@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aplens._answers import require_answers, require_logits
-from aplens.interventions.head_numbers import ActsOn, ScalesLike, check_acts_on
-from aplens.interventions.scaling import scale_heads
-from aplens.interventions.sharpening import sharpen_heads
-from aplens.models import compute_in, last_token_logits
-from aplens.prompts import read_prompts
-from aplens.scoring.intervals import (
+from aplens.intervals import (
     MEAN_OF_TASKS,
     Estimate,
     FileBootstrap,
     average_tasks,
     estimate_from,
 )
+from aplens.interventions.head_numbers import ActsOn, ScalesLike, check_acts_on
+from aplens.interventions.scaling import scale_heads
+from aplens.interventions.sharpening import sharpen_heads
+from aplens.models import compute_in, last_token_logits
+from aplens.prompts import read_prompts
 
 if TYPE_CHECKING:
     import pandas as pd

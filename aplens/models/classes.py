@@ -54,6 +54,12 @@ def kind_of(model: Any) -> ModelKind | None:
     return None
 
 
+def first_parameter(model: Any) -> torch.Tensor:
+    """The first that is in memory: those offloaded to disk are on the "meta" device."""
+    in_memory = (p for p in model.parameters() if p.device.type != "meta")
+    return next(in_memory, next(model.parameters()))
+
+
 def available_kinds() -> tuple[ModelKind, ...]:
     """The classes that the installed TransformerLens has, HookedTransformer first."""
     hooked = importlib.util.find_spec("transformer_lens.HookedTransformer")

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from aplens.models.classes import kind_of
-from aplens.models.info import describe_model
+from aplens.models.classes import first_parameter, kind_of
 
 HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
 
@@ -72,7 +71,7 @@ def compute_in(model: Any, precision: torch.dtype | None) -> AbstractContextMana
         return nullcontext()
     if precision != torch.bfloat16:
         raise ValueError(f"precision must be None or torch.bfloat16, got {precision!r}")
-    return torch.autocast(describe_model(model).device.type, dtype=precision)
+    return torch.autocast(first_parameter(model).device.type, dtype=precision)
 
 
 def run_model(model: Any, tokens: Int[Tensor, "batch pos"], **options: Any) -> Any:

@@ -11,7 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from aplens.heads import Head
-from aplens.models.classes import ModelKind, UnsupportedModelError, kind_of
+from aplens.models.classes import ModelKind, UnsupportedModelError, first_parameter, kind_of
+from aplens.models.hooks import attach_hooks, pattern_hook_name
 
 _described: weakref.WeakKeyDictionary[Any, ModelInfo] = weakref.WeakKeyDictionary()
 
@@ -59,7 +60,7 @@ def describe_model(model: Any) -> ModelInfo:
     """
     cached = _described.get(model)
     if cached is not None:
-        parameter = _first_parameter(model)  # it may have moved or changed type since
+        parameter = first_parameter(model)  # it may have moved or changed type since
         if (parameter.device, parameter.dtype) == (cached.device, cached.dtype):
             return cached
     info = _inspect(model)
@@ -77,7 +78,7 @@ def _inspect(model: Any) -> ModelInfo:
     name = str(model.cfg.model_name)
     layers = _attention_layers(model, name)
     _require_causal(model, name, layers[0])
-    parameter = _first_parameter(model)
+    parameter = first_parameter(model)
     return ModelInfo(
         name=name,
         kind=kind,
@@ -91,15 +92,7 @@ def _inspect(model: Any) -> ModelInfo:
     )
 
 
-def _first_parameter(model: Any) -> torch.Tensor:
-    """The first that is in memory: those offloaded to disk are on the "meta" device."""
-    in_memory = (p for p in model.parameters() if p.device.type != "meta")
-    return next(in_memory, next(model.parameters()))
-
-
 def _attention_layers(model: Any, name: str) -> tuple[int, ...]:
-    from aplens.models.hooks import pattern_hook_name
-
     hooks = model.hook_dict
     layers = tuple(
         layer for layer in range(int(model.cfg.n_layers)) if pattern_hook_name(layer) in hooks
@@ -113,17 +106,13 @@ def _attention_layers(model: Any, name: str) -> tuple[int, ...]:
 
 def probe_tokens(model: Any) -> Int[Tensor, "1 pos"]:
     """Three tokens to try a model on, or as many as its context takes."""
-    tokens = torch.arange(
-        1, 1 + min(3, int(model.cfg.n_ctx)), device=_first_parameter(model).device
-    )
+    tokens = torch.arange(1, 1 + min(3, int(model.cfg.n_ctx)), device=first_parameter(model).device)
     d_vocab = int(model.cfg.d_vocab)
     return (tokens % d_vocab if d_vocab > 0 else tokens)[None]
 
 
 def _require_causal(model: Any, name: str, layer: int) -> None:
     """Ask the model itself, on a few tokens: configurations do not say it reliably."""
-    from aplens.models.hooks import attach_hooks, pattern_hook_name
-
     seen: list[torch.Tensor] = []
     tokens = probe_tokens(model)
     n_tokens = tokens.shape[1]

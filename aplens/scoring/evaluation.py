@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from aplens._io import fingerprint
+from aplens.intervals import FileBootstrap, estimate_from
 from aplens.scoring.clusters import HeadClusters
-from aplens.scoring.intervals import FileBootstrap, estimate_from
 from aplens.scoring.observations import Observations, incorrect_labels
 from aplens.scoring.observing import Progress
 from aplens.scoring.predictions import FoldPredictions, describe_data

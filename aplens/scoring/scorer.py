@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from aplens._processes import ALONE
 from aplens.heads import HeadRanking
+from aplens.intervals import FileBootstrap
 from aplens.scoring.attribution import HeadAttributions, attribute_heads
 from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.evaluation import evaluate_predictors
-from aplens.scoring.intervals import FileBootstrap
 from aplens.scoring.observations import Observations, incorrect_labels
 from aplens.scoring.observing import ObserveOptions, Progress, observe, observe_with
 from aplens.scoring.predictor import (

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from aplens.intervals import MEAN_OF_TASKS, FileBootstrap, average_tasks, estimate_from
 from aplens.scoring.evaluation import cross_validate
-from aplens.scoring.intervals import MEAN_OF_TASKS, FileBootstrap, average_tasks, estimate_from
 from aplens.scoring.observations import Observations
 from aplens.scoring.observing import Progress
 from aplens.scoring.predictor import FEATURE_SETS

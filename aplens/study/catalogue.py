@@ -149,7 +149,7 @@ def _write(
     catalogue: TemplateCatalogue, tables: dict[str, pd.DataFrame], folder: Path, command: str
 ) -> list[Path]:
     from aplens._markdown import code, frame_to_markdown
-    from aplens.viz.figures import plot_catalogue
+    from aplens.plots import plot_catalogue
 
     text = f"Made by {code(command)}.\n" if command else ""
     for name, table in tables.items():

@@ -67,7 +67,7 @@ def task_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     """The model's accuracy on each task, with 95 % intervals that resample source files."""
     import pandas as pd
 
-    from aplens.scoring.intervals import FileBootstrap
+    from aplens.intervals import FileBootstrap
 
     rows: list[dict[str, Any]] = []
     for task, group in [("all", table), *table.groupby("task", sort=True)]:

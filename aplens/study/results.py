@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from aplens._markdown import code, escape, frame_to_markdown
-from aplens.scoring.intervals import MEAN_OF_TASKS
+from aplens.intervals import MEAN_OF_TASKS
 from aplens.study.report import task_accuracy
 
 if TYPE_CHECKING:

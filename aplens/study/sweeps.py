@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aplens.heads import HeadRanking
+from aplens.intervals import MEAN_OF_TASKS
 from aplens.interventions import AblationSweep, GateTrials, sweep_ablations
 from aplens.interventions.results import name_heads
-from aplens.scoring.intervals import MEAN_OF_TASKS
 from aplens.study.saved import read_ranking
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from aplens.intervals import FileBootstrap, estimate_from
 from aplens.interventions.effects import HeadEffects
-from aplens.scoring.intervals import FileBootstrap, estimate_from
 
 #: Rankings are judged by what stands among their first so many heads.
 BUDGETS = (10, 20, 40)

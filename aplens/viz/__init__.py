@@ -1,7 +1,6 @@
 """Figures, views for notebooks, and the HTML report."""
 
-from aplens.viz.embed import View
-from aplens.viz.figures import (
+from aplens.plots import (
     plot_ablation_curve,
     plot_head_map,
     plot_patching,
@@ -11,6 +10,7 @@ from aplens.viz.figures import (
     plot_shap_summary,
     plot_task_accuracy,
 )
+from aplens.viz.embed import View
 from aplens.viz.heads_view import show_heads
 from aplens.viz.pattern_views import show_clusters, show_reconstruction
 from aplens.viz.report import ReportData, SampleScenario, render_report, write_report

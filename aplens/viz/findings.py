@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-#: The scoring package's features that need no AP-MAE.
-PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics", "regions")
+from aplens.plots import is_baseline
 
 Verdict = Literal["better", "worse", "unclear", "no interval"]
 
@@ -157,11 +156,6 @@ def _say(verdict: Verdict, own: str, rival: str, ahead: bool) -> str:
         case _:
             order = "ahead of" if ahead else "not ahead of"
             return f"{own}: {order} {rival}, without an interval to say whether by chance."
-
-
-def is_baseline(name: str, baselines: Collection[str]) -> bool:
-    """Whether every part of a name joined by "+" is a baseline."""
-    return all(part in baselines for part in name.split("+"))
 
 
 def _judge_auc(own: pd.Series[Any], rival: pd.Series[Any], name: str) -> str:

@@ -11,9 +11,9 @@ from aplens.patterns import AttentionPatterns
 from aplens.patterns.collect import select_heads
 from aplens.scenarios import Scenario, Scenarios
 from aplens.scoring.clusters import Reducer
+from aplens.style import HIDDEN
 from aplens.viz.embed import View, build_view, displayable
 from aplens.viz.pixels import draw_pattern, draw_scale
-from aplens.viz.style import HIDDEN
 from aplens.viz.tokens import readable_text
 from aplens.viz.typical import ClusterPatterns, find_typical_patterns
 from aplens.viz.wording import TOP_HEADS, at_most, count, join

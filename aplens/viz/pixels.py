@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from aplens.viz.style import HIDDEN, PATTERN_COLORS
+from aplens.style import HIDDEN, PATTERN_COLORS
 
 #: Places in the palette: above the diagonal, hidden, and then the colours.
 _ABOVE, _HIDDEN, _FIRST_COLOR = 0, 1, 2

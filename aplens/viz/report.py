@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aplens._io import atomic_write
+from aplens.plots import PREDICTOR_BASELINES
 from aplens.viz.embed import render_template
-from aplens.viz.findings import PREDICTOR_BASELINES
 from aplens.viz.sections import build_samples, build_sections, summarize, visible
 
 if TYPE_CHECKING:

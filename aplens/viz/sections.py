@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import pandas as pd
 from matplotlib.figure import Figure
 
-from aplens.scoring.intervals import MEAN_OF_TASKS
-from aplens.viz import figures, findings
-from aplens.viz.style import to_svg
+from aplens import plots
+from aplens.intervals import MEAN_OF_TASKS
+from aplens.style import to_svg
+from aplens.viz import findings
 
 if TYPE_CHECKING:
     from aplens.heads import HeadRanking
@@ -149,7 +150,7 @@ def _task_section(frame: pd.DataFrame) -> Section:
         text=["The unchanged model's most probable next token against the file's own."],
         pictures=[
             _picture(
-                figures.plot_task_accuracy(frame),
+                plots.plot_task_accuracy(frame),
                 f"Dot plot: accuracy on each of {len(frame)} tasks with 95 % intervals.",
                 "Share of scenarios whose first token the model predicts, by task. Intervals are "
                 "bootstrapped over source files.",
@@ -175,7 +176,7 @@ def _reconstruction_section(report: ReportData) -> Section:
     if report.reconstruction is not None:
         pictures.append(
             _picture(
-                figures.plot_reconstruction(
+                plots.plot_reconstruction(
                     report.reconstruction, list(report.reconstruction_labels) or None
                 ),
                 "Attention patterns of some heads: original, with patches masked, and as AP-MAE "
@@ -189,7 +190,7 @@ def _reconstruction_section(report: ReportData) -> Section:
         frame = report.reconstruction_error.sort_values("error")
         pictures.append(
             _picture(
-                figures.plot_reconstruction_error(frame, report.reconstruction_baselines),
+                plots.plot_reconstruction_error(frame, report.reconstruction_baselines),
                 f"Dot plot: squared error on masked patches of {len(frame)} predictors.",
                 "Mean squared error on masked patches, on source files never trained on. Grey: "
                 "predictors that are no AP-MAE.",
@@ -251,7 +252,7 @@ def _predictor_section(frame: pd.DataFrame, report: ReportData) -> Section:
         ],
         pictures=[
             _picture(
-                figures.plot_predictors(frame, report.predictor_baselines),
+                plots.plot_predictors(frame, report.predictor_baselines),
                 f"Dot plot: AUC of {len(frame)} sets of features with 95 % intervals.",
                 "Area under the ROC curve. Grey: features that need no AP-MAE. Intervals are "
                 "bootstrapped over source files.",
@@ -274,13 +275,13 @@ def _ranking_section(ranking: HeadRanking) -> Section:
         ],
         pictures=[
             _picture(
-                figures.plot_head_map(ranking, "mean"),
+                plots.plot_head_map(ranking, "mean"),
                 f"Heat map, layers by heads: mean SHAP value of {len(ranking)} heads.",
                 "Mean SHAP value of every head. Red pushes the prediction toward incorrect, blue "
                 "toward correct.",
             ),
             _picture(
-                figures.plot_shap_summary(ranking, _TOP_HEADS),
+                plots.plot_shap_summary(ranking, _TOP_HEADS),
                 f"Bar chart: SHAP values of the most important heads, {best} first.",
                 "The most important heads: how far each pushes toward incorrect (right) and toward "
                 "correct (left).",

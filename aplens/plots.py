@@ -6,14 +6,13 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from aplens.heads import HeadRanking
-from aplens.viz.findings import PREDICTOR_BASELINES, is_baseline
-from aplens.viz.style import (
+from aplens.style import (
     CORRECT,
     GREEN,
     GREY,
@@ -27,11 +26,13 @@ from aplens.viz.style import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from aplens.circuits import PatchingTable
+    from aplens.heads import HeadRanking
     from aplens.mae import Reconstruction
     from aplens.scoring.catalogue import TemplateCatalogue
+
+#: The scoring package's features that need no AP-MAE.
+PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics", "regions")
 
 #: What a ranking's scores are, by the method that made it, and their unit.
 _QUANTITIES = {
@@ -106,7 +107,7 @@ def plot_head_map(scores: HeadRanking | pd.DataFrame, column: str = "importance"
 
 def _label(scores: HeadRanking | pd.DataFrame, column: str) -> str:
     """A score's name and unit."""
-    if not isinstance(scores, HeadRanking):
+    if isinstance(scores, pd.DataFrame):
         return _SCORE_LABELS.get(column, column.replace("_", " "))
     if not scores.is_signed:
         return "distance from usual patterns (1: as usual)"
@@ -123,7 +124,7 @@ def _quantity(ranking: HeadRanking) -> tuple[str, str]:
 
 def _read_scores(scores: HeadRanking | pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
     """The table, and how many layers and heads a layer the map has."""
-    if isinstance(scores, HeadRanking):
+    if not isinstance(scores, pd.DataFrame):
         return scores.to_frame(), scores.n_layers, scores.n_heads
     if not {"layer", "head"} <= set(scores.columns):
         raise ValueError(f"expected columns 'layer' and 'head', got {list(scores.columns)}")
@@ -495,3 +496,8 @@ def plot_catalogue(catalogue: TemplateCatalogue, columns: int = 4) -> Figure:
             masked = np.ma.masked_array(picture, above)
             axis.imshow(masked, cmap=PATTERN_COLORS, interpolation="nearest")
     return figure
+
+
+def is_baseline(name: str, baselines: Collection[str]) -> bool:
+    """Whether every part of a name joined by "+" is a baseline."""
+    return all(part in baselines for part in name.split("+"))
