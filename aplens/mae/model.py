@@ -494,7 +494,7 @@ class APMAE(nn.Module):
         """
         from aplens.mae.pretrained import load_pretrained
 
-        return load_pretrained(name_or_folder, revision=revision)
+        return load_pretrained(APMAE, name_or_folder, revision=revision)
 
     def _read_patterns(
         self, patterns: Patterns

@@ -7,9 +7,9 @@ that of the paper's released checkpoints (`aplens.mae.released`). No pickle is e
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +20,9 @@ from aplens._io import atomic_write, read_json, write_json
 from aplens._words import shorten
 from aplens.mae import released
 from aplens.mae.config import APMAEConfig
-from aplens.mae.model import APMAE
+
+if TYPE_CHECKING:
+    from aplens.mae.model import APMAE
 
 MODEL_TYPE = "aplens_apmae"
 FORMAT_VERSION = 1
@@ -59,9 +61,17 @@ def save_pretrained(
 
 
 def load_pretrained(
-    name_or_folder: str | os.PathLike[str], *, revision: str | None = None
+    build: Callable[[APMAEConfig], APMAE],
+    name_or_folder: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
 ) -> APMAE:
     """Load an AP-MAE; `APMAE.from_pretrained` says how.
+
+    Args:
+        build: Makes the AP-MAE that is to be filled.
+        name_or_folder: Where it is.
+        revision: Of a hub repository.
 
     Raises:
         CheckpointError: When there is no such AP-MAE, or it is damaged, or of another kind.
@@ -70,7 +80,7 @@ def load_pretrained(
     config, is_released = _load_config(folder / CONFIG_FILE)
     weights = read_tensors(folder / WEIGHTS_FILE)
     _refuse_far_larger(config, weights, folder)
-    mae = APMAE(config)
+    mae = build(config)
     names = None
     if is_released:
         released.bypass_absent_projections(mae)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from aplens._words import shorten
 from aplens.mae.config import APMAEConfig
-from aplens.mae.model import APMAE
+
+if TYPE_CHECKING:
+    from aplens.mae.model import APMAE
 
 MODEL_TYPE = "ap_mae"
 
