@@ -15,13 +15,10 @@ if TYPE_CHECKING:
     from aplens.heads import Head, HeadRanking, parse_heads
     from aplens.interventions import (
         AblationSweep,
-        HeadGates,
         ablate_heads,
         estimate_effects,
-        learn_gates,
         measure_effects,
         scale_heads,
-        sharpen_heads,
         sweep_ablations,
     )
     from aplens.mae import APMAE, APMAEConfig, train_apmae
@@ -33,10 +30,8 @@ if TYPE_CHECKING:
     from aplens.scoring import (
         HeadScorer,
         Observations,
-        TemplateCatalogue,
         observe,
         pattern_distances,
-        sample_patterns,
         score_heads,
     )
     from aplens.viz import View, show_clusters, show_heads, show_reconstruction
@@ -50,11 +45,8 @@ _HOME = {
     "HeadRanking": "aplens.heads",
     "parse_heads": "aplens.heads",
     "AblationSweep": "aplens.interventions",
-    "HeadGates": "aplens.interventions",
     "ablate_heads": "aplens.interventions",
-    "learn_gates": "aplens.interventions",
     "scale_heads": "aplens.interventions",
-    "sharpen_heads": "aplens.interventions",
     "estimate_effects": "aplens.interventions",
     "measure_effects": "aplens.interventions",
     "sweep_ablations": "aplens.interventions",
@@ -75,9 +67,7 @@ _HOME = {
     "read_prompts": "aplens.prompts",
     "HeadScorer": "aplens.scoring",
     "Observations": "aplens.scoring",
-    "TemplateCatalogue": "aplens.scoring",
     "observe": "aplens.scoring",
-    "sample_patterns": "aplens.scoring",
     "pattern_distances": "aplens.scoring",
     "score_heads": "aplens.scoring",
     "View": "aplens.viz",
@@ -109,16 +99,11 @@ __all__ = [  # noqa: RUF022 - in the order a user meets them
     "rank_heads",
     "score_heads",
     "pattern_distances",
-    "sample_patterns",
-    "TemplateCatalogue",
     "Head",
     "HeadRanking",
     "parse_heads",
     "ablate_heads",
     "scale_heads",
-    "sharpen_heads",
-    "HeadGates",
-    "learn_gates",
     "measure_effects",
     "estimate_effects",
     "sweep_ablations",

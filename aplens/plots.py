@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from aplens.circuits import PatchingTable
     from aplens.heads import HeadRanking
     from aplens.mae import Reconstruction
-    from aplens.scoring.catalogue import TemplateCatalogue
 
 #: The scoring package's features that need no AP-MAE.
 PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics", "regions")
@@ -473,29 +472,6 @@ def _draw_pattern(axes: Axes, pattern: Any) -> Any:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     return image
-
-
-def plot_catalogue(catalogue: TemplateCatalogue, columns: int = 4) -> Figure:
-    """The typical pattern of every template, the most frequent first.
-
-    Beside the whole pattern, made smaller, stands the corner of its last 32 tokens.
-    """
-    names, counts = np.array(catalogue.names), catalogue.counts
-    found = sorted(set(names), key=lambda name: -counts[names == name].sum())
-    rows = -(-len(found) // columns)
-    figure = Figure(figsize=(1.2 * WIDTH, 0.8 * WIDTH / columns * rows), layout="constrained")
-    panels = figure.subfigures(rows, columns, squeeze=False).ravel()
-    # Cells on the diagonal of the whole, made smaller, mix the pattern with what lies above it.
-    hidden = [np.triu(np.ones(catalogue.pictures.shape[-2:], dtype=bool), k) for k in (0, 1)]
-    for panel, name in zip(panels, found, strict=False):
-        members = names == name
-        pictures = np.average(catalogue.pictures[members], axis=0, weights=counts[members])
-        panel.suptitle(f"{name}, {counts[members].sum() / counts.sum():.1%}", fontsize=7)
-        for axis, picture, above in zip(panel.subplots(1, 2), pictures, hidden, strict=True):
-            axis.set_axis_off()
-            masked = np.ma.masked_array(picture, above)
-            axis.imshow(masked, cmap=PATTERN_COLORS, interpolation="nearest")
-    return figure
 
 
 def is_baseline(name: str, baselines: Collection[str]) -> bool:

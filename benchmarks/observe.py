@@ -152,14 +152,13 @@ def measure_storage(
         aplens.observe(model, scenarios, mae, folder / name, statistics=False, **options)
         return sum(file.stat().st_size for file in (folder / name).iterdir())
 
-    exact, packed = bytes_of("exact"), bytes_of("packed", storage="packed")
+    exact = bytes_of("exact")
     return {
         "patterns, float32": n_patterns * n_tokens**2 * 4,
         "patterns, ours": bytes_of("patterns", patterns=True, shard_size=8) - exact,
         "baseline's HDF5, patterns and embeddings": (folder / "baseline.h5").stat().st_size,
         "embeddings, float32": n_patterns * mae.embedding_size() * 4,
         "embeddings and outcomes, ours, float16": exact,
-        "embeddings and outcomes, ours, packed": packed,
     }
 
 

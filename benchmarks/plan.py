@@ -78,7 +78,6 @@ def main() -> None:
                 f"{forward / 60:.1f} + {encode / 60:.1f}",
                 f"{(weights + patterns) / 1e9:.0f}",
                 f"{embeddings * 2 / 1e9:.1f}",
-                f"{embeddings * 0.875 / 1e9:.1f}",
                 f"{n * heads * (36 * 1024 + 4) / 1e9:.0f}",
             ]
         )
@@ -87,7 +86,6 @@ def main() -> None:
         "minutes: forward + encode",
         "GB a device",
         "GB of embeddings",
-        "packed",
         "GB of patterns, if kept",
     ]
     print_table(header, rows)

@@ -1,7 +1,8 @@
 """Train a small GPT-2 on Python's standard library: a model whose patterns no AP-MAE has seen.
 
     python benchmarks/train_gpt2.py runs/gpt2-stdlib --minutes 10
-    aplens evaluate examples/studies/aplens-base.toml --mae aplens-base --model runs/gpt2-stdlib
+    cd examples
+    python -m paper evaluate studies/aplens-base.toml --mae aplens-base --model ../runs/gpt2-stdlib
 
 What it makes is a Hugging Face folder with its tokenizer, so `aplens.load_model` reads it as either
 class: learned positions, LayerNorm, 4 layers × 8 heads, a context of 256. The same command goes on
@@ -27,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import aplens
 from aplens._io import read_json, write_json
-from aplens.evaluation.probes import DETECTED, detection_scores
+from aplens.patterns import DETECTED, template_scores
 from aplens.scenarios import python_standard_library
 
 N_CTX = 256
@@ -206,7 +207,7 @@ def print_heads(folder: Path, tokens: Tensor) -> None:
     model = aplens.load_model(folder, kind="hooked", device="cpu")
     prompt = tokens[: N_CTX // 2].repeat(2)
     patterns = aplens.collect_patterns(model, prompt[None])
-    scores = detection_scores(patterns.values[0], prompt)
+    scores = template_scores(patterns.values[0], prompt)[:, : len(DETECTED)]
     for kind, column in zip(DETECTED, scores.T, strict=True):
         best = column.topk(3).indices.tolist()
         named = ", ".join(f"{patterns.heads[head]} {column[head]:.2f}" for head in best)

@@ -1,4 +1,4 @@
-"""Links between notebooks and pages: in the repository they lead to files, on the site to pages."""
+"""Links between examples and pages: in the repository they lead to files, on the site to pages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ _LINK = re.compile(r'href="\.\./docs/([^"#]+)')
 
 #: A name below mkdocs, so that a strict build counts its warnings.
 _log = logging.getLogger("mkdocs.hooks.aplens")
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Turn the links of a README in examples/ to `docs/*.md` into links to those pages."""
+    if not page.file.src_uri.startswith("examples/"):
+        return markdown
+    return markdown.replace("](../../docs/", "](../../")
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:

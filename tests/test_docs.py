@@ -28,6 +28,7 @@ BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", flags=re.DOTALL | re.MULTILIN
 RUNNABLE = (
     "index.md",
     "getting-started.md",
+    "examples/paper/README.md",
     *sorted(f"how-to/{p.name}" for p in DOCS.glob("how-to/*")),
 )
 
@@ -110,17 +111,35 @@ def test_commands_in_the_docs_exist():
     from typer.main import get_command
 
     from aplens.cli import app
+    from paper.__main__ import app as paper
 
-    text = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    pages = [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "examples" / "paper" / "README.md"]
+    pages.remove(DOCS / "changelog.md")  # it may name what is gone
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     fenced = re.findall(r"^ *```(?:\w+)?\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
     code = "\n".join([*fenced, *re.findall("`([^`\n]+)`", text)])
     targets = set(re.findall(r"^ *make ([a-z0-9-]+)", code, re.MULTILINE))
     commands = set(re.findall(r"^ *aplens ([a-z]+)", code, re.MULTILINE))
     assert {"demo", "docs-pictures"} <= targets
-    assert {"run", "train", "evaluate"} <= commands
+    of_paper = set(re.findall(r"\bpython -m paper ([a-z][a-z-]*)", code))
+    assert {"run", "train"} <= commands
+    assert {"evaluate", "catalogue", "predict", "gates", "handoff"} <= of_paper
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert targets <= set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
     assert commands <= set(get_command(app).commands)
+    assert of_paper <= set(get_command(paper).commands)
+
+
+def test_study_files_in_the_docs_exist():
+    pages = [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "examples" / "paper" / "README.md"]
+    pages += [*(ROOT / "aplens").rglob("README.md")]
+    for page in pages:
+        named = re.findall(
+            r"(?<![\w/])((?:examples/)?(?:paper/)?studies/[\w.-]+\.toml)",
+            page.read_text(encoding="utf-8"),
+        )
+        for name in named:  # from the root, or in examples/, where the paper's part runs
+            assert (ROOT / name).exists() or (ROOT / "examples" / name).exists(), (page, name)
 
 
 def test_pictures_are_small_and_shown():

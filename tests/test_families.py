@@ -18,6 +18,7 @@ from aplens.models import (
     describe_model,
     keep_residuals,
     pattern_hook_name,
+    require_acting,
     start_at,
     z_hook_name,
 )
@@ -123,13 +124,19 @@ def outputs_of_layer_1(model):
     return seen[0], logits
 
 
-def test_sharpening_a_head_changes_what_it_writes_and_no_other_of_its_layer(case):
+def test_a_heads_edited_pattern_changes_what_it_writes_and_no_other_of_its_layer(case):
     if case.variant != "hooked" and not case.family.edits_patterns:
         with pytest.raises(UnsupportedModelError, match="changes nothing"):
-            aplens.sharpen_heads(case.model, {"L1H2": 3.0}).__enter__()
+            require_acting(case.model, "pattern", [1])
         return
+    require_acting(case.model, "pattern", [1])
+
+    def sharpen(pattern, hook):
+        pattern[:, 2] = pattern[:, 2] ** 3 / (pattern[:, 2] ** 3).sum(-1, keepdim=True)
+        return pattern
+
     before, clean = outputs_of_layer_1(case.model)
-    with aplens.sharpen_heads(case.model, {"L1H2": 3.0}):
+    with attach_hooks(case.model, [(pattern_hook_name(1), sharpen)]):
         after, sharpened = outputs_of_layer_1(case.model)
     others = [head for head in range(N_HEADS) if head != 2]
     torch.testing.assert_close(after[:, :, others], before[:, :, others])

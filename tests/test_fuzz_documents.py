@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from aplens import Head, HeadRanking
 from aplens._io import read_json
 from aplens.interventions import AblationSweep
-from aplens.interventions.gates import HeadGates
 from aplens.interventions.results import Setting, SettingResult
 from aplens.study import StudySettings
-from aplens.study.gates import TaskGates
-from aplens.study.saved import TRIED_COLUMNS, read_corpora, read_ranking, read_sweep, read_table
+from aplens.study.saved import PREDICTOR_COLUMNS, read_corpora, read_ranking, read_sweep, read_table
 from aplens.study.stages import StageRecord
 
 RANKING = HeadRanking.from_values(
@@ -37,10 +35,6 @@ OF_PREDICTOR = {
 }
 STUDY_RANKING = HeadRanking.from_scores(
     {Head(0, 0): 1.0}, model_name="tiny", n_layers=1, n_heads=1, metadata=OF_PREDICTOR
-)
-GATES = HeadGates(np.ones((1, 2)), "tiny", {"step": 1})
-TASK_GATES = TaskGates(
-    {"learned": GATES}, {"step": 2.0}, np.array([True, False]), {"learned": np.array([True, True])}
 )
 SWEEP = AblationSweep(
     index=np.array([0, 2, 3]),
@@ -105,8 +99,6 @@ READERS = {
     "study ranking": read_ranking,
     "study sweep": read_sweep,
     "corpora": read_corpora,
-    "gates": HeadGates.load,
-    "task gates": TaskGates.load,
 }
 
 
@@ -126,8 +118,6 @@ def documents(folder):
         "study ranking": document_of(STUDY_RANKING, folder),
         "study sweep": document_of(SWEEP, folder),
         "corpora": CORPORA,
-        "gates": document_of(GATES, folder),
-        "task gates": document_of(TASK_GATES, folder),
     }
 
 
@@ -141,8 +131,7 @@ def test_a_document_with_one_wrong_node(kind, documents, folder, data):
 #: Keys under which anything may stand, or that files of older versions lack.
 FREE = {"ranking": {"method"}, "sweep": {"model", "seed", "method"}}
 FREE |= {"study ranking": {"signed"}, "study sweep": {"model", "seed"}, "corpora": {"language"}}
-FREE |= {"stages": {"mine", "train", "seed"}, "gates": {"step", "acts_on"}}
-FREE["task gates"] = {"step", "acts_on", "learned", "held_out"}
+FREE["stages"] = {"mine", "train", "seed"}
 
 
 def keys_of(node, path=()):
@@ -177,14 +166,14 @@ def test_every_key_that_is_missing_is_named(kind, documents, folder):
 
 def test_every_column_that_is_missing_is_named(tmp_path):
     file = tmp_path / "table.parquet"
-    columns = dict.fromkeys(TRIED_COLUMNS, 0.5)
-    columns |= {f"{name}_high": 0.5 for name in ("auc", "accuracy", "calibration_error", "other")}
+    columns = dict.fromkeys(PREDICTOR_COLUMNS, 0.5)
+    columns |= {f"{name}_high": 0.5 for name in ("auc", "accuracy", "other")}
     whole = pd.DataFrame([columns | {"other": 0.5, "other_low": 0.5}])
     whole.to_parquet(file)
-    assert read_table(file, TRIED_COLUMNS).equals(whole)
+    assert read_table(file, PREDICTOR_COLUMNS).equals(whole)
     for column in whole:
         whole.drop(columns=column).to_parquet(file)
-        refusal = refusal_of(ValueError, read_table, file, TRIED_COLUMNS)
+        refusal = refusal_of(ValueError, read_table, file, PREDICTOR_COLUMNS)
         assert is_clear(refusal, file, f"column {column} is missing")
 
 
@@ -192,7 +181,7 @@ def test_every_column_that_is_missing_is_named(tmp_path):
 @given(data=st.data())
 def test_a_damaged_table_is_read_or_named(folder, data):
     file = folder / "table.parquet"
-    columns = [name for name in TRIED_COLUMNS if not name.endswith("_low")]
+    columns = [name for name in PREDICTOR_COLUMNS if not name.endswith("_low")]
     pd.DataFrame([dict.fromkeys(columns, "a")]).to_parquet(file)
     file.write_bytes(data.draw(damaged(file.read_bytes())))
     refusal = refusal_of(ValueError, read_table, file, columns)

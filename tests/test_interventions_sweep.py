@@ -372,24 +372,6 @@ def test_the_summary_averages_random_draws_and_compares_with_them():
     assert chosen["over_random_high"] == pytest.approx(0.5)
 
 
-def test_a_sweep_as_trials_is_balanced_and_by_task():
-    sweep = made_up_sweep()
-    trials = sweep.to_trials(["a", "a", "a", "a", "b", "b"])
-    frame = trials.to_frame().set_index(["intervention", "task"])
-    names = ["toward incorrect, 2 heads", "random, 2 heads"]
-    assert list(dict.fromkeys(frame.index.get_level_values(0))) == names
-    draws = [r.correct for r in sweep.results if r.setting.choice == "random"]
-    change = np.mean(draws, axis=0) - sweep.clean
-    assert frame.loc[(names[1], "a"), "change"] == pytest.approx(change[:4].mean())
-    assert frame.loc[(names[1], "b"), "change"] == pytest.approx(change[4:].mean())
-    chosen = frame.loc["toward incorrect, 2 heads"]
-    assert chosen.loc["a", ["gain", "change", "incorrect_to_correct"]].tolist() == [0.5, 0.5, 2]
-    assert chosen.loc["b", ["gain", "change"]].tolist() == [0, 0]
-    assert chosen.loc["mean of tasks", "gain"] == 0.25
-    with pytest.raises(ValueError, match="at least 6, got 5"):
-        sweep.to_trials(["a"] * 5)
-
-
 def test_a_sweep_reads_back_as_written(tmp_path):
     sweep = made_up_sweep()
     sweep.save(tmp_path / "s.json")

@@ -25,6 +25,7 @@ from aplens.models import (
     kept,
     last_token_logits,
     loading,
+    require_acting,
     wheels,
 )
 
@@ -111,8 +112,7 @@ def test_a_toy_model_is_tried_on_tokens_that_it_has(sizes):
     model = make_tiny_hooked(**sizes)
     tokens = torch.zeros(1, sizes.get("n_ctx", 4), dtype=torch.long)
     assert aplens.collect_patterns(model, tokens).values.shape[-1] == tokens.shape[1]
-    with aplens.sharpen_heads(model, {"L0H0": 2.0}):
-        model(tokens)
+    require_acting(model, "pattern", [0])
     assert can_start_midway(model)
 
 

@@ -141,7 +141,7 @@ def test_a_study_in_two_processes_is_that_of_one(tmp_path, tiny_saved, java_zip)
     path = tmp_path / "small.toml"
     path.write_text(STUDY.format(model=tiny_saved, corpus=java_zip, kind="bridge"))
     options = ["--set", 'mae.training.precision="float32"', "--folder"]
-    command = ["aplens", "rank", path, *options]
+    command = ["aplens", "run", path, "--until", "rank", *options]
     one = subprocess.run(
         [sys.executable, "-m", *map(str, command), str(tmp_path / "one")],
         capture_output=True,
@@ -168,7 +168,8 @@ def test_a_study_in_two_processes_is_that_of_one(tmp_path, tiny_saved, java_zip)
 def test_a_second_run_of_a_study_is_refused(tmp_path, tiny_saved, java_zip):
     path = tmp_path / "small.toml"
     path.write_text(STUDY.format(model=tiny_saved, corpus=java_zip, kind="bridge"))
-    command = [sys.executable, "-m", "aplens", "mine", str(path), "--folder", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "aplens", "run", str(path), "--until", "mine"]
+    command += ["--folder", str(tmp_path / "out")]
     with own_folder(tmp_path / "out"):
         refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from scoring_helpers import make_observations
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -14,8 +13,6 @@ from aplens.scoring import (
     FEATURE_SETS,
     CorrectnessPredictor,
     HeadClusters,
-    HeadScorer,
-    attribute_heads,
 )
 from aplens.scoring.logistic import fit_logistic
 
@@ -134,46 +131,6 @@ def test_logistic_on_rotated_axes_is_logistic_regression(n, n_columns):
     np.testing.assert_allclose(
         model.decision_function(columns), expected.decision_function(scaled), atol=5e-3
     )
-
-
-def test_pooling_reads_heads_by_name_and_other_features_beside_them():
-    """The same numbers on the wrong head say nothing: pooling must tell heads apart."""
-    planted = make_observations(n=400, planted=Head(1, 0))
-    assert fit_and_score("embeddings", planted, classifier="pooling") > 0.8
-    confident = make_observations(n=400, confidence=0.9)
-    assert fit_and_score("embeddings+confidence", confident, classifier="pooling") > 0.9
-
-
-def test_pooling_is_repeatable_and_leaves_torchs_random_state_alone():
-    observations = make_observations(n=120, planted=Head(0, 0))
-    before = torch.get_rng_state()
-    margins = [
-        CorrectnessPredictor("embeddings", classifier="pooling", seed=seed)
-        .fit(observations)
-        .decision_function(observations)
-        for seed in (0, 0, 1)
-    ]
-    np.testing.assert_array_equal(margins[0], margins[1])
-    assert not np.array_equal(margins[0], margins[2])
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_pooling_refuses_what_it_cannot_read():
-    observations = make_observations(n=40)
-    with pytest.raises(ValueError, match="needs features of heads, got none"):
-        CorrectnessPredictor("confidence", classifier="pooling").fit(observations)
-    observations.table["file"] = "One.java"
-    with pytest.raises(ValueError, match="it needs 2, got 1"):
-        CorrectnessPredictor("embeddings", classifier="pooling").fit(observations)
-
-
-def test_pooling_ranks_no_heads():
-    observations = make_observations(n=60)
-    predictor = CorrectnessPredictor("embeddings", classifier="pooling").fit(observations)
-    with pytest.raises(ValueError, match=r"exact SHAP values.*got 'pooling'"):
-        attribute_heads(predictor, observations)
-    with pytest.raises(ValueError, match=r"got 'pooling'"):
-        HeadScorer(mae=None, classifier="pooling")
 
 
 def test_the_penalty_follows_the_signal():

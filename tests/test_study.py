@@ -15,6 +15,7 @@ import pytest
 from conftest import KINDS
 from study_fixtures import SOURCE, STUDY
 
+import aplens
 from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep
 from aplens.scenarios import Scenario, Scenarios
@@ -286,7 +287,8 @@ def test_one_changed_setting_is_refused_by_name(finished):
 
 def test_errors_are_one_line_and_exit_code_one(tmp_path):
     path = write_toml(tmp_path, '[scenarios]\ncorpus = "/no/such/folder"\n[model]\nname = "./none"')
-    command = [sys.executable, "-m", "aplens", "mine", str(path), "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "aplens", "run", str(path), "--until", "mine"]
+    command += ["-o", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert "error:" in result.stdout
@@ -420,7 +422,8 @@ def small_study(tmp_path, tiny_saved, java_zip):
 
 
 def study_command(path, stage, folder):
-    return [sys.executable, "-m", "aplens", stage, str(path), "--folder", str(folder)]
+    command = [sys.executable, "-m", "aplens", "run", str(path)]
+    return [*command, "--until", stage, "--folder", str(folder)]
 
 
 def test_a_strangers_task_that_is_a_path_is_refused_on_load(tmp_path):
@@ -449,12 +452,12 @@ def test_a_task_of_a_study_file_is_no_path(tmp_path):
 
 def test_what_a_killed_stage_left_in_its_folders_is_cleared(tmp_path):
     def run():
-        (tmp_path / "gates").mkdir(exist_ok=True)
+        (tmp_path / "ablations").mkdir(exist_ok=True)
 
-    half = tmp_path / "gates" / "deep" / ".partial-abc" / "eol.json"
+    half = tmp_path / "ablations" / "deep" / ".partial-abc" / "eol.json"
     half.parent.mkdir(parents=True)
     half.write_text("half")
-    run_and_tell(tmp_path, [Stage("gates", "", {}, ["gates"], run)])
+    run_and_tell(tmp_path, [Stage("ablate", "", {}, ["ablations"], run)])
     assert not half.parent.exists()
 
 
@@ -554,3 +557,29 @@ def test_a_report_says_that_a_pretrained_apmae_may_know_the_files(tmp_path):
         )
         notes = " ".join(_notes(Study(settings, tmp_path)))
         assert ("aplens-base was trained before" in notes) is bool(pretrained)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ('[ablate]\nprecision = "float8"', "ablate.precision must be one of"),
+        ('[rank]\nfeatures = "surprise"', "need observe.surprise = true"),
+        ('[rank]\ncompare = ["luck"]', "features must be one of"),
+        ("[ablate]\nbatch_size = 0", "ablate.batch_size must be 1"),
+        ("[gates]\nsteps = [1.0]", "unknown key 'gates'"),
+    ],
+)
+def test_settings_that_no_stage_could_use_are_refused(tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        StudySettings.from_toml(write_toml(tmp_path, more))
+
+
+def test_an_unknown_stage_and_the_version(tmp_path):
+    from typer.testing import CliRunner
+
+    from aplens.cli import app
+
+    told = CliRunner().invoke(app, ["run", str(write_toml(tmp_path, "")), "--until", "gates"])
+    assert told.exit_code == 1
+    assert "unknown stage 'gates'" in told.output
+    assert CliRunner().invoke(app, ["--version"]).output == f"aplens {aplens.__version__}\n"

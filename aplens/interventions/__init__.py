@@ -1,9 +1,8 @@
-"""Switching heads off, scaling or sharpening them: chosen, each by itself, swept, or learned."""
+"""Switching heads off or scaling them: chosen, each by itself, or swept."""
 
 from aplens.interventions.ablation import AblationMethod, ablate_heads
 from aplens.interventions.effects import HeadEffects, Metric, estimate_effects, measure_effects
-from aplens.interventions.gates import HeadGates, learn_gates
-from aplens.interventions.greedy import GreedyChoice, choose_greedily
+from aplens.interventions.head_numbers import ScalesLike, change_heads
 from aplens.interventions.results import (
     CHOICES,
     AblationSweep,
@@ -12,9 +11,7 @@ from aplens.interventions.results import (
     SettingResult,
 )
 from aplens.interventions.scaling import scale_heads
-from aplens.interventions.sharpening import sharpen_heads
 from aplens.interventions.sweep import PAPER_SIZES, sweep_ablations
-from aplens.interventions.trials import GateTrials, try_scales
 
 __all__ = [
     "CHOICES",
@@ -22,20 +19,15 @@ __all__ = [
     "AblationMethod",
     "AblationSweep",
     "Choice",
-    "GateTrials",
-    "GreedyChoice",
     "HeadEffects",
-    "HeadGates",
     "Metric",
+    "ScalesLike",
     "Setting",
     "SettingResult",
     "ablate_heads",
-    "choose_greedily",
+    "change_heads",
     "estimate_effects",
-    "learn_gates",
     "measure_effects",
     "scale_heads",
-    "sharpen_heads",
     "sweep_ablations",
-    "try_scales",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -13,49 +13,38 @@ from torch import Tensor
 
 from aplens._words import shorten
 from aplens.heads import parse_heads
-from aplens.models import ModelInfo, attach_hooks, describe_model, require_acting
+from aplens.models import (
+    ModelInfo,
+    attach_hooks,
+    describe_model,
+    pattern_hook_name,
+    require_acting,
+    z_hook_name,
+)
 
-if TYPE_CHECKING:
-    from aplens.interventions.gates import HeadGates
-
-ScalesLike: TypeAlias = "HeadGates | Mapping[Any, float] | Float[np.ndarray | Tensor, 'layer head']"
-
-#: What a head's number acts on: what it writes (`scale_heads`) or where it looks (`sharpen_heads`).
-ActsOn: TypeAlias = Literal["output", "pattern"]
+ScalesLike: TypeAlias = "Mapping[Any, float] | Float[np.ndarray | Tensor, 'layer head']"
 
 #: Changes an activation of one layer, with one row of numbers for each prompt, or one for all.
 Change: TypeAlias = Callable[[Tensor, Float[Tensor, "prompt head"]], Tensor]
 
 
-def check_acts_on(acts_on: str) -> str:
-    """Refuse what no number of a head acts on.
-
-    Raises:
-        ValueError: When it is none of `ActsOn`.
-    """
-    if acts_on not in get_args(ActsOn):
-        raise ValueError(f"acts_on must be one of {list(get_args(ActsOn))}, got {acts_on!r}")
-    return acts_on
-
-
 @contextmanager
 def change_heads(
     model: Any,
-    hook_name: Callable[[int], str],
+    activation: Literal["z", "pattern"],
     change: Change,
-    scales: ScalesLike | None,
-    per_prompt: Sequence[ScalesLike] | Float[Tensor, "prompt layer head"] | None,
-    acts_on: ActsOn,
+    scales: ScalesLike | None = None,
+    per_prompt: Sequence[ScalesLike] | Float[Tensor, "prompt layer head"] | None = None,
 ) -> Iterator[None]:
     """Change an activation of every layer that has a head whose number is not 1.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        hook_name: The activation's hook, by layer.
-        change: What to do to it.
+        activation: "z", what each head writes, or "pattern", where it looks.
+        change: What to do to it: given a layer's activation and its heads' numbers, one row for
+            each prompt or one for all, the activation to go on with.
         scales: As for `scale_heads`.
         per_prompt: As for `scale_heads`.
-        acts_on: What `HeadGates` must have been made for.
 
     Raises:
         ValueError: As for `scale_heads`.
@@ -66,16 +55,17 @@ def change_heads(
     if (scales is None) == (per_prompt is None):
         raise ValueError("give either scales (for every prompt) or per_prompt (one a prompt)")
     if per_prompt is None:
-        table = _read_scales(scales, info, acts_on)[None]
+        table = _read_scales(scales, info)[None]
     else:
-        table = _read_per_prompt(per_prompt, info, acts_on)
+        table = _read_per_prompt(per_prompt, info)
     layers = [
         layer
         for layer in range(info.n_layers)
         if table.requires_grad or (table[:, layer] != 1).any()
     ]
-    if acts_on == "pattern":
+    if activation == "pattern":
         require_acting(model, "pattern", layers)
+    hook_name = pattern_hook_name if activation == "pattern" else z_hook_name
     hooks = [
         (hook_name(layer), _hook(change, table[:, layer], per_prompt is not None))
         for layer in layers
@@ -96,7 +86,7 @@ def _hook(change: Change, scales: Float[Tensor, "prompt head"], per_prompt: bool
 
 
 def _read_per_prompt(
-    per_prompt: Sequence[ScalesLike] | Tensor, info: ModelInfo, acts_on: ActsOn
+    per_prompt: Sequence[ScalesLike] | Tensor, info: ModelInfo
 ) -> Float[Tensor, "prompt layer head"]:
     if isinstance(per_prompt, str | Mapping) or not hasattr(per_prompt, "__len__"):
         raise TypeError(
@@ -105,27 +95,14 @@ def _read_per_prompt(
         )
     if len(per_prompt) == 0:
         raise ValueError("per_prompt must have scales for at least one prompt, got none")
-    return torch.stack([_read_scales(scales, info, acts_on) for scales in per_prompt])
+    return torch.stack([_read_scales(scales, info) for scales in per_prompt])
 
 
-def _read_scales(scales: Any, info: ModelInfo, acts_on: ActsOn) -> Float[Tensor, "layer head"]:
+def _read_scales(scales: Any, info: ModelInfo) -> Float[Tensor, "layer head"]:
     """One number a head, checked against the model; a tensor stays part of its graph."""
     if isinstance(scales, Mapping):
         table = _read_table(scales, info)
-    else:
-        if not isinstance(scales, np.ndarray | Tensor):  # a Tensor's `values` is a method
-            made_for = getattr(scales, "acts_on", acts_on)
-            if made_for != acts_on:
-                raise ValueError(
-                    f"these gates act on each head's {made_for}: apply them with "
-                    f"{'scale_heads' if made_for == 'output' else 'sharpen_heads'}"
-                )
-            scales = getattr(scales, "values", scales)
-        if not isinstance(scales, np.ndarray | Tensor):
-            raise TypeError(
-                "scales must be HeadGates, a table from heads to numbers or an array [layer, "
-                f"head], got {shorten(scales)} of type {type(scales).__name__}"
-            )
+    elif isinstance(scales, np.ndarray | Tensor):
         table = torch.as_tensor(scales)
         if not table.requires_grad:
             table = table.to(torch.float32)
@@ -134,6 +111,11 @@ def _read_scales(scales: Any, info: ModelInfo, acts_on: ActsOn) -> Float[Tensor,
                 f"scales must be [{info.n_layers} layers, {info.n_heads} heads] for {info.name}, "
                 f"got shape {tuple(table.shape)}"
             )
+    else:
+        raise TypeError(
+            "scales must be a table from heads to numbers or an array [layer, head], got "
+            f"{shorten(scales)} of type {type(scales).__name__}"
+        )
     broken = (~table.detach().isfinite()).nonzero()
     if len(broken):
         layer, head = broken[0].tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -16,7 +16,6 @@ from aplens._io import write_json
 from aplens._words import shorten
 from aplens.heads import Head, parse_heads
 from aplens.intervals import FileBootstrap
-from aplens.interventions.trials import GateTrials
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,29 +130,6 @@ class AblationSweep:
         frame = pd.DataFrame(rows, columns=["choice", "size", "n_seeds", *_MEASURES, *_OVER_RANDOM])
         return frame.astype(dict.fromkeys(_OVER_RANDOM, float))
 
-    def to_trials(self, tasks: Sequence[str]) -> GateTrials:
-        """The settings as interventions, to be looked at task by task and balanced by weights.
-
-        Draws of random heads of one size are one intervention, each scenario's outcome the share of
-        draws with which the model is correct.
-
-        Args:
-            tasks: The task of each scenario that the sweep was given.
-
-        Raises:
-            ValueError: When there are fewer tasks than scenarios.
-        """
-        if len(tasks) <= self.index.max(initial=-1):
-            raise ValueError(
-                f"expected the tasks of all scenarios that were swept, at least "
-                f"{self.index.max() + 1}, got {len(tasks)}"
-            )
-        outcomes = {
-            name_heads(choice, size): correct
-            for (choice, size), correct in self._mean_outcomes().items()
-        }
-        return GateTrials([tasks[i] for i in self.index], self.files, self.clean, outcomes)
-
     def _mean_outcomes(self) -> dict[tuple[Choice, int], NDArray[np.float64]]:
         """For each choice and size, how often the model is correct over the draws."""
         groups: dict[tuple[Choice, int], list[NDArray[np.bool_]]] = {}
@@ -243,11 +219,6 @@ class AblationSweep:
             "change_low": change.low,
             "change_high": change.high,
         }
-
-
-def name_heads(choice: Choice, size: int) -> str:
-    """As "toward incorrect, 5 heads"."""
-    return f"{choice.replace('_', ' ')}, {size} head" + ("" if size == 1 else "s")
 
 
 def write_bits(values: NDArray[np.bool_]) -> str:

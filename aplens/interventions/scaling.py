@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aplens.interventions.head_numbers import ScalesLike, change_heads
-from aplens.models import z_hook_name
 
 
 @contextmanager
@@ -28,24 +27,23 @@ def scale_heads(
     Blocks nest: scales multiply. Acts under `model.generate` on the prompt and every new token.
 
     Gradients flow through to everything before the heads, and, where `scales` is a tensor that
-    asks for one, to the scales: that is how `learn_gates` learns.
+    asks for one, to the scales.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        scales: For every prompt alike: `HeadGates`; a table from heads, as `parse_heads` names
-            them, to numbers, where a key may name several heads and heads that are not named keep
-            1; or one number for every head, `[layer, head]`.
+        scales: For every prompt alike: a table from heads, as `parse_heads` names them, to numbers,
+            where a key may name several heads and heads that are not named keep 1; or one number
+            for every head, `[layer, head]`.
         per_prompt: Instead of `scales`: one of these for each prompt of the batch, or a tensor
             `[prompt, layer, head]`.
 
     Raises:
         ValueError: On entry: a head is out of range or named twice, a number is not finite, an
-            array is not `[layer, head]` of this model, gates are made for `sharpen_heads`, or both
-            or neither of `scales` and `per_prompt` are given. In the forward pass: the batch is not
-            the size of `per_prompt`.
+            array is not `[layer, head]` of this model, or both or neither of `scales` and
+            `per_prompt` are given. In the forward pass: the batch is not the size of `per_prompt`.
         TypeError: On entry: something is no table of numbers.
     """
-    with change_heads(model, z_hook_name, _scale, scales, per_prompt, "output"):
+    with change_heads(model, "z", _scale, scales, per_prompt):
         yield
 
 

@@ -2,11 +2,13 @@
 
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
+from aplens.mae.error import BASELINES, compare_reconstruction, hidden_errors, inside_pattern
 from aplens.mae.low_rank import low_rank_fit
 from aplens.mae.masking import random_masks
 from aplens.mae.model import APMAE, DEFAULT_POOL, APMAEOutput, Reconstruction
 from aplens.mae.precision import default_precision
 from aplens.mae.pretrained import CheckpointError, list_pretrained
+from aplens.mae.rounds import seeded
 from aplens.mae.settings import TrainingSettings
 from aplens.mae.training import (
     TrainingError,
@@ -17,6 +19,7 @@ from aplens.mae.training import (
 
 __all__ = [
     "APMAE",
+    "BASELINES",
     "DEFAULT_POOL",
     "APMAEConfig",
     "APMAEOutput",
@@ -27,9 +30,13 @@ __all__ = [
     "TrainingResult",
     "TrainingSettings",
     "additive_fit",
+    "compare_reconstruction",
     "default_precision",
+    "hidden_errors",
+    "inside_pattern",
     "list_pretrained",
     "low_rank_fit",
     "random_masks",
+    "seeded",
     "train_apmae",
 ]

@@ -19,6 +19,7 @@ from aplens._processes import Processes, join_processes
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
+from aplens.mae.error import inside_pattern, squared_errors
 from aplens.mae.masking import random_masks
 from aplens.mae.model import APMAE
 from aplens.mae.rounds import PatternRounds, sample_patches, seeded
@@ -418,10 +419,13 @@ class _Validation:
     def error_of(self, predict: Callable[[Tensor, Tensor], Tensor]) -> float:
         """Mean squared error over masked patches of `predict(patches, mask) -> patches`."""
         patches, mask = self._sample
+        inside = inside_pattern(self.grid, self.tokens.shape[1], patches.device)
         added = torch.zeros(2, dtype=torch.float64)  # squared errors, and values
         for part, part_mask in zip(patches.split(_BATCH), mask.split(_BATCH), strict=True):
-            wrong = (predict(part.float(), part_mask) - part.float())[part_mask]
-            added += torch.tensor([wrong.square().sum().item(), wrong.numel()])
+            predicted = predict(part.float(), part_mask)
+            squared = squared_errors(predicted, part.float(), inside)[part_mask].sum()
+            count = inside.expand_as(part)[part_mask].sum()
+            added += torch.tensor([squared.item(), count.item()])
         squared, count = self.processes.sum(added).tolist()
         return squared / count
 

@@ -12,6 +12,9 @@ from aplens.patterns.cropping import crop_patches, depth_scales
 from aplens.patterns.normalize import log_normalize
 from aplens.patterns.patches import PatchGrid
 from aplens.patterns.templates import (
+    DETECTED,
+    MIXED,
+    MIXED_BELOW,
     TEMPLATES,
     name_templates,
     template_scores,
@@ -19,6 +22,9 @@ from aplens.patterns.templates import (
 )
 
 __all__ = [
+    "DETECTED",
+    "MIXED",
+    "MIXED_BELOW",
     "TEMPLATES",
     "AttentionPatterns",
     "CompactPatterns",

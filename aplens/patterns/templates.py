@@ -118,15 +118,6 @@ def template_strengths(
     queries = keys.any(-1).float().mean(-1)
     chance = torch.cat([by_uniform, by_one_key[None]]).to(scores)
     most = torch.cat([queries, torch.ones(1)]).to(scores)
-    return strengths_between(scores, chance, most)
-
-
-def strengths_between(
-    scores: Float[Tensor, "*pattern template"],
-    chance: Float[Tensor, " template"],
-    most: Float[Tensor, " template"],
-) -> Float[Tensor, "*pattern template"]:
-    """(share - chance) / (most - chance); NaN where the range is too small to tell anything."""
     telling = most - chance >= _LEAST_RANGE
     return torch.where(telling, (scores - chance) / (most - chance), torch.nan)
 

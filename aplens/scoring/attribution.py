@@ -12,7 +12,7 @@ from jaxtyping import Float
 from aplens.heads import Head, HeadRanking
 from aplens.scoring.logistic import LogisticModel
 from aplens.scoring.observations import Observations
-from aplens.scoring.predictor import CorrectnessPredictor, require_explainable
+from aplens.scoring.predictor import CorrectnessPredictor
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,6 @@ def attribute_heads(
         ValueError: When the predictor's classifier has no exact SHAP values.
         RuntimeError: When the installed shap misreads the trees, so that its values do not add up.
     """
-    require_explainable(predictor.classifier)
     columns = predictor.columns(observations)
     values, expected = _explain(predictor.model_, columns)
     margin = predictor.model_.decision_function(columns)

@@ -19,10 +19,6 @@ from aplens.scoring.principal import fit_pca
 N_COMPONENTS = 8
 
 
-#: The features that describe heads.
-HEAD_FEATURES = (*HEAD_NUMBERS, "embeddings", "clusters")
-
-
 class FeatureBlock(Protocol):
     """One kind of feature as columns of numbers, fitted on training observations alone.
 
@@ -183,11 +179,6 @@ def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
             f"features must be one of {list(blocks)}, or several joined by '+', got {shorten(name)}"
         )
     return [blocks[part]() for part in parts]
-
-
-def has_head_features(name: str) -> bool:
-    """Whether a feature set such as "surprise+confidence" has features of heads."""
-    return not set(HEAD_FEATURES).isdisjoint(name.split("+"))
 
 
 def _tasks_of(observations: Observations) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -76,20 +76,3 @@ class HeadArray:
 
 #: Numbers of every head on every scenario, in memory or not.
 HeadValues: TypeAlias = "np.ndarray | HeadArray"
-
-
-def join_arrays(parts: Sequence[HeadValues]) -> HeadArray:
-    """One below the other, read head by head as they are.
-
-    Raises:
-        ValueError: When they differ in their numbers of heads or in their widths.
-    """
-    shapes = {part.shape[1:] for part in parts}
-    if len(shapes) != 1:
-        raise ValueError(f"expected arrays of one shape (…, head, width), got {sorted(shapes)}")
-    (n_heads, width) = shapes.pop()
-
-    def read_head(head: int) -> np.ndarray:
-        return np.concatenate([part[:, head] for part in parts])
-
-    return HeadArray((sum(map(len, parts)), n_heads, width), parts[0].dtype, read_head)

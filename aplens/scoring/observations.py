@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from aplens._words import shorten
 from aplens.heads import Head
 from aplens.patterns import AttentionPatterns, CompactPatterns, PatchGrid, restore_patterns
-from aplens.scoring.head_array import HeadArray, HeadValues, join_arrays
+from aplens.scoring.head_array import HeadArray, HeadValues
 from aplens.scoring.shards import ShardFolder
-from aplens.scoring.storage import stored_embeddings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,54 +223,13 @@ class Observations:
         return cls(
             shards.read_table(),
             [Head(*head) for head in run["heads"]],
-            lambda: stored_embeddings(shards),
+            lambda: _stored_embeddings(shards),
             {name: partial(_read_numbers, shards, name) for name in _kept_numbers(run)},
             model_name=run["model_name"],
             n_layers=run["n_layers"],
             n_heads=run["n_heads"],
             patterns=(lambda rows: _read_patterns(shards, rows)) if run["patterns"] else None,
             mae=run["mae"],
-        )
-
-    @classmethod
-    def join(cls, parts: Sequence[Observations]) -> Observations:
-        """Observations of one model, such as several studies', one below the other.
-
-        Nothing is loaded. Numbers are there where all parts have them; patterns that were kept stay
-        with the parts. Scenarios of source files with the same name are taken
-        for the same file's: no split puts them on two sides.
-
-        Raises:
-            ValueError: When there are none, or they are of different models, heads or AP-MAEs.
-        """
-        if not parts:
-            raise ValueError("expected at least one part to join, got none")
-        import pandas as pd
-
-        first = parts[0]
-        for name in ("model_name", "n_layers", "n_heads", "heads", "mae"):
-            for number, part in enumerate(parts):
-                if getattr(part, name) != getattr(first, name):
-                    raise ValueError(
-                        f"cannot join observations whose {name} differs: part 0 has "
-                        f"{shorten(getattr(first, name))}, part {number} has "
-                        f"{shorten(getattr(part, name))}"
-                    )
-        table = pd.concat([part.table for part in parts], ignore_index=True)
-        shared = [name for name in first._numbers if all(name in p._numbers for p in parts)]
-
-        def join_numbers(name: str) -> np.ndarray:
-            return np.concatenate([part.numbers(name) for part in parts])
-
-        return cls(
-            table.assign(scenario=range(len(table))),
-            first.heads,
-            lambda: join_arrays([part.embeddings for part in parts]),
-            {name: partial(join_numbers, name) for name in shared},
-            model_name=first.model_name,
-            n_layers=first.n_layers,
-            n_heads=first.n_heads,
-            mae=first.mae,
         )
 
     def _derive(
@@ -326,6 +283,17 @@ def incorrect_labels(observations: Observations) -> Bool[np.ndarray, " scenario"
 def _kept_numbers(run: Mapping[str, Any]) -> Sequence[str]:
     """The numbers in a folder; older ones have a flag for each."""
     return run.get("numbers", [name for name in ("statistics", "surprise") if run.get(name)])
+
+
+def _stored_embeddings(shards: ShardFolder) -> HeadArray:
+    """The embeddings of all scenarios; nothing is read yet."""
+    run = shards.run
+    shape = (run["n_scenarios"], len(run["heads"]), run["d_embed"])
+
+    def read_head(head: int) -> np.ndarray:
+        return np.concatenate(list(shards.read_head("embeddings", head)))
+
+    return HeadArray(shape, np.float16, read_head)
 
 
 def _read_numbers(shards: ShardFolder, name: str) -> Float[np.ndarray, "scenario head number"]:

@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from aplens.scoring.observations import COLUMNS, HEAD_NUMBERS, Observations
 from aplens.scoring.regions import attention_by_region
 from aplens.scoring.shards import ShardFolder
 from aplens.scoring.statistics import patch_statistics
-from aplens.scoring.storage import Storage, store_embeddings
 from aplens.scoring.surprise import patch_surprise, require_surprise
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ def observe(
     shard_size: int = 64,
     statistics: bool = True,
     surprise: bool = False,
-    storage: Storage = "float16",
     patterns: bool = False,
     precision: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -76,8 +74,6 @@ def observe(
         surprise: Whether to compute as well how far the last query's attention departs from what
             the AP-MAE fills in for it, "surprise" and "unexpected" (`aplens.scoring.surprise`).
             Observing takes about twice as long.
-        storage: How embeddings are kept. "float16": as they are, but for float16's rounding.
-            "packed": in six bits a number (`aplens.scoring.packing`), 2.3 times smaller.
         patterns: Whether to keep the patterns themselves as well, for `Observations.patterns`: one
             byte a value of the lower-triangular patches, a seventh of float32
             (`aplens.patterns.CompactPatterns`), 10 MB a prompt for 270 heads on 256 tokens. A
@@ -98,9 +94,7 @@ def observe(
         FolderInUseError: When another run is writing into the folder.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
-    options = ObserveOptions(
-        batch_size, shard_size, statistics, surprise, storage, patterns, precision
-    )
+    options = ObserveOptions(batch_size, shard_size, statistics, surprise, patterns, precision)
     return observe_with(join_processes(), model, scenarios, mae, folder, options, progress)
 
 
@@ -111,7 +105,6 @@ class ObserveOptions(NamedTuple):
     shard_size: int = 64
     statistics: bool = True
     surprise: bool = False
-    storage: Storage = "float16"
     patterns: bool = False
     precision: torch.dtype | None = None
 
@@ -133,10 +126,6 @@ def observe_with(
     for name in ("batch_size", "shard_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be 1 or more, got {getattr(options, name)}")
-    if options.storage not in get_args(Storage):
-        raise ValueError(
-            f"storage must be one of {list(get_args(Storage))}, got {options.storage!r}"
-        )
     require_answers(model, scenarios)
     prompts = scenarios.prompts()
     longest = prompts.n_tokens
@@ -163,7 +152,7 @@ def observe_with(
                 done += len(batch.outcomes)
                 tell(done, total)
             table = _join_tables(batches, scenarios, rows)
-            shards.write(name, _join_arrays(batches, options.storage), table)
+            shards.write(name, _join_arrays(batches), table)
     return Observations.of_shards(shards)
 
 
@@ -243,11 +232,10 @@ class _LayerReader:
         return kept
 
 
-def _join_arrays(batches: Sequence[_Batch], storage: Storage) -> dict[str, Tensor]:
-    joined = {
+def _join_arrays(batches: Sequence[_Batch]) -> dict[str, Tensor]:
+    return {
         key: torch.cat([batch.arrays[key] for batch in batches], dim=1) for key in batches[0].arrays
     }
-    return store_embeddings(joined.pop("embeddings"), storage) | joined
 
 
 def _join_tables(batches: Sequence[_Batch], scenarios: Scenarios, rows: slice) -> pd.DataFrame:
@@ -346,7 +334,6 @@ def _describe_run(
         "n_tokens": scenarios.prompts().n_tokens,
         "shard_size": options.shard_size,
         "numbers": list(options.numbers()),
-        "storage": options.storage,
         "patterns": options.patterns,
         "precision": None if options.precision is None else str(options.precision),
     }

@@ -13,12 +13,9 @@ from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.features import make_features
 from aplens.scoring.logistic import fit_logistic
 from aplens.scoring.observations import Observations, incorrect_labels
-from aplens.scoring.pooling import fit_pooling
 
-Classifier = Literal["boosting", "logistic", "pooling"]
-
-#: The classifiers whose SHAP values are exact, so that heads can be ranked by them.
-EXPLAINABLE: tuple[Classifier, ...] = ("boosting", "logistic")
+#: Both have exact SHAP values, so that heads can be ranked by them.
+Classifier = Literal["boosting", "logistic"]
 
 #: The paper's predictor and its successor, between their baselines.
 FEATURE_SETS = (
@@ -50,7 +47,6 @@ class CorrectnessPredictor:
         classifier: "boosting": gradient-boosted trees, as the paper; the default for clusters.
             "logistic": linear, its L2 penalty chosen by cross-validation over source files; the
             default for everything else.
-            "pooling": attention pooling over heads, a small network; it has no exact SHAP values.
         clusters: The settings of "clusters".
         seed: Of the trees and of the inner folds.
 
@@ -107,8 +103,6 @@ class CorrectnessPredictor:
     ) -> Any:
         if self.classifier == "boosting":
             return _fit_boosting(columns, incorrect, self.seed)
-        if self.classifier == "pooling":
-            return fit_pooling(columns, incorrect, files, self.column_heads_, self.seed)
         return fit_logistic(columns, incorrect, files, widths, self.seed)
 
     def columns(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
@@ -133,19 +127,6 @@ class CorrectnessPredictor:
         if not np.isfinite(columns).all():
             raise ValueError(f"features {self.features!r} contain NaN or infinity")
         return columns
-
-
-def require_explainable(classifier: Classifier | None) -> None:
-    """Refuse a classifier that heads cannot be ranked by; None stands for a default, which can.
-
-    Raises:
-        ValueError: When it has no exact SHAP values.
-    """
-    if classifier is not None and classifier not in EXPLAINABLE:
-        raise ValueError(
-            f"heads are ranked by exact SHAP values, which classifiers {list(EXPLAINABLE)} have; "
-            f"got {classifier!r}"
-        )
 
 
 def _few_threads(observations: Observations) -> AbstractContextManager[Any]:

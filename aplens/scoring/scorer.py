@@ -15,12 +15,7 @@ from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.evaluation import evaluate_predictors
 from aplens.scoring.observations import Observations, incorrect_labels
 from aplens.scoring.observing import ObserveOptions, Progress, observe, observe_with
-from aplens.scoring.predictor import (
-    FEATURE_SETS,
-    Classifier,
-    CorrectnessPredictor,
-    require_explainable,
-)
+from aplens.scoring.predictor import FEATURE_SETS, Classifier, CorrectnessPredictor
 from aplens.scoring.splits import require_disjoint_files
 
 if TYPE_CHECKING:
@@ -64,7 +59,6 @@ class HeadScorer:
         self.seed = seed
         self._settings: dict[str, Any] = {"classifier": classifier, "clusters": clusters}
         self._new_predictor(features)  # refuses wrong settings before any work is done
-        require_explainable(classifier)
 
     def observe(
         self,

@@ -38,7 +38,7 @@ _MANIFEST = "manifest.json"
 _SUFFIXES = ("safetensors", "parquet")
 
 #: What is read of a run's facts, texts and whole numbers of at least 1.
-_TEXTS = ("model_name", "mae", "storage")
+_TEXTS = ("model_name", "mae")
 _SIZES: tuple[str, ...] = ("n_layers", "n_heads", "n_scenarios", "shard_size", "d_embed")
 _SIZES += ("n_ctx", "patch_size", "n_tokens")
 
@@ -210,6 +210,8 @@ def _check_run(run: Mapping[str, Any]) -> None:
         if take(run, key, int, "run.") < 1:
             raise ValueError(f"run.{key} must be 1 or more, got {shorten(run[key])}")
     take(run, "patterns", bool, "run.")
+    if run.get("storage", "float16") != "float16":  # as an older aplens could keep embeddings
+        raise ValueError(f"run.storage is {shorten(run['storage'])}, which this aplens cannot read")
     for i, head in enumerate(take(run, "heads", list, "run.")):
         if len(check(head, list, f"run.heads[{i}]")) != 2:
             raise ValueError(f"run.heads[{i}] must be a layer and a head, got {shorten(head)}")

@@ -11,14 +11,7 @@ from aplens._io import require_file_name
 from aplens._words import shorten
 
 if TYPE_CHECKING:
-    from aplens.study.config import (
-        GateSettings,
-        MAESettings,
-        ScenarioSettings,
-        SplitSettings,
-        StudySettings,
-        TrySettings,
-    )
+    from aplens.study.config import MAESettings, ScenarioSettings, SplitSettings, StudySettings
 
 _PRESETS = ("small", "paper", "paper_tiny")
 _MOST = 2**31 - 1  # what the tables and tensors count with
@@ -34,7 +27,6 @@ def check_values(settings: StudySettings) -> None:
     from aplens.scoring.clusters import HeadClusters, Reducer
     from aplens.scoring.features import make_features
     from aplens.scoring.observations import HEAD_NUMBERS
-    from aplens.scoring.storage import Storage
 
     _require_range("seed", settings.seed, 0, _LAST_SEED)
     several = len(settings.scenarios) > 1
@@ -47,31 +39,18 @@ def check_values(settings: StudySettings) -> None:
     for name, precision in (
         ("observe.precision", settings.observe.precision),
         ("ablate.precision", settings.ablate.precision),
-        ("gates.precision", settings.gates.precision if settings.gates else ""),
-        ("truth.precision", settings.truth.precision if settings.truth else ""),
     ):
         _require_choice(name, precision, ("", "bfloat16"))
-    _require_choice("observe.storage", settings.observe.storage, get_args(Storage))
     _require_range("observe.batch_size", settings.observe.batch_size)
     _require_range("observe.shard_size", settings.observe.shard_size)
     _require_range("rank.folds", settings.rank.folds, 2)
     _require_choice("rank.reducer", settings.rank.reducer, get_args(Reducer))
-    predictor = settings.gates.predictor if settings.gates else ""
-    rank = settings.rank
-    tried = (*settings.tries.features, *settings.tries.single_tasks) if settings.tries else ()
-    named = (rank.features, *rank.compare, *rank.shuffled, predictor or "confidence", *tried)
-    for features in named:
+    for features in (settings.rank.features, *settings.rank.compare):
         make_features(features, HeadClusters("pca"))
         if not settings.observe.surprise and any(
             HEAD_NUMBERS.get(part) == "surprise" for part in features.split("+")
         ):
             raise ValueError(f"features {shorten(features)} need observe.surprise = true")
-    if predictor and not settings.observe.held_out:
-        raise ValueError("gates.predictor needs observe.held_out = true")
-    _check_gates(settings.gates, settings.scenarios)
-    _check_tries(settings.tries)
-    for name in ("per_task", "attribution_per_task", "batch_size") if settings.truth else ():
-        _require_range(f"truth.{name}", getattr(settings.truth, name))
     _check_ablate(settings)
 
 
@@ -131,54 +110,6 @@ def _check_ablate(settings: StudySettings) -> None:
         _require_choice(f"ablate.choices[{i}]", choice, CHOICES)
     for i, seed in enumerate(ablate.random_seeds):
         _require_range(f"ablate.random_seeds[{i}]", seed, 0, _LAST_SEED)
-
-
-def _check_gates(gates: GateSettings | None, scenarios: Sequence[ScenarioSettings]) -> None:
-    from aplens.scenarios import LANGUAGES, list_tasks
-
-    if gates is None:
-        return
-    # Which language a corpus is of shows only when it is found: any language's tasks may be meant.
-    every = {task for language in LANGUAGES for task in list_tasks(language)}
-    known = {task for table in scenarios for task in table.tasks or every}
-    for i, task in enumerate(gates.tasks):
-        _require_choice(f"gates.tasks[{i}]", task, sorted(known))
-    for key in ("steps", "zeroed"):
-        values = getattr(gates, key)
-        if not values or min(values) <= 0:
-            raise ValueError(f"gates.{key} must be numbers above 0, got {list(values)}")
-    _require_range("gates.epochs", gates.epochs)
-    _require_range("gates.batch_size", gates.batch_size)
-    for key in ("greedy", "per_task"):
-        _require_range(f"gates.{key}", getattr(gates, key), 0)
-    _require_range("gates.greedy_tried", gates.greedy_tried)
-    if not (gates.learning_rate > 0 and gates.penalty >= 0):
-        raise ValueError(
-            "gates.learning_rate must be above 0 and gates.penalty 0 or more, got "
-            f"{gates.learning_rate} and {gates.penalty}"
-        )
-
-
-def _check_tries(tries: TrySettings | None) -> None:
-    from aplens.scoring.features import has_head_features
-    from aplens.scoring.predictor import Classifier
-
-    if tries is None:
-        return
-    for i, classifier in enumerate(tries.classifiers):
-        _require_choice(f"tries.classifiers[{i}]", classifier, get_args(Classifier))
-    if "pooling" in tries.classifiers and not any(map(has_head_features, tries.features)):
-        raise ValueError(
-            'tries.classifiers has "pooling", which reads features of heads, but tries.features '
-            f"has none: {list(tries.features)}"
-        )
-    for i, share in enumerate(tries.shares):
-        if not 0 < share <= 1:
-            raise ValueError(f"tries.shares[{i}] must be above 0 and at most 1, got {share}")
-    if not (tries.classifiers or tries.shares) and not tries.single_tasks:
-        raise ValueError("tries must name classifiers, shares or single_tasks, got none")
-    if (tries.classifiers or tries.shares) and not tries.features:
-        raise ValueError("tries.features must not be empty where classifiers or shares are tried")
 
 
 def _require_range(name: str, value: int, least: int = 1, most: int = _MOST) -> None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from aplens._documents import check
 from aplens._words import shorten
 from aplens.study.checks import check_values
 
-#: What stands after a feature set's name where outcomes were shuffled.
-SHUFFLED = ", outcomes shuffled"
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -111,18 +110,16 @@ class ObserveSettings:
     Attributes:
         batch_size: Prompts a forward pass.
         shard_size: Scenarios a shard on disk.
-        storage: "float16" or "packed".
         surprise: Whether to compute how the last query departs from what AP-MAE expects.
         patterns: Whether to keep the patterns themselves.
         held_out: Whether to observe the part `ablate` as well. Predictors are then compared on all
-            parts (each file predicted by one that has not seen it), and gates can be applied where
-            a predictor expects an error. The ranking still sees `fit` and `rank` alone.
+            parts, each file predicted by one that has not seen it. The ranking still sees `fit` and
+            `rank` alone.
         precision: "bfloat16", or the model's own when empty.
     """
 
     batch_size: int = 8
     shard_size: int = 64
-    storage: str = "float16"
     surprise: bool = False
     patterns: bool = False
     held_out: bool = False
@@ -139,35 +136,12 @@ class RankSettings:
             takes about a second a head and fold, PCA hardly any time.
         folds: Of the comparison of predictors.
         compare: The feature sets that are compared; the usual ones when empty.
-        by_task: Whether they are compared task by task as well.
-        shuffled: Feature sets that are tried on shuffled outcomes too: what then is above chance
-            would be leaking.
     """
 
     features: str = "clusters"
     reducer: str = "auto"
     folds: int = 5
     compare: tuple[str, ...] = ()
-    by_task: bool = False
-    shuffled: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TrySettings:
-    """`[tries]`: other predictors of correctness; only where the table is there.
-
-    Attributes:
-        features: The feature sets that are tried with other classifiers and fewer files.
-        classifiers: Classifiers, see `aplens.scoring.CorrectnessPredictor`.
-        shares: Shares of each fold's training files to fit on; judged on the same scenarios.
-        single_tasks: The feature sets that are tried as in the paper: one predictor a task, on as
-            many correct as incorrect scenarios.
-    """
-
-    features: tuple[str, ...] = ("confidence", "surprise+confidence")
-    classifiers: tuple[str, ...] = ("boosting", "pooling")
-    shares: tuple[float, ...] = (0.25, 0.5)
-    single_tasks: tuple[str, ...] = ("clusters", "confidence", "surprise+confidence")
 
 
 @dataclass(frozen=True)
@@ -175,9 +149,7 @@ class AblateSettings:
     """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`.
 
     `precision` is "bfloat16", or the model's own when empty. `per_task`: at most this many of a
-    task's held-out scenarios; all when 0. `by_task`: whether to rank the heads for each task by
-    itself as well, by a predictor of that task alone, and ablate them on its scenarios, as the
-    paper does.
+    task's held-out scenarios; all when 0.
     """
 
     method: str = "zero"
@@ -186,67 +158,6 @@ class AblateSettings:
     random_seeds: tuple[int, ...] = (0, 1, 2)
     balance: bool = True
     per_task: int = 0
-    by_task: bool = False
-    batch_size: int = 16
-    precision: str = ""
-
-
-@dataclass(frozen=True)
-class GateSettings:
-    """`[gates]`: gates for each task, see `aplens.scale_heads`; made only where the table is there.
-
-    Attributes:
-        tasks: The tasks to make gates for; all that the study has when empty.
-        steps: Steps along the gradient; the best on the part `rank` is taken.
-        zeroed: Numbers of heads to zero instead; likewise.
-        combine: Whether to zero the heads as well that stand first when the gradient's ranking and
-            the study's SHAP ranking (toward incorrect) are averaged.
-        greedy: At most this many heads are zeroed one after another, each the one that helps the
-            answers of the part `rank` most; no such search when 0.
-        patterns: Whether to learn exponents of the patterns as well (`aplens.sharpen_heads`).
-        beside_bias: Whether to learn gates, and exponents where there are any, a second time with
-            the answer bias added to the logits: what heads give that the bias does not.
-        per_task: At most this many of a task's held-out scenarios; all when 0.
-        greedy_tried: How many heads the search tries at each step, those first by the gradient.
-        epochs: Passes over the part `fit` to learn gates.
-        learning_rate: Of learning.
-        penalty: Nats for a gate at 0 or 2.
-        predictor: The features of the predictor of errors, which decides where gates are applied;
-            needs `observe.held_out`. None when empty.
-        batch_size: Prompts a pass.
-        precision: "bfloat16", or the model's own when empty.
-    """
-
-    tasks: tuple[str, ...] = ()
-    steps: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-    zeroed: tuple[int, ...] = (1, 2, 5, 10)
-    combine: bool = False
-    patterns: bool = False
-    beside_bias: bool = False
-    per_task: int = 0
-    greedy: int = 0
-    greedy_tried: int = 8
-    epochs: int = 2
-    learning_rate: float = 0.03
-    penalty: float = 0.01
-    predictor: str = ""
-    batch_size: int = 8
-    precision: str = ""
-
-
-@dataclass(frozen=True)
-class TruthSettings:
-    """`[truth]`: rankings against ablating every head by itself; only where the table is there.
-
-    Attributes:
-        per_task: Held-out scenarios of each task on which every head is ablated.
-        attribution_per_task: Scenarios of the part `rank` from which ablations are estimated.
-        batch_size: Prompts a pass.
-        precision: "bfloat16", or the model's own when empty.
-    """
-
-    per_task: int = 4
-    attribution_per_task: int = 4
     batch_size: int = 16
     precision: str = ""
 
@@ -263,10 +174,7 @@ class StudySettings:
     mae: MAESettings = field(default_factory=MAESettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
     rank: RankSettings = field(default_factory=RankSettings)
-    tries: TrySettings | None = None
     ablate: AblateSettings = field(default_factory=AblateSettings)
-    gates: GateSettings | None = None
-    truth: TruthSettings | None = None
 
     def __post_init__(self) -> None:
         """Refuse corpora whose prompts could not stand in one tensor.
@@ -301,25 +209,48 @@ class StudySettings:
             ValueError: When it is not TOML, or a key is unknown, of the wrong type or out of range;
                 the message names the file and the key.
         """
-        try:
-            # Editors that put a byte order mark before UTF-8 are the TOML reader's only surprise.
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except ValueError as error:  # covers TOMLDecodeError and UnicodeDecodeError
-            raise ValueError(f"{path} is not valid TOML: {error}") from error
-        except RecursionError as error:
-            raise ValueError(f"{path} is not valid TOML: it is nested too deeply") from error
-        for change in changes:
-            _merge(table, _read_change(change))
-        try:
-            settings = _read(cls, table, "")
-            check_values(settings)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        return settings
+        return read_settings(cls, path, changes, check_values)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able tables."""
         return dataclasses.asdict(self)
+
+
+def read_settings(
+    kind: type[Kind],
+    path: str | os.PathLike[str],
+    changes: Iterable[str] = (),
+    check_values: Callable[[Kind], object] = lambda settings: None,
+) -> Kind:
+    """Read a settings dataclass from a TOML file.
+
+    Args:
+        kind: The dataclass; its fields may be dataclasses themselves, one or several.
+        path: The file.
+        changes: As for `StudySettings.from_toml`.
+        check_values: Raises a ValueError for values that nothing could use.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        OSError: When it cannot be read.
+        ValueError: When it is not TOML, or a key is unknown, of the wrong type or refused; the
+            message names the file and the key.
+    """
+    try:
+        # Editors that put a byte order mark before UTF-8 are the TOML reader's only surprise.
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # covers TOMLDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid TOML: it is nested too deeply") from error
+    for change in changes:
+        _merge(table, _read_change(change))
+    try:
+        settings = _read(kind, table, "")
+        check_values(settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return settings
 
 
 def _read_change(line: str) -> dict[str, Any]:

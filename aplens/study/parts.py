@@ -1,4 +1,4 @@
-"""Some of a study's scenarios: those of a task, the first of each, those of some languages."""
+"""Some of a study's scenarios: the first of each task, those of some languages."""
 
 from __future__ import annotations
 
@@ -8,17 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
-    from aplens.scoring import Observations
-
-
-def of_task(scenarios: Scenarios, task: str) -> Scenarios:
-    """The scenarios of one task."""
-    return scenarios.select([i for i, each in enumerate(scenarios.tasks) if each == task])
-
-
-def observed_of(observations: Observations, task: str) -> Observations:
-    """The observed scenarios of one task."""
-    return observations.select((observations.table["task"] == task).to_numpy(dtype=bool))
 
 
 def first_of_each(tasks: Sequence[str], n: int) -> list[int]:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aplens.evaluation import BASELINES, compare_reconstruction
 from aplens.heads import Head
-from aplens.study.config import SHUFFLED
+from aplens.mae import BASELINES, compare_reconstruction
 from aplens.study.saved import read_corpora
 from aplens.study.stages import StageRecord
 
@@ -38,9 +37,6 @@ def gather_report(study: Study) -> ReportData:
 
     observations = study.observations
     shown = study.ranking.top(_SHOWN_HEADS)
-    whole = (study.predictors["task"] == "all") & ~study.predictors["features"].str.endswith(
-        SHUFFLED
-    )
     return ReportData(
         title=study.settings.title,
         facts=_facts(study),
@@ -50,14 +46,9 @@ def gather_report(study: Study) -> ReportData:
         reconstruction_labels=[str(head) for head in shown],
         reconstruction_error=_reconstruction_error(study),
         reconstruction_baselines=BASELINES,
-        predictors=study.predictors[whole],
-        predictor_details=study.predictors[~whole],
+        predictors=study.predictors,
         ranking=study.ranking,
-        tries=None if study.settings.tries is None else study.tries,
         sweep=study.sweep,
-        task_sweeps=study.task_sweeps,
-        gates=None if study.settings.gates is None else study.gates,
-        truth=None if study.settings.truth is None else study.truth,
         timings=StageRecord(study.folder).seconds,
         samples=_samples(study),
     )

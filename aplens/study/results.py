@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from aplens._markdown import code, escape, frame_to_markdown
-from aplens.intervals import MEAN_OF_TASKS
 from aplens.study.report import task_accuracy
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from aplens.heads import HeadRanking
     from aplens.study.run import Study
 
 #: The columns of a table of predictors.
 PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "over_statistics"]
 PREDICTORS += ["over_hand_made", "calibration_error"]
-_RANKINGS = ["task", "n_train", "n_test", "auc", "confidence_auc"]
 _SWEEP = ["choice", "size", "n_seeds", "accuracy", "change", "over_random"]
-_GATES = ["intervention", "task", "gain", "over_baseline", "change"]
-_GATES += ["incorrect_to_correct", "correct_to_incorrect"]
 
 
 def results_to_markdown(study: Study) -> str:
@@ -41,39 +36,9 @@ def _tables(study: Study) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "The model", with_bounds(accuracy, ["task", "n", "accuracy"])
     predictors, sweep = study.predictors, study.sweep
     shown = [name for name in PREDICTORS if name in predictors]
-    whole = predictors["task"] == "all"
-    yield "Predictors of correctness", with_bounds(predictors[whole], shown)
-    if not whole.all():
-        yield "Task by task", with_bounds(predictors[~whole], ["task", *shown])
-    if study.settings.tries is not None:
-        yield "Tries", with_bounds(study.tries, ["tried", "task", *PREDICTORS])
+    yield "Predictors of correctness", with_bounds(predictors, shown)
     title = f"Ablations ({sweep.setup['method']}) on {len(sweep.clean)} held-out scenarios"
     yield f"{title}, {sweep.clean_accuracy:.3f} correct", with_bounds(sweep.summary(), _SWEEP)
-    yield "Ablations, balanced and task by task", with_bounds(study.sweep_trials, _GATES)
-    if study.task_sweeps is not None:
-        rankings = tabulate_rankings(study.task_rankings)
-        yield "Each task's own ranking: its predictor", with_bounds(rankings, _RANKINGS)
-        yield "Ablations by each task's own ranking", with_bounds(study.task_sweeps, _GATES)
-    if study.settings.gates is not None:
-        means = study.gates["task"] == MEAN_OF_TASKS
-        yield "Gates, mean of tasks", with_bounds(study.gates[means], _GATES)
-        yield "Gates, task by task", with_bounds(study.gates[~means], _GATES)
-    if study.settings.truth is not None:
-        yield "Rankings against every head's own ablation", study.truth
-
-
-def tabulate_rankings(rankings: Mapping[str, HeadRanking]) -> pd.DataFrame:
-    """How well each task's own predictor does on held-out files, beside the model's confidence."""
-    import pandas as pd
-
-    rows = []
-    for task, ranking in rankings.items():
-        row = {"task": task, **{key: ranking.metadata[key] for key in ("n_train", "n_test")}}
-        for name in ("auc", "confidence_auc"):
-            ends = zip(("", "_low", "_high"), ranking.metadata[name], strict=True)
-            row |= {name + end: value for end, value in ends}
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def with_bounds(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:

@@ -5,36 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aplens._io import atomic_write, write_json
 from aplens._processes import join_processes
-from aplens.study.config import SHUFFLED, ScenarioSettings, StudySettings
-from aplens.study.parts import first_of_each, observed_of, of_languages, of_task
-from aplens.study.saved import (
-    PREDICTOR_COLUMNS,
-    TRIAL_COLUMNS,
-    TRIED_COLUMNS,
-    TRUTH_COLUMNS,
-    read_ranking,
-    read_sweep,
-    read_table,
-)
+from aplens.study.config import ScenarioSettings, StudySettings
+from aplens.study.parts import first_of_each, of_languages
+from aplens.study.saved import PREDICTOR_COLUMNS, read_ranking, read_sweep, read_table
 from aplens.study.stages import Reporter, Stage, run_stages
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import torch
-    from numpy.typing import NDArray
 
     from aplens.heads import HeadRanking
     from aplens.interventions import AblationSweep
     from aplens.mae import APMAE, TrainingProgress
     from aplens.scenarios import Scenarios
-    from aplens.scoring import HeadScorer, Observations
+    from aplens.scoring import Observations
     from aplens.study.corpora import StudyCorpus
 
 _MESSAGES = {
@@ -42,10 +32,7 @@ _MESSAGES = {
     "train": "AP-MAE on this model's attention patterns",
     "observe": "the model on every scenario, every head's pattern encoded",
     "rank": "clusters, predictors of correctness, SHAP",
-    "tries": "other predictors of correctness",
     "ablate": "ranked and random heads on held-out scenarios",
-    "gates": "heads scaled, task by task, on held-out scenarios",
-    "truth": "every head ablated by itself, on held-out scenarios",
     "report": "one HTML file",
 }
 STAGES = tuple(_MESSAGES)
@@ -56,12 +43,7 @@ _TAKES = {
     "observe": ("fit", "rank"),
     "rank": ("fit", "rank"),
     "ablate": ("fit", "ablate"),
-    "gates": ("fit", "rank", "ablate"),
-    "truth": ("rank", "ablate"),
 }
-
-#: Stages that a study has only where its file has their table.
-_OPTIONAL = ("tries", "gates", "truth")
 
 #: Stages that several processes do together.
 _SHARED = ("train", "observe")
@@ -105,8 +87,6 @@ class Study:
         """
         if until not in STAGES:
             raise ValueError(f"unknown stage {until!r}: the stages are {list(STAGES)}")
-        if until in _OPTIONAL and getattr(self.settings, until) is None:
-            raise ValueError(f"this study has no {until}: give its file a table [{until}]")
         stages = self._stages(until)
         self._require_parts([one.name for one in stages])
         run_stages(stages, self.folder, self.reporter, redo=redo)
@@ -200,41 +180,9 @@ class Study:
         return read_table(self.folder / "predictors.parquet", PREDICTOR_COLUMNS)
 
     @cached_property
-    def tries(self) -> pd.DataFrame:
-        """Other predictors of correctness; see `try_predictors`."""
-        return read_table(self.folder / "tries.parquet", TRIED_COLUMNS)
-
-    @cached_property
     def sweep(self) -> AblationSweep:
         """The ablations."""
         return read_sweep(self.folder / "ablations" / "sweep.json")
-
-    @cached_property
-    def sweep_trials(self) -> pd.DataFrame:
-        """The ablations balanced by weights and task by task; see `GateTrials.to_frame`."""
-        return read_table(self.folder / "ablations" / "trials.parquet", TRIAL_COLUMNS)
-
-    @cached_property
-    def task_sweeps(self) -> pd.DataFrame | None:
-        """The ablations by each task's own ranking; None where there are none."""
-        path = self.folder / "ablations" / "by_task.parquet"
-        return read_table(path, TRIAL_COLUMNS) if path.exists() else None
-
-    @cached_property
-    def task_rankings(self) -> dict[str, HeadRanking]:
-        """Each task's own ranking, by the task's name; none where there are none."""
-        paths = sorted((self.folder / "ablations" / "rankings").glob("*.json"))
-        return {path.stem: read_ranking(path) for path in paths}
-
-    @cached_property
-    def gates(self) -> pd.DataFrame:
-        """What scaled heads change, task by task; see `GateTrials.to_frame`."""
-        return read_table(self.folder / "gates.parquet", TRIAL_COLUMNS)
-
-    @cached_property
-    def truth(self) -> pd.DataFrame:
-        """Rankings against every head's own ablation; see `compare_rankings`."""
-        return read_table(self.folder / "truth.parquet", TRUTH_COLUMNS)
 
     # --- the stages ----------------------------------------------------------------------------
 
@@ -254,17 +202,10 @@ class Study:
             stage("train", ["mae"], self._train, settings.mae, settings.split),
             stage("observe", ["observations"], self._observe, settings.observe),
             stage("rank", ranked, self._rank, settings.rank),
-            stage("tries", ["tries", "tries.parquet"], self._tries, settings.tries),
-            stage(
-                "ablate", ["ablations", "ablations/trials.parquet"], self._ablate, settings.ablate
-            ),
-            stage("gates", ["gates", "gates.parquet"], self._gates, settings.gates),
-            stage("truth", ["truth.parquet"], self._truth, settings.truth),
+            stage("ablate", ["ablations"], self._ablate, settings.ablate),
             stage("report", ["report.html", "results.md"], self._report),
         ]
-        absent = {name for name in _OPTIONAL if getattr(settings, name) is None}
-        wanted = set(STAGES[: STAGES.index(until) + 1]) - absent
-        return [one for one in stages if one.name in wanted]
+        return stages[: STAGES.index(until) + 1]
 
     def _mine(self) -> None:
         from aplens.scenarios import list_tasks
@@ -353,223 +294,54 @@ class Study:
             batch_size=wanted.batch_size,
             shard_size=wanted.shard_size,
             surprise=wanted.surprise,
-            storage=wanted.storage,  # type: ignore[arg-type]
             patterns=wanted.patterns,
             precision=_dtype(wanted.precision),
             progress=self.reporter.update,
         )
 
     def _rank(self) -> None:
-        import pandas as pd
+        from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer
 
-        from aplens.scoring import FEATURE_SETS
-
-        wanted = self.settings.rank
+        wanted, seed = self.settings.rank, self.settings.seed
         fit, held_out = self.observed_part("fit"), self.observed_part("rank")
         self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
-        scorer = self._new_scorer()
+        clusters = HeadClusters(wanted.reducer, seed=seed)  # type: ignore[arg-type]
+        scorer = HeadScorer(self.mae, features=wanted.features, clusters=clusters, seed=seed)
         table = scorer.evaluate(
             self.observations,
             features=wanted.compare or FEATURE_SETS,
-            by_task=wanted.by_task,
             n_folds=wanted.folds,
             progress=self.reporter.update,
             keep=self.folder / "predictions.json",
         )
-        if wanted.shuffled:
-            table = pd.concat([table, self._evaluate_shuffled()], ignore_index=True)
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
         scorer.fit(fit).rank(held_out).save(self.folder / "ranking.json")
         with atomic_write(self.folder / "predictors.parquet") as temporary:
             table.to_parquet(temporary, index=False)
 
-    def _new_scorer(self) -> HeadScorer:
-        """Ranks heads as `[rank]` asks for."""
-        from aplens.scoring import HeadClusters, HeadScorer
-
-        wanted, seed = self.settings.rank, self.settings.seed
-        clusters = HeadClusters(wanted.reducer, seed=seed)  # type: ignore[arg-type]
-        return HeadScorer(self.mae, features=wanted.features, clusters=clusters, seed=seed)
-
-    def _tries(self) -> None:
-        from aplens.scoring import HeadClusters
-        from aplens.study.tries import try_predictors
-
-        wanted, rank, seed = self.settings.tries, self.settings.rank, self.settings.seed
-        assert wanted is not None
-        table = try_predictors(
-            self.observations,
-            wanted,
-            HeadClusters(rank.reducer, seed=seed),  # type: ignore[arg-type]
-            n_folds=rank.folds,
-            seed=seed,
-            folder=self.folder / "tries",
-            tell=self.reporter.update,
-        )
-        with atomic_write(self.folder / "tries.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
-
-    def _evaluate_shuffled(self) -> pd.DataFrame:
-        """Predictors of outcomes that were dealt out at random: at chance, unless they leak."""
-        import numpy as np
-
-        from aplens.scoring import evaluate_predictors
-
-        wanted, seed = self.settings.rank, self.settings.seed
-        correct = self.observations.table["correct"].to_numpy(dtype=bool)
-        dealt = np.random.default_rng(seed).permutation(correct)
-        table = evaluate_predictors(
-            self.observations.with_outcomes(dealt),
-            features=wanted.shuffled,
-            n_folds=wanted.folds,
-            seed=seed,
-            progress=self.reporter.update,
-        )
-        return table.assign(features=table["features"] + SHUFFLED)
-
     def _ablate(self) -> None:
-        from aplens.study.sweeps import run_sweep, tabulate_sweep
+        from aplens.interventions import sweep_ablations
 
         wanted = self.settings.ablate
         held_out = self.parts["ablate"]
         if wanted.per_task:
             held_out = held_out.select(first_of_each(held_out.tasks, wanted.per_task))
-        folder = self.folder / "ablations"
-        run = partial(
-            run_sweep,
+        sweep_ablations(
             self.model,
-            settings=wanted,
+            held_out,
+            self.ranking,
+            sizes=wanted.sizes,
+            choices=wanted.choices,  # type: ignore[arg-type]
+            random_seeds=wanted.random_seeds,
+            method=wanted.method,  # type: ignore[arg-type]
             reference=self.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
+            balance=wanted.balance,
             seed=self.settings.seed,
+            batch_size=wanted.batch_size,
             precision=_dtype(wanted.precision),
+            folder=self.folder / "ablations",
+            progress=self.reporter.update,
         )
-        sweep = run(held_out, self.ranking, folder=folder, progress=self.reporter.update)
-        trials = tabulate_sweep(sweep, held_out.tasks, self.settings.seed)
-        with atomic_write(folder / "trials.parquet") as temporary:
-            trials.to_parquet(temporary, index=False)
-        if wanted.by_task:
-            # Balanced by weights: of one task there are few to throw away.
-            unbalanced = dataclasses.replace(wanted, balance=False)
-            self._ablate_by_task(held_out, partial(run, settings=unbalanced))
-
-    def _ablate_by_task(self, held_out: Scenarios, run: Callable[..., AblationSweep]) -> None:
-        """Rank the heads for each task by itself, and ablate them on its scenarios."""
-        from aplens.study.sweeps import rank_task, tabulate_task_sweeps
-
-        folder = self.folder / "ablations"
-        tasks = sorted(set(held_out.tasks))
-        sweeps, scenarios = {}, {}
-        for number, task in enumerate(tasks):
-            fit, rank = (observed_of(self.observed_part(part), task) for part in ("fit", "rank"))
-            try:
-                ranking = rank_task(
-                    self._new_scorer(), fit, rank, folder / "rankings" / f"{task}.json"
-                )
-            except ValueError as error:  # few scenarios, or one outcome; the others can be ranked
-                self.reporter.say(f"{task}: not ranked by itself: {error}")
-                continue
-            scenarios[task] = of_task(held_out, task)
-            show = partial(self._show_part, task, number, len(tasks))
-            sweeps[task] = run(scenarios[task], ranking, folder=folder / task, progress=show)
-        if not sweeps:
-            raise ValueError("ablate.by_task: the heads could be ranked for no task by itself")
-        of_tasks = {task: scenarios[task].tasks for task in sweeps}
-        table = tabulate_task_sweeps(sweeps, of_tasks, self.settings.seed)
-        with atomic_write(folder / "by_task.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
-
-    def _show_part(self, task: str, number: int, n_tasks: int, done: int, total: int) -> None:
-        """Progress of one of several sweeps of like size."""
-        self.reporter.update(number * total + done, n_tasks * total, task)
-
-    def _gates(self) -> None:
-        import pandas as pd
-
-        from aplens.interventions import GateTrials
-        from aplens.study.gates import BIAS, gate_task, load_task, to_trials
-
-        wanted, folder, results = self.settings.gates, self.folder / "gates", []
-        assert wanted is not None
-        folder.mkdir(exist_ok=True)
-        tasks = sorted(set(wanted.tasks or self.parts["ablate"].tasks))
-        kept = slice(wanted.per_task or None)
-        held_out = [of_task(self.parts["ablate"], task)[kept] for task in tasks]
-        for number, (task, scenarios) in enumerate(zip(tasks, held_out, strict=True)):
-            path = folder / f"{task}.json"
-            result = load_task(path, scenarios)
-            if result is None:
-                result = gate_task(
-                    self.model,
-                    of_task(self.parts["fit"], task),
-                    of_task(self.parts["rank"], task),
-                    scenarios,
-                    wanted,
-                    _dtype(wanted.precision),
-                    self.settings.seed,
-                    partial(self._show_task, f"{task}: ", number, len(tasks)),
-                    self.ranking,
-                )
-                result.save(path)
-            results.append(result)
-        trials = GateTrials.join(list(map(to_trials, held_out, results)))
-        tables = [trials.to_frame(self.settings.seed, baseline=BIAS).assign(gated=False)]
-        if wanted.predictor:
-            where = " where an error is expected"
-            expected = self._expected_errors(wanted.predictor, held_out)
-            gated = trials.apply_where(expected, where)
-            frame = gated.to_frame(self.settings.seed, baseline=BIAS + where)
-            tables.append(frame.assign(gated=True))
-        with atomic_write(self.folder / "gates.parquet") as temporary:
-            pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
-
-    def _show_task(self, task: str, number: int, total: int, note: str) -> None:
-        self.reporter.update(number, total, task + note)
-
-    def _expected_errors(self, features: str, held_out: Sequence[Scenarios]) -> NDArray[np.bool_]:
-        """Whether a predictor that saw `fit` and `rank` expects an error, in the order given."""
-        import numpy as np
-
-        from aplens.scoring import CorrectnessPredictor
-
-        n = len(self.parts["fit"]) + len(self.parts["rank"])
-        predictor = CorrectnessPredictor(features, seed=self.settings.seed)
-        predictor.fit(self.observations.select(range(n)))
-        expected = predictor.decision_function(self.observed_part("ablate")) > 0
-        tasks = np.array(self.parts["ablate"].tasks)
-        by_task = [expected[tasks == part.tasks[0]][: len(part)] for part in held_out]
-        return np.concatenate(by_task)
-
-    def _truth(self) -> None:
-        from aplens.interventions import estimate_effects, measure_effects
-        from aplens.models import compute_in
-        from aplens.scoring import STATISTICS
-        from aplens.study.truth import compare_rankings
-
-        wanted = self.settings.truth
-        assert wanted is not None
-        held_out, ranked_on = (
-            self.parts[part].select(first_of_each(self.parts[part].tasks, n))
-            for part, n in (("ablate", wanted.per_task), ("rank", wanted.attribution_per_task))
-        )
-        with compute_in(self.model, _dtype(wanted.precision)):
-            truth = measure_effects(
-                self.model,
-                held_out,
-                batch_size=wanted.batch_size,
-                progress=self.reporter.update,
-            )
-            estimates = estimate_effects(self.model, ranked_on, batch_size=wanted.batch_size)
-        importance = self.ranking.to_frame().set_index(["layer", "head"])["importance"]
-        entropy = self.observed_part("rank").statistics[:, :, STATISTICS.index("last_entropy")]
-        scores = {
-            f"SHAP of {self.settings.rank.features}": importance.loc[list(truth.heads)].to_numpy(),
-            "attribution": abs(estimates.values.mean(axis=1)),
-            "low entropy of the last query": -entropy.mean(axis=0),
-            "high entropy of the last query": entropy.mean(axis=0),
-        }
-        table = compare_rankings(truth, scores, seed=self.settings.seed)
-        with atomic_write(self.folder / "truth.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
 
     def _report(self) -> None:
         from aplens.study.report import gather_report

@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
 #: What the report takes from a study's tables.
 PREDICTOR_COLUMNS = ("task", "features", "auc", "auc_low", "accuracy", "accuracy_low")
-TRIED_COLUMNS = ("tried", *PREDICTOR_COLUMNS, "calibration_error", "calibration_error_low")
-TRIAL_COLUMNS: tuple[str, ...] = (
-    "intervention",
-    "task",
-    "incorrect_to_correct",
-    "correct_to_incorrect",
-)
-TRIAL_COLUMNS += ("gain", "gain_low", "change", "change_low")
-TRUTH_COLUMNS = ("ranking", "correlation", "correlation_low")
 
 #: What ends the names of the columns that hold an estimate's interval.
 _ENDS = ("_low", "_high")

@@ -63,17 +63,11 @@ class ReportData:
         reconstruction_baselines: The predictors among them that are no AP-MAE.
         predictors: One row a set of features, on all tasks together. Columns `features`, `auc`,
             `accuracy`, each figure with `_low` and `_high`.
-        predictor_details: The same columns and `task`: task by task, and on shuffled outcomes.
         predictor_baselines: The features among them that need no AP-MAE; sets of these joined by
             "+" are baselines too.
         confidence: Which of them is the model's own confidence.
         ranking: The ranked heads.
-        tries: Other predictors of correctness, as `aplens.study.tries` makes it.
         sweep: The ablations, on scenarios that neither the predictor nor the ranking saw.
-        task_sweeps: The same for each task by a ranking of its own, as `GateTrials.to_frame` makes
-            it, against random heads.
-        gates: What scaled heads change there, as `GateTrials.to_frame` makes it.
-        truth: Rankings against every head's own ablation, see `aplens.study.truth`.
         timings: Seconds each stage took.
         samples: Some scenarios with their source code.
     """
@@ -87,15 +81,10 @@ class ReportData:
     reconstruction_error: pd.DataFrame | None = None
     reconstruction_baselines: Collection[str] = ()
     predictors: pd.DataFrame | None = None
-    predictor_details: pd.DataFrame | None = None
     predictor_baselines: Collection[str] = PREDICTOR_BASELINES
     confidence: str = "confidence"
     ranking: HeadRanking | None = None
-    tries: pd.DataFrame | None = None
     sweep: AblationSweep | None = None
-    task_sweeps: pd.DataFrame | None = None
-    gates: pd.DataFrame | None = None
-    truth: pd.DataFrame | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     samples: Sequence[SampleScenario] = ()
 

@@ -6,14 +6,12 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from aplens import plots
-from aplens.intervals import MEAN_OF_TASKS
 from aplens.style import to_svg
 from aplens.viz import findings
 
@@ -109,18 +107,10 @@ def build_sections(report: ReportData) -> Iterator[Section]:
         yield _reconstruction_section(report)
     if _has_rows(report.predictors):
         yield _predictor_section(report.predictors, report)
-    if _has_rows(report.tries):
-        yield _tries_section(report.tries)
     if report.ranking is not None and len(report.ranking):
         yield _ranking_section(report.ranking)
     if report.sweep is not None and report.sweep.results:
         yield _ablation_section(report.sweep)
-    if _has_rows(report.task_sweeps):
-        yield _task_sweeps_section(report.task_sweeps)
-    if _has_rows(report.gates):
-        yield _gates_section(report.gates)
-    if _has_rows(report.truth):
-        yield _truth_section(report.truth)
     if report.timings:
         yield _timing_section(report)
 
@@ -236,13 +226,15 @@ def _predictor_section(frame: pd.DataFrame, report: ReportData) -> Section:
             if findings.is_baseline(row["features"], report.predictor_baselines)
             else "AP-MAE"
         ),
-        **_measures_of(frame),
+        "AUC [95 %]": lambda row: _interval(row, "auc", "auc_low", "auc_high"),
+        "accuracy, % [95 %]": lambda row: _percent(
+            row, "accuracy", "accuracy_low", "accuracy_high"
+        ),
     }
-    tables = [_table("Predictors of correctness", ordered, columns, folded=False)]
-    if _has_rows(report.predictor_details):
-        with_task = {"task": lambda row: str(row["task"]), **columns}
-        details = report.predictor_details
-        tables.append(_table("Task by task, and on shuffled outcomes", details, with_task))
+    if "over_confidence" in frame:
+        columns["AUC over confidence [95 %]"] = lambda row: _interval(
+            row, "over_confidence", "over_confidence_low", "over_confidence_high", "+.3f"
+        )
     return Section(
         name="predictors",
         title="Predicting whether the model is right",
@@ -258,7 +250,7 @@ def _predictor_section(frame: pd.DataFrame, report: ReportData) -> Section:
                 "bootstrapped over source files.",
             )
         ],
-        tables=tables,
+        tables=[_table("Predictors of correctness", ordered, columns, folded=False)],
     )
 
 
@@ -365,116 +357,6 @@ def _ablation_section(sweep: AblationSweep) -> Section:
     )
 
 
-def _measures_of(frame: pd.DataFrame) -> dict[str, Callable[[Any], str]]:
-    """The columns of a table of predictors that say how good they are."""
-    columns: dict[str, Callable[[Any], str]] = {
-        "AUC [95 %]": lambda row: _interval(row, "auc", "auc_low", "auc_high"),
-        "accuracy, % [95 %]": lambda row: _percent(
-            row, "accuracy", "accuracy_low", "accuracy_high"
-        ),
-    }
-    if "over_confidence" in frame:
-        columns["AUC over confidence [95 %]"] = lambda row: _interval(
-            row, "over_confidence", "over_confidence_low", "over_confidence_high", "+.3f"
-        )
-    return columns
-
-
-def _tries_section(frame: pd.DataFrame) -> Section:
-    columns: dict[str, Callable[[Any], str]] = {
-        "tried": lambda row: str(row["tried"]),
-        "features": lambda row: str(row["features"]),
-        **_measures_of(frame),
-        "calibration error [95 %]": lambda row: _interval(
-            row, "calibration_error", "calibration_error_low", "calibration_error_high"
-        ),
-    }
-    whole = frame["task"].isin(["all", MEAN_OF_TASKS])
-    tables = [_table("Other predictors of correctness", frame[whole], columns, folded=False)]
-    if not whole.all():
-        with_task = {"task": lambda row: str(row["task"]), **columns}
-        tables.append(_table("Task by task", frame[~whole], with_task))
-    return Section(
-        name="tries",
-        title="What else could predict it",
-        text=[
-            "The model's own probability taken at its word, other classifiers on the same "
-            "features, the linear one on fewer source files, and one predictor a task on as many "
-            "correct as incorrect scenarios. Calibration error: how far probabilities are from the "
-            "shares that come true, noise included."
-        ],
-        pictures=[],
-        tables=tables,
-    )
-
-
-def _task_sweeps_section(frame: pd.DataFrame) -> Section:
-    return Section(
-        name="task-sweeps",
-        title="Ablating heads ranked for each task by itself",
-        text=[
-            "As the paper does: a predictor of each task alone ranks the heads, and they are "
-            "ablated on that task's held-out scenarios. Balanced: correct and incorrect scenarios "
-            "count the same. The mean is there where every task has enough heads to choose from."
-        ],
-        pictures=[],
-        tables=_trials_tables(frame, "over random heads [95 %]"),
-    )
-
-
-def _gates_section(frame: pd.DataFrame) -> Section:
-    return Section(
-        name="gates",
-        title="Scaling heads",
-        text=[
-            "Gates made for each task on other source files. Balanced: correct and incorrect "
-            "scenarios count the same, so that the unchanged model has 50 %. An answer bias knows "
-            "how often each token is an answer, and does not look at the prompt."
-        ],
-        pictures=[],
-        tables=_trials_tables(frame, "over the answer bias [95 %]"),
-    )
-
-
-def _trials_tables(frame: pd.DataFrame, over: str) -> list[Table]:
-    """What `GateTrials.to_frame` gives: the means, and task by task."""
-    columns: dict[str, Callable[[Any], str]] = {
-        "intervention": lambda row: str(row["intervention"]),
-        "balanced gain, points [95 %]": lambda row: _points(row, "gain"),
-        "change as they come, points [95 %]": lambda row: _points(row, "change"),
-        "incorrect → correct": lambda row: str(row["incorrect_to_correct"]),
-        "correct → incorrect": lambda row: str(row["correct_to_incorrect"]),
-    }
-    if "over_baseline" in frame:
-        columns[over] = lambda row: _points(row, "over_baseline")
-    means = frame[frame["task"] == MEAN_OF_TASKS]
-    by_task = frame[frame["task"] != MEAN_OF_TASKS].sort_values(["task"], kind="stable")
-    return [
-        _table("Mean over tasks, each task alike", means, columns, folded=False),
-        _table("Task by task", by_task, {"task": lambda row: str(row["task"]), **columns}),
-    ]
-
-
-def _truth_section(frame: pd.DataFrame) -> Section:
-    columns: dict[str, Callable[[Any], str]] = {
-        "ranking": lambda row: str(row["ranking"]),
-        "rank correlation [95 %]": partial(_estimate, "correlation"),
-    }
-    for name in map(str, frame.columns):
-        if budget := re.fullmatch(r"recall_(\d+)", name):
-            columns[f"found among the first {budget[1]} [95 %]"] = partial(_estimate, name)
-    return Section(
-        name="truth",
-        title="Which heads matter when each is ablated by itself",
-        text=[
-            "Rankings against the measured change of the answer's log-probability when one head "
-            "is zeroed, on held-out scenarios: the share of the 20 largest that a ranking finds."
-        ],
-        pictures=[],
-        tables=[_table("Rankings", frame, columns, folded=False)],
-    )
-
-
 def _timing_section(report: ReportData) -> Section:
     rows = [[visible(stage), _duration(seconds)] for stage, seconds in report.timings.items()]
     total = ["all", _duration(sum(report.timings.values()))]
@@ -512,11 +394,6 @@ def _interval(row: Any, value: str, low: str, high: str, number: str = ".3f") ->
     if pd.isna(row[low]) or pd.isna(row[high]):
         return shown[0]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]".replace(" ", _NO_BREAK)
-
-
-def _estimate(name: str, row: Any) -> str:
-    """A figure with its interval, in two digits."""
-    return _interval(row, name, f"{name}_low", f"{name}_high", ".2f")
 
 
 def _percent(row: Any, value: str, low: str, high: str, number: str = ".1%") -> str:

@@ -1,0 +1,1 @@
+"""The paper's study and ours, on what aplens exports: `python -m paper COMMAND …`."""

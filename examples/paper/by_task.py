@@ -1,0 +1,191 @@
+"""The command `by-task`: a study's predictors and its ablations, task by task.
+
+The paper ranks heads for each task by a predictor of that task alone, and ablates them on that
+task's scenarios. The study's own ranking is over all tasks together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from aplens import HeadRanking, sweep_ablations
+from aplens.intervals import MEAN_OF_TASKS
+from aplens.interventions import AblationSweep
+from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer, evaluate_predictors
+from paper.files import write_table
+from paper.parts import dtype_of, first_of_each, of_task
+from paper.trials import GateTrials, name_heads
+
+if TYPE_CHECKING:
+    from aplens.scenarios import Scenarios
+    from aplens.study import Study
+    from paper.settings import ByTaskSettings
+
+#: Prompts whose head outputs replace ablated ones (mean, resample), as many as a study takes.
+_REFERENCE_PROMPTS = 32
+
+
+def tabulate_by_task(
+    study: Study, settings: ByTaskSettings, folder: Path
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A study's results task by task, each a title and a table that is kept in the folder."""
+    held_out = study.parts["ablate"]
+    if per_task := study.settings.ablate.per_task:
+        held_out = held_out.select(first_of_each(held_out.tasks, per_task))
+    predictors = evaluate_by_task(study)
+    write_table(folder / "predictors.parquet", predictors)
+    yield "Predictors of correctness, task by task", predictors
+    trials = tabulate_sweep(study.sweep, held_out.tasks, study.settings.seed)
+    write_table(folder / "trials.parquet", trials)
+    yield "Ablations, balanced and task by task", trials
+    if settings.own_rankings:
+        rankings = rank_tasks(study, sorted(set(held_out.tasks)), folder / "rankings")
+        yield "Each task's own ranking: its predictor", tabulate_rankings(rankings)
+        table = sweep_tasks(study, held_out, rankings, folder / "sweeps")
+        write_table(folder / "own_rankings.parquet", table)
+        yield "Ablations by each task's own ranking", table
+
+
+def evaluate_by_task(study: Study) -> pd.DataFrame:
+    """The predictions that the study's stage `rank` kept, judged task by task."""
+    rank, seed = study.settings.rank, study.settings.seed
+    table = evaluate_predictors(
+        study.observations,
+        features=rank.compare or FEATURE_SETS,
+        n_folds=rank.folds,
+        by_task=True,
+        seed=seed,
+        progress=study.reporter.update,
+        keep=study.folder / "predictions.json",
+        clusters=HeadClusters(rank.reducer, seed=seed),  # type: ignore[arg-type]
+    )
+    return table[table["task"] != "all"].reset_index(drop=True)
+
+
+def rank_tasks(study: Study, tasks: Sequence[str], folder: Path) -> dict[str, HeadRanking]:
+    """A ranking for each task, by a predictor of that task alone; made once.
+
+    Raises:
+        ValueError: When the heads can be ranked for no task by itself, or a ranking is damaged.
+    """
+    rank, seed = study.settings.rank, study.settings.seed
+    rankings = {}
+    for number, task in enumerate(tasks):
+        study.reporter.update(number, len(tasks), f"{task}: ranking")
+        path = folder / f"{task}.json"
+        if path.exists():
+            rankings[task] = HeadRanking.load(path)
+            continue
+        clusters = HeadClusters(rank.reducer, seed=seed)  # type: ignore[arg-type]
+        scorer = HeadScorer(study.mae, features=rank.features, clusters=clusters, seed=seed)
+        parts = (study.observed_part(part) for part in ("fit", "rank"))
+        fit, held_out = (part.select(part.table["task"].to_numpy() == task) for part in parts)
+        try:
+            rankings[task] = scorer.fit(fit).rank(held_out)
+        except ValueError as error:  # few scenarios, or one outcome; the others can be ranked
+            study.reporter.say(f"{task}: not ranked by itself: {error}")
+            continue
+        rankings[task].save(path)
+    if not rankings:
+        raise ValueError("by_task.own_rankings: the heads could be ranked for no task by itself")
+    return rankings
+
+
+def sweep_tasks(
+    study: Study, held_out: Scenarios, rankings: Mapping[str, HeadRanking], folder: Path
+) -> pd.DataFrame:
+    """The study's sweep on each task's scenarios, with that task's ranking.
+
+    Returns:
+        As `tabulate_task_sweeps`.
+    """
+    ablate, sweeps, tasks = study.settings.ablate, {}, {}
+    for number, (task, ranking) in enumerate(rankings.items()):
+        scenarios = of_task(held_out, task)
+        tasks[task] = scenarios.tasks
+        sweeps[task] = sweep_ablations(
+            study.model,
+            scenarios,
+            ranking,
+            sizes=ablate.sizes,
+            choices=ablate.choices,  # type: ignore[arg-type]
+            random_seeds=ablate.random_seeds,
+            method=ablate.method,  # type: ignore[arg-type]
+            reference=study.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
+            balance=False,  # balanced by weights: of one task there are few to throw away
+            seed=study.settings.seed,
+            batch_size=ablate.batch_size,
+            precision=dtype_of(ablate.precision),
+            folder=folder / task,
+            progress=partial(_tell, study, task, number, len(rankings)),
+        )
+    return tabulate_task_sweeps(sweeps, tasks, study.settings.seed)
+
+
+def _tell(study: Study, task: str, number: int, n_tasks: int, done: int, total: int) -> None:
+    """Progress of one of several sweeps of like size."""
+    study.reporter.update(number * total + done, n_tasks * total, task)
+
+
+def tabulate_rankings(rankings: Mapping[str, HeadRanking]) -> pd.DataFrame:
+    """How well each task's own predictor does on held-out files, beside the model's confidence."""
+    rows = []
+    for task, ranking in rankings.items():
+        row = {"task": task, **{key: ranking.metadata[key] for key in ("n_train", "n_test")}}
+        for name in ("auc", "confidence_auc"):
+            ends = zip(("", "_low", "_high"), ranking.metadata[name], strict=True)
+            row |= {name + end: value for end, value in ends}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def tabulate_sweep(sweep: AblationSweep, tasks: Sequence[str], seed: int) -> pd.DataFrame:
+    """One sweep's settings, balanced and task by task, against random heads of the same number.
+
+    Returns:
+        What `GateTrials.to_frame` gives, with two more columns: `choice` and `size`.
+    """
+    return _tabulate(GateTrials.of_sweep(sweep, tasks), [sweep], seed)
+
+
+def tabulate_task_sweeps(
+    sweeps: Mapping[str, AblationSweep], tasks: Mapping[str, Sequence[str]], seed: int
+) -> pd.DataFrame:
+    """The sweeps of several tasks in one table; a mean over tasks where all have the setting.
+
+    Args:
+        sweeps: The sweep of each task.
+        tasks: The tasks of the scenarios that each was given.
+        seed: Of the resamples.
+
+    Returns:
+        As `tabulate_sweep`.
+    """
+    trials = {task: GateTrials.of_sweep(sweep, tasks[task]) for task, sweep in sweeps.items()}
+    frames = [_tabulate(trials[task], [sweep], seed) for task, sweep in sweeps.items()]
+    by_task = pd.concat([frame[frame["task"] != MEAN_OF_TASKS] for frame in frames])
+    means = _tabulate(GateTrials.join(list(trials.values())), list(sweeps.values()), seed)
+    return pd.concat([by_task, means[means["task"] == MEAN_OF_TASKS]], ignore_index=True)
+
+
+def _tabulate(trials: GateTrials, sweeps: Sequence[AblationSweep], seed: int) -> pd.DataFrame:
+    """Trials of sweeps' settings, each against as many random heads where these were tried."""
+    settings = {
+        name_heads(result.setting.choice, result.setting.size): result.setting
+        for sweep in sweeps
+        for result in sweep.results
+    }
+    at_random = {name: name_heads("random", settings[name].size) for name in trials.outcomes}
+    baseline = {
+        name: other
+        for name, other in at_random.items()
+        if name != other and other in trials.outcomes
+    }
+    frame = trials.to_frame(seed, baseline=baseline)
+    chosen = [settings[name] for name in frame["intervention"]]
+    return frame.assign(choice=[one.choice for one in chosen], size=[one.size for one in chosen])

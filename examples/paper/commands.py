@@ -1,0 +1,165 @@
+"""The commands on a study of aplens: gates, tries, truth, by-task.
+
+Each is given a TOML file that names the study (`study = "smollm2-java.toml"`) and has the command's
+table. It brings the study up to the stage that it needs, does its part, and writes Parquet tables
+and one of Markdown into the study's folder; what is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import pandas as pd
+import typer
+
+from aplens.intervals import MEAN_OF_TASKS
+from aplens.study import Reporter, Study, StudySettings, frame_to_markdown, read_settings, reporting
+from paper.files import claim, write_table, write_text
+from paper.settings import PaperSettings
+
+File = Annotated[Path, typer.Argument(help="A TOML file that names a study, and has this table.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--folder", "-o", help="The study's folder [default: runs/<name of the study>]"),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Replace a setting of the study's file. Repeatable."
+    ),
+]
+
+#: Given a study, a command's table and its folder: titles and tables.
+Work: TypeAlias = Callable[[Study, Any, Path], Iterable[tuple[str, pd.DataFrame]]]
+
+_PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "over_statistics"]
+_PREDICTORS += ["over_hand_made", "calibration_error"]
+_TRIALS = ["intervention", "task", "gain", "over_baseline", "change"]
+_TRIALS += ["incorrect_to_correct", "correct_to_incorrect"]
+_RANKINGS = ["n_train", "n_test", "confidence_auc"]
+
+
+def gates(file: File, folder: Folder = None, changes: Changes = None) -> None:
+    """Scale heads, task by task, and see which held-out predictions change."""
+    from paper.task_gates import gate_tasks
+
+    def work(study: Study, wanted: Any, place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+        table = gate_tasks(study, wanted, place)
+        write_table(study.folder / "gates.parquet", table)
+        means = table["task"] == MEAN_OF_TASKS
+        yield "Gates, mean of tasks", _columns(table[means], _TRIALS)
+        yield "Gates, task by task", _columns(table[~means], _TRIALS)
+
+    # A task's gates depend on neither of the two that are left out.
+    _run("gates", "rank", file, folder, changes, work, apart=("tasks", "predictor"))
+
+
+def tries(file: File, folder: Folder = None, changes: Changes = None) -> None:
+    """Predict correctness in other ways: other classifiers, fewer files, one task at a time."""
+    from paper.tries import try_predictors
+
+    def work(study: Study, wanted: Any, place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+        table = try_predictors(study, wanted, place)
+        write_table(study.folder / "tries.parquet", table)
+        yield "Other predictors of correctness", _columns(table, ["tried", "task", *_PREDICTORS])
+
+    _run("tries", "observe", file, folder, changes, work)
+
+
+def truth(file: File, folder: Folder = None, changes: Changes = None) -> None:
+    """Ablate every head by itself, and compare rankings with what that does."""
+    from paper.truth import rank_against_truth
+
+    def work(study: Study, wanted: Any, place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+        table = rank_against_truth(study, wanted)
+        write_table(study.folder / "truth.parquet", table)
+        yield "Rankings against every head's own ablation", table
+
+    _run("truth", "rank", file, folder, changes, work)
+
+
+def by_task(file: File, folder: Folder = None, changes: Changes = None) -> None:
+    """Judge a study's predictors and ablations task by task; rank heads for each task by itself."""
+    from paper.by_task import tabulate_by_task
+
+    def work(study: Study, wanted: Any, place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+        names = list(dict.fromkeys(["task", *_PREDICTORS, *_TRIALS, *_RANKINGS]))
+        for title, table in tabulate_by_task(study, wanted, place):
+            yield title, _columns(table, names)
+
+    _run("by_task", "ablate", file, folder, changes, work, apart=("own_rankings",))
+
+
+def _run(
+    name: str,
+    until: str,
+    file: Path,
+    folder: Path | None,
+    changes: Iterable[str] | None,
+    work: Work,
+    apart: Iterable[str] = (),
+) -> None:
+    """Bring the study up to a stage, do a command's work, and write its tables in Markdown."""
+    command = shlex.join(["python", "-m", "paper", *sys.argv[1:]])
+    with reporting() as (console, reporter):
+        paper = read_settings(PaperSettings, file)
+        wanted = getattr(paper, name)
+        study = open_study(paper, file, folder, changes or (), reporter, command)
+        if wanted is None:
+            raise ValueError(f"{file} has no table [{name}]")
+        study.run(until)
+        started, place = time.monotonic(), study.folder / name
+        reporter.start(name, f"on {study.settings.title}")
+        own = {key: value for key, value in asdict(wanted).items() if key not in apart}
+        claim(place, {**own, "study": _depends_on(study.settings, until)})
+        lines = [f"Command: `{command}`, seed {study.settings.seed}.", ""]
+        for title, table in work(study, wanted, place):
+            lines += [f"## {title}", "", frame_to_markdown(table), ""]
+        written = study.folder / f"{name}.md"
+        write_text(written, "\n".join(lines))
+        wrote = [study.folder / f"{name}.parquet", place, written]
+        seconds = time.monotonic() - started
+        reporter.finish(name, seconds, [path for path in wrote if path.exists()])
+        console.print("\n".join(lines[2:]), markup=False, soft_wrap=True)
+
+
+def open_study(
+    paper: PaperSettings,
+    file: Path,
+    folder: Path | None,
+    changes: Iterable[str],
+    reporter: Reporter,
+    command: str,
+) -> Study:
+    """The study that a file names, with its settings checked against the file's tables.
+
+    Raises:
+        ValueError: When the file names none, or its tables ask for what the study cannot give.
+    """
+    if not paper.study:
+        raise ValueError(f'{file} names no study: expected a line such as study = "study.toml"')
+    path = file.parent / paper.study
+    settings = StudySettings.from_toml(path, changes)
+    try:
+        paper.check_against(settings)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return Study(settings, folder or Path("runs") / path.stem, reporter, command)
+
+
+def _depends_on(settings: StudySettings, until: str) -> dict[str, Any]:
+    """The study's settings, but for what changes nothing up to that stage."""
+    apart = {"title"} if until == "ablate" else {"title", "ablate"}
+    return {key: value for key, value in settings.to_dict().items() if key not in apart}
+
+
+def _columns(frame: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """Some columns, each with its interval where it has one."""
+    wanted = [name + end for name in names for end in ("", "_low", "_high")]
+    return frame[[name for name in wanted if name in frame]]

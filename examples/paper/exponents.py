@@ -1,0 +1,69 @@
+"""Sharpen or flatten attention heads' patterns while a block of code runs: one exponent a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from aplens.interventions import ScalesLike, change_heads
+
+
+@contextmanager
+def sharpen_heads(
+    model: Any,
+    exponents: ScalesLike | None = None,
+    *,
+    per_prompt: Sequence[ScalesLike] | Float[Tensor, "prompt layer head"] | None = None,
+) -> Iterator[None]:
+    """Raise the patterns of heads to a power, each query's attention summing to what it did.
+
+    Where `scale_heads` changes how loud a head is, this changes where it looks: an exponent of 1
+    leaves a pattern as it is, above 1 each query attends more to what it attends to most, below 1
+    more evenly, and with 0 evenly to every key that it can see. It is an inverse temperature of the
+    attention scores. The hook sits on `hook_pattern` and comes off when the block ends, also by an
+    exception; hooks of others stay. Blocks nest: exponents multiply. Acts under `model.generate` on
+    the prompt and every new token.
+
+    Gradients flow through, and, where `exponents` is a tensor that asks for one, to the exponents:
+    that is how `learn_gates(acts_on="pattern")` learns.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        exponents: As `scales` of `scale_heads`.
+        per_prompt: As for `scale_heads`.
+
+    Raises:
+        ValueError: As `scale_heads`.
+        TypeError: As `scale_heads`.
+        UnsupportedModelError: On entry: the model does not take up patterns that hooks return, as
+            the bridges of OPT, GPT-J, GPT-Neo and XGLM, whose attention TransformerLens leaves to
+            Hugging Face.
+    """
+    with change_heads(model, "pattern", _sharpen, exponents, per_prompt):
+        yield
+
+
+def _sharpen(
+    pattern: Float[Tensor, "batch head query key"], exponents: Float[Tensor, "prompt head"]
+) -> Float[Tensor, "batch head query key"]:
+    if pattern.ndim != 4 or pattern.shape[1] != exponents.shape[1]:
+        raise ValueError(
+            f"expected patterns [batch, {exponents.shape[1]} heads, query, key], "
+            f"got shape {tuple(pattern.shape)}"
+        )
+    exact = pattern.float()
+    seen = exact > 0
+    # A query that sees nothing, such as a padded one, stays as it is: its softmax is of nothing.
+    sees = seen.any(dim=-1, keepdim=True)
+    logs = exact.where(seen, 1).log() * exponents[:, :, None, None].to(exact)
+    powers = logs.masked_fill(~seen & sees, float("-inf")).softmax(dim=-1)
+    # A model with attention sinks has rows that sum to less than 1.
+    sharpened = (powers * exact.sum(dim=-1, keepdim=True)).to(pattern)
+    if exponents.requires_grad:
+        return sharpened
+    # Nothing is rounded where nothing changes.
+    return pattern.where((exponents == 1)[:, :, None, None].to(pattern.device), sharpened)

@@ -1,0 +1,29 @@
+"""Some of a study's scenarios, and how its settings name a format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+if TYPE_CHECKING:
+    from aplens.scenarios import Scenarios
+
+
+def of_task(scenarios: Scenarios, task: str) -> Scenarios:
+    """The scenarios of one task."""
+    return scenarios.select([i for i, each in enumerate(scenarios.tasks) if each == task])
+
+
+def first_of_each(tasks: Sequence[str], n: int) -> list[int]:
+    """The places of the first n of each task."""
+    names = pd.Series(tasks)
+    return np.flatnonzero(names.groupby(names).cumcount() < n).tolist()
+
+
+def dtype_of(name: str) -> torch.dtype | None:
+    """The format that torch calls so; None for no name."""
+    return getattr(torch, name) if name else None

@@ -1,0 +1,88 @@
+"""Predictors of correctness over several studies' observations together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aplens.scoring import HEAD_NUMBERS, Observations, evaluate_predictors
+from aplens.study import code, frame_to_markdown
+
+_FIGURES = ("auc", "accuracy", "over_confidence", "over_statistics", "over_hand_made")
+_FIGURES += ("calibration_error",)
+
+
+def predict_together(
+    folders: Sequence[str | os.PathLike[str]], features: Sequence[str], **options: Any
+) -> pd.DataFrame:
+    """Cross-validate predictors on the scenarios of several studies of one model and AP-MAE.
+
+    What more scenarios would give, without observing again what is there: a second study with
+    another seed, or of other files, is enough. Files of the same name count as one.
+
+    Args:
+        folders: The studies' folders; they must have been observed.
+        features: As for `evaluate_predictors`.
+        options: As for `evaluate_predictors`.
+
+    Returns:
+        As `evaluate_predictors`.
+
+    Raises:
+        FileNotFoundError: When a folder has no observations.
+        ValueError: As `Observations.open`, `join_observations` and `evaluate_predictors`.
+    """
+    parts = [Observations.open(Path(folder) / "observations") for folder in folders]
+    return evaluate_predictors(join_observations(parts), features=features, **options)
+
+
+def join_observations(parts: Sequence[Observations]) -> Observations:
+    """Observations of one model one below the other; nothing is loaded before it is asked for.
+
+    Scenarios of source files with the same name are taken for the same file's: no split puts them
+    on two sides.
+
+    Raises:
+        ValueError: When they are of different models, heads or AP-MAEs.
+    """
+    first = parts[0]
+    for name in ("model_name", "n_layers", "n_heads", "heads", "mae"):
+        for number, part in enumerate(parts):
+            if getattr(part, name) != getattr(first, name):
+                raise ValueError(
+                    f"cannot join observations whose {name} differs: part 0 has "
+                    f"{getattr(first, name)}, part {number} has {getattr(part, name)}"
+                )
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+
+    def join_numbers(name: str) -> np.ndarray:
+        return np.concatenate([part.numbers(name) for part in parts])
+
+    return Observations(
+        table.assign(scenario=range(len(table))),
+        first.heads,
+        lambda: np.concatenate([np.asarray(part.embeddings) for part in parts]),
+        {name: partial(join_numbers, name) for name in HEAD_NUMBERS},
+        model_name=first.model_name,
+        n_layers=first.n_layers,
+        n_heads=first.n_heads,
+        mae=first.mae,
+    )
+
+
+def predictions_to_markdown(table: pd.DataFrame, command: str) -> str:
+    """The table of `predict_together` and what it is over; intervals 95 %, over source files."""
+    whole = table[table["task"] == "all"].iloc[0]
+    lines = [f"Command: {code(command)}.", ""]
+    lines += [f"{whole['n_scenarios']} scenarios of {whole['n_files']} source files.", ""]
+    names = [name + end for name in _FIGURES for end in ("", "_low", "_high")]
+    shown = ["features", *(name for name in names if name in table)]
+    if (table["task"] != "all").any():
+        shown = ["task", *shown]
+    return "\n".join([*lines, frame_to_markdown(table[shown]), ""])
