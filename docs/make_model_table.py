@@ -1,7 +1,7 @@
 """Writes the tables of families in docs/how-to/your-model.md, for the TransformerLens installed.
 
-`make model-table` runs it on TransformerLens 3 and 4. Each model is small and random; whether a class
-computes what Hugging Face's model computes does not depend on its weights.
+`make model-table` runs it on TransformerLens 3 and 4. Each model is small and random; whether a
+class computes what Hugging Face's model computes does not depend on its weights.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Neither class is imported before it is asked for: TransformerLens 4 has no Hooke
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import re
 import tempfile
@@ -252,12 +253,10 @@ def _build_bridge(
 
 def find_official_name(name: str) -> str | None:
     """The hub name of a model that TransformerLens knows by this name; None when it knows none."""
+    module = "loading_from_pretrained" if "hooked" in available_kinds() else "supported_models"
+    home = importlib.import_module(f"transformer_lens.{module}")
     try:
-        from transformer_lens.supported_models import get_official_model_name
-    except ImportError:  # TransformerLens 3
-        from transformer_lens.loading_from_pretrained import get_official_model_name
-    try:
-        return str(get_official_model_name(name))
+        return str(home.get_official_model_name(name))
     except ValueError:
         return None
 
