@@ -122,19 +122,16 @@ def probe_tokens(model: Any) -> Int[Tensor, "1 pos"]:
 
 def _require_causal(model: Any, name: str, layer: int) -> None:
     """Ask the model itself, on a few tokens: configurations do not say it reliably."""
-    from aplens.models.hooks import attach_hooks, pattern_hook_name
+    from aplens.models.hooks import attach_hooks, pattern_hook_name, run_until
 
     seen: list[torch.Tensor] = []
     tokens = probe_tokens(model)
     n_tokens = tokens.shape[1]
     try:
-        with (
-            torch.no_grad(),
-            attach_hooks(
-                model, [(pattern_hook_name(layer), lambda pattern, hook: seen.append(pattern))]
-            ),
+        with attach_hooks(
+            model, [(pattern_hook_name(layer), lambda pattern, hook: seen.append(pattern))]
         ):
-            model(tokens)
+            run_until(model, tokens, layer)
     except Exception as error:
         raise UnsupportedModelError(
             f"{name} cannot run on plain tokens as a causal language model does: {error}"
