@@ -135,7 +135,8 @@ def _converting(kind: ModelKind, hf_model: Any) -> Iterator[None]:
     except (ImportError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]  # some list all families there are
+        # Some say nothing, and some list all families there are.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnsupportedModelError(
             f"{CLASS_NAMES[kind]} cannot hold a {architecture_of(hf_model)}: {reason}"
         ) from error
