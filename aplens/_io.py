@@ -47,21 +47,25 @@ class FolderInUseError(RuntimeError):
 
 
 @contextmanager
-def own_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def own_folder(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[Path]:
     """Keep every other run out of a folder, and clear away what a killed one left half-written.
 
     The folder is made when missing. The operating system lets go of the lock when the process ends,
     however it ends.
 
+    Args:
+        folder: The folder.
+        wait: Whether to wait until another run lets go of it.
+
     Raises:
-        FolderInUseError: When another run has the folder.
+        FolderInUseError: When another run has the folder, and this one does not wait.
         OSError: When the folder cannot be made or written.
     """
     from filelock import FileLock, Timeout
 
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / _LOCK, timeout=0)
+    lock = FileLock(path / _LOCK, timeout=-1 if wait else 0)
     try:
         lock.acquire()
     except Timeout:
@@ -115,6 +119,25 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.replace(target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` on success, which must not be there before.
+
+    Raises:
+        OSError: As `atomic_write`.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _disk_errors_of(target):
+        temporary = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            temporary.replace(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def modules() -> dict[str, Path]:
 
 def room(module: str) -> str:
     """The room that a module is in."""
-    name = (module.split(".") + ["", ""])[1]
+    name = [*module.split("."), "", ""][1]
     return "files" if name.startswith("_") and name != "__main__" else name
 
 

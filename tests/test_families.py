@@ -241,7 +241,7 @@ class TwoDevices(torch.nn.Module):
             model_name="two-devices", n_layers=2, n_heads=2, d_head=4, n_ctx=8, d_vocab=9
         )
 
-    def forward(self, tokens):
+    def forward(self, tokens, stop_at_layer=None):
         pattern = torch.eye(tokens.shape[1]).expand(len(tokens), 2, -1, -1)
         self.hook_dict[pattern_hook_name(0)](pattern)
         self.hook_dict[pattern_hook_name(1)](pattern.to("meta"))

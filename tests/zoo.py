@@ -206,6 +206,52 @@ ZOO = {
     "nemotron": Variant("Nemotron", _GROUPED),
     "exaone4": Variant("Exaone4", {**_GROUPED, "sliding_window": WINDOW, "layer_types": _SWITCHED}),
     "seed-oss": Variant("SeedOss", _HEADS_OF_8),
+    "apertus": Variant("Apertus", _GROUPED, hooked=True),
+    "ernie4.5": Variant("Ernie4_5", _GROUPED),
+    "granite-moe": Variant(
+        "GraniteMoe", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
+    ),
+    "llama4": Variant(
+        "Llama4",
+        {
+            **_HEADS_OF_8,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "attention_chunk_size": WINDOW,
+        },
+        config="TextConfig",
+    ),
+    "gemma4": Variant(
+        "Gemma4",
+        {
+            **_HEADS_OF_8,
+            "sliding_window": WINDOW,
+            "layer_types": _SWITCHED,
+            "global_head_dim": 8,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+        },
+        config="TextConfig",
+    ),
+    "deepseek-v3": Variant(
+        "DeepseekV3",
+        {
+            **_SIZES,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 24,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "gpt": Variant("OpenAIGPT", _GPT2_SIZES, head="LMHeadModel"),
     "helium": Variant("Helium", _HEADS_OF_8, refused_on=(3, 4)),
     "persimmon": Variant("Persimmon", _SIZES, refused_on=(3, 4)),
     "mamba": Variant(

@@ -58,7 +58,8 @@ def activation_patch(
             unknown, `k` or `v` is asked for where query heads share keys and values, the metric is
             not a finite scalar, or a bridge is in training mode.
         UnsupportedModelError: When the model does not take up what a hook returns for
-            `activation`, as the bridges of OPT, GPT-J, GPT-Neo and XGLM do with patterns.
+            `activation`, as the bridges of OPT, GPT-J, GPT-Neo, XGLM, Llama 4 and Gemma 4 do
+            with patterns.
 
     Warns:
         UserWarning: When clean and corrupted give the same metric, so that no share is defined.

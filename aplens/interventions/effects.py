@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from aplens._answers import require_answers, require_logits
 from aplens.heads import Head, HeadRanking, HeadsLike
 from aplens.intervals import FileBootstrap
 from aplens.interventions.ablation import (
@@ -33,6 +32,7 @@ from aplens.models import (
 from aplens.patterns.collect import select_heads
 from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import Prompts, PromptsLike, read_prompts
+from aplens.scenarios.answers import require_answers, require_logits
 
 if TYPE_CHECKING:
     import pandas as pd

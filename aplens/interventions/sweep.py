@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aplens._answers import require_answers, require_logits
 from aplens._io import describe_differences, fingerprint, hash_tokens, own_folder
 from aplens._seeds import read_seed
 from aplens.heads import Head, HeadRanking
@@ -42,6 +41,7 @@ from aplens.models import (
 )
 from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import Prompts, read_prompts
+from aplens.scenarios.answers import require_answers, require_logits
 
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios

@@ -6,6 +6,7 @@ Neither class is imported before it is asked for: TransformerLens 4 has no Hooke
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import re
 import tempfile
@@ -140,7 +141,8 @@ def _converting(kind: ModelKind, hf_model: Any) -> Iterator[None]:
     except (ImportError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]  # some list all families there are
+        # Some say nothing, and some list all families there are.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnsupportedModelError(
             f"{CLASS_NAMES[kind]} cannot hold a {architecture_of(hf_model)}: {reason}"
         ) from error
@@ -258,12 +260,10 @@ def _build_bridge(
 
 def find_official_name(name: str) -> str | None:
     """The hub name of a model that TransformerLens knows by this name; None when it knows none."""
+    module = "loading_from_pretrained" if "hooked" in available_kinds() else "supported_models"
+    home = importlib.import_module(f"transformer_lens.{module}")
     try:
-        from transformer_lens.supported_models import get_official_model_name
-    except ImportError:  # TransformerLens 3
-        from transformer_lens.loading_from_pretrained import get_official_model_name
-    try:
-        return str(get_official_model_name(name))
+        return str(home.get_official_model_name(name))
     except ValueError:
         return None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aplens.heads import Head
 from aplens.models.classes import ModelKind, UnsupportedModelError, first_parameter, kind_of
-from aplens.models.hooks import attach_hooks, pattern_hook_name
+from aplens.models.hooks import attach_hooks, pattern_hook_name, run_until
 
 _described: weakref.WeakKeyDictionary[Any, ModelInfo] = weakref.WeakKeyDictionary()
 
@@ -117,13 +117,10 @@ def _require_causal(model: Any, name: str, layer: int) -> None:
     tokens = probe_tokens(model)
     n_tokens = tokens.shape[1]
     try:
-        with (
-            torch.no_grad(),
-            attach_hooks(
-                model, [(pattern_hook_name(layer), lambda pattern, hook: seen.append(pattern))]
-            ),
+        with attach_hooks(
+            model, [(pattern_hook_name(layer), lambda pattern, hook: seen.append(pattern))]
         ):
-            model(tokens)
+            run_until(model, tokens, layer)
     except Exception as error:
         raise UnsupportedModelError(
             f"{name} cannot run on plain tokens as a causal language model does: {error}"

@@ -13,8 +13,7 @@ _LIST = "kept.json"
 
 def keep_files(folder: Path) -> None:
     """Note the size, time and SHA-256 of every file in a folder."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != _LIST)
-    noted = {path.name: {**_facts(path), "sha256": sha256_of_file(path)} for path in files}
+    noted = {path.name: {**_facts(path), "sha256": sha256_of_file(path)} for path in _files(folder)}
     write_json(folder / _LIST, noted)
 
 
@@ -33,7 +32,7 @@ def check_kept(folder: Path) -> None:
         OSError: When a file cannot be read.
     """
     noted = check(read_json(folder / _LIST), dict, str(folder / _LIST))
-    found = {path.name for path in folder.iterdir() if path.is_file()} - {_LIST}
+    found = {path.name for path in _files(folder)}
     if found != set(noted):
         names = sorted(found ^ set(noted))
         raise ValueError(f"{folder}: {', '.join(names)} missing or added. {_advice(folder)}")
@@ -59,6 +58,12 @@ def require_sha256(path: Path, expected: str) -> None:
         raise ValueError(
             f"{path} has SHA-256 {found}, expected {expected}: not using it. {_advice(path.parent)}"
         )
+
+
+def _files(folder: Path) -> list[Path]:
+    """All but hidden ones, such as locks, and the list itself."""
+    names = sorted(path for path in folder.iterdir() if path.is_file())
+    return [path for path in names if path.name != _LIST and not path.name.startswith(".")]
 
 
 def _advice(folder: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from aplens._io import cache_folder, fingerprint, read_json
+from aplens._io import atomic_folder, cache_folder, fingerprint, own_folder, read_json
 from aplens._processes import join_processes
 from aplens.models.agreement import difference, run_reference
 from aplens.models.classes import (
@@ -370,29 +369,16 @@ def _wheel_model_folder(name: str) -> Path:
     folder = _converted_folder(name)
     if is_kept(folder):
         check_kept(folder)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)  # converted before aplens noted its files
-        model, tokenizer = _load_gguf(fetch_gguf(name), torch.float32)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            keep_files(Path(temporary))
-            _move_into_place(Path(temporary), folder)
+        return folder
+    with own_folder(folder.parent, wait=True):
+        if not is_kept(folder):  # which another process may have done while this one waited
+            shutil.rmtree(folder, ignore_errors=True)  # converted before aplens noted its files
+            model, tokenizer = _load_gguf(fetch_gguf(name), torch.float32)
+            with atomic_folder(folder) as temporary:
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+                keep_files(temporary)
     return folder
-
-
-def _move_into_place(finished: Path, folder: Path) -> None:
-    """Show the folder only when it is complete; another process may have been first."""
-    staged = finished.with_name(finished.name + "-complete")
-    finished.rename(staged)
-    finished.mkdir()  # for its owner, the temporary directory, to remove
-    try:
-        staged.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(staged)
 
 
 def _download_from_hub(name: str) -> str:

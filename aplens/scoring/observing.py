@@ -14,13 +14,13 @@ from jaxtyping import Float, Float16, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens._answers import require_answers, require_logits
 from aplens._io import fingerprint, hash_tensors
 from aplens._processes import Processes, join_processes
 from aplens.heads import Head
 from aplens.models import compute_in, describe_model
 from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
 from aplens.prompts import read_prompts
+from aplens.scenarios.answers import require_answers, require_logits
 from aplens.scoring.observations import COLUMNS, HEAD_NUMBERS, Observations
 from aplens.scoring.regions import attention_by_region
 from aplens.scoring.shards import ShardFolder

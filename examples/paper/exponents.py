@@ -40,8 +40,8 @@ def sharpen_heads(
         ValueError: As `scale_heads`.
         TypeError: As `scale_heads`.
         UnsupportedModelError: On entry: the model does not take up patterns that hooks return, as
-            the bridges of OPT, GPT-J, GPT-Neo and XGLM, whose attention TransformerLens leaves to
-            Hugging Face.
+            the bridges of OPT, GPT-J, GPT-Neo, XGLM, Llama 4 and Gemma 4, whose attention
+            TransformerLens leaves to Hugging Face.
     """
     with change_heads(model, "pattern", _sharpen, exponents, per_prompt):
         yield
