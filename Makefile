@@ -24,7 +24,7 @@ define freeze
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-tl4 lint format types docs docs-serve docs-pictures model-table notebooks check constraints install clean
+.PHONY: help demo test test-fast test-tl4 lint format types docs docs-serve docs-pictures model-table shape notebooks check constraints install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ docs-pictures: install  ## the pictures in docs/images, drawn again from the rea
 model-table: install $(TL4)/.installed  ## the tables of families in docs/how-to/your-model.md, on both TransformerLens
 	$(BIN)/python -W ignore docs/make_model_table.py
 	$(TL4)/bin/python -W ignore docs/make_model_table.py
+
+shape: install  ## the package's measures: lines, circles of imports, names, commands, long functions
+	$(BIN)/python tests/shape.py --all
 
 check: lint types docs test test-tl4  ## everything CI runs
 

@@ -1,9 +1,12 @@
-"""Links between examples and pages: in the repository they lead to files, on the site to pages."""
+"""What the site has that no page holds: links between examples and pages, the table of names."""
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 _LINK = re.compile(r'href="\.\./docs/([^"#]+)')
@@ -12,8 +15,31 @@ _LINK = re.compile(r'href="\.\./docs/([^"#]+)')
 _log = logging.getLogger("mkdocs.hooks.aplens")
 
 
+#: Where the reference describes modules that have no page of their own.
+_PAGES = {"prompts": "models", "ranking": "scoring"}
+
+
+def public_names() -> Iterator[tuple[str, str]]:
+    """Each public name, in the order a user meets them, with the module that has it."""
+    stub = Path(__file__).parent.parent / "aplens" / "__init__.pyi"
+    for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            yield from ((alias.name, str(node.module)) for alias in node.names)
+
+
+def table_of_names() -> str:
+    """The pages of the reference and the public names on each, as Markdown."""
+    links: dict[str, list[str]] = {}
+    for name, module in public_names():
+        page = _PAGES.get(module, module)
+        links.setdefault(page, []).append(f"[`{name}`]({page}.md#aplens.{module}.{name})")
+    rows = [f"| [{page}]({page}.md) | {', '.join(names)} |" for page, names in links.items()]
+    return "\n".join(["| page | names |", "|---|---|", *rows])
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn the links of a README in examples/ to `docs/*.md` into links to those pages."""
+    """Write the table of names; turn a README's links in examples/ into links to pages."""
+    markdown = markdown.replace("<!-- table of names -->", table_of_names())
     if not page.file.src_uri.startswith("examples/"):
         return markdown
     return markdown.replace("](../../docs/", "](../../")

@@ -52,8 +52,14 @@ SWEEP = AblationSweep(
     setup={"model": "tiny", "seed": 0, "method": "zero"},
 )
 STAGES = {
-    "mine": {"finished": True, "settings": {"seed": 0}, "upstream": "", "seconds": 1.5},
-    "train": {"finished": False, "settings": {}, "upstream": "0f", "seconds": 0},
+    "mine": {
+        "finished": True,
+        "settings": {"seed": 0},
+        "upstream": "",
+        "wrote": {"scenarios.parquet": {"size": 1, "mtime_ns": 2, "sha256": "0f"}},
+        "seconds": 1.5,
+    },
+    "train": {"finished": False, "settings": {}, "upstream": "0f", "wrote": {}, "seconds": 0},
 }
 
 
@@ -131,7 +137,7 @@ def test_a_document_with_one_wrong_node(kind, documents, folder, data):
 #: Keys under which anything may stand, or that files of older versions lack.
 FREE = {"ranking": {"method"}, "sweep": {"model", "seed", "method"}}
 FREE |= {"study ranking": {"signed"}, "study sweep": {"model", "seed"}, "corpora": {"language"}}
-FREE["stages"] = {"mine", "train", "seed"}
+FREE["stages"] = {"mine", "train", "seed", "scenarios.parquet", "size", "mtime_ns"}
 
 
 def keys_of(node, path=()):

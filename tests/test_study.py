@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from conftest import KINDS
 from study_fixtures import SOURCE, STUDY
 
 import aplens
+from aplens._sums import sketch_files
 from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep
 from aplens.scenarios import Scenario, Scenarios
@@ -175,6 +178,52 @@ def test_a_setting_that_is_gone_is_refused(tmp_path):
     first = Stage("first", "", {}, ["a.txt"], first.run)
     with pytest.raises(ValueError, match=r"'first' with x = \[1, 2\], now None"):
         run_and_tell(tmp_path, [first, second])
+
+
+def writing(folder, text):
+    """Two stages, the first of which writes this."""
+    first, second = two_stages(folder)
+    return [replace(first, run=lambda: (folder / "a.txt").write_text(text)), second]
+
+
+def test_a_lost_file_that_comes_back_as_another_disowns_what_was_made_of_it(tmp_path):
+    run_and_tell(tmp_path, writing(tmp_path, "a"))
+    (tmp_path / "a.txt").unlink()
+    again = run_and_tell(tmp_path, writing(tmp_path, "a"))
+    assert again == [("start", "first"), ("skip", "second")]  # the same again changes nothing
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ValueError, match=r"'second' made from other inputs.*--redo second"):
+        run_and_tell(tmp_path, writing(tmp_path, "other"))
+
+
+def test_a_stage_done_again_alone_disowns_what_was_made_of_it(tmp_path):
+    run_and_tell(tmp_path, writing(tmp_path, "a"))
+    run_and_tell(tmp_path, writing(tmp_path, "other")[:1], redo="first")
+    with pytest.raises(ValueError, match="'second' made from other inputs"):
+        run_and_tell(tmp_path, writing(tmp_path, "other"))
+
+
+def test_a_file_that_was_damaged_is_named_and_the_advice_works(tmp_path):
+    run_and_tell(tmp_path, two_stages(tmp_path))
+    (tmp_path / "b.txt").write_text("c")
+    with pytest.raises(ValueError, match=r"b\.txt is not what stage 'second' wrote.*--redo second"):
+        run_and_tell(tmp_path, two_stages(tmp_path))
+    run_and_tell(tmp_path, two_stages(tmp_path), redo="second")
+    os.utime(tmp_path / "b.txt", (1, 1))  # touched, and still the same
+    assert run_and_tell(tmp_path, two_stages(tmp_path)) == [("skip", "first"), ("skip", "second")]
+
+
+def test_a_model_that_was_trained_on_in_place_is_another_model(tmp_path, tiny_saved):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_saved, folder)
+    before = sketch_files(str(folder))
+    assert before == sketch_files(str(folder))
+    shutil.copytree(folder, tmp_path / "copy")
+    assert sketch_files(str(tmp_path / "copy")) == before
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert sketch_files(str(folder)) != before
+    assert sketch_files("smollm2-135m") == ""  # names stand for models that do not change
 
 
 def test_time_is_added_up_over_interruptions(tmp_path):

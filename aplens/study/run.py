@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aplens._io import atomic_write, write_json
 from aplens._processes import join_processes
+from aplens._sums import sketch_files
 from aplens.study.config import ScenarioSettings, StudySettings
 from aplens.study.parts import first_of_each, of_languages
 from aplens.study.saved import PREDICTOR_COLUMNS, read_ranking, read_sweep, read_table
@@ -196,9 +197,13 @@ class Study:
             return Stage(name, _MESSAGES[name], keys, outputs, run, name in _SHARED, defaults)
 
         mined = ["scenarios.parquet", "corpus.json"]
+        mine = stage("mine", mined, self._mine, settings.model, settings.scenarios)
+        # A model in a folder may be trained on there, and all later stages are made from it.
+        weights = {"weights of the model": sketch_files(settings.model.name)}
+        mine = dataclasses.replace(mine, settings={**mine.settings, **weights})
         ranked = ["ranking.json", "predictors.parquet", "predictions.json"]
         stages = [
-            stage("mine", mined, self._mine, settings.model, settings.scenarios),
+            mine,
             stage("train", ["mae"], self._train, settings.mae, settings.split),
             stage("observe", ["observations"], self._observe, settings.observe),
             stage("rank", ranked, self._rank, settings.rank),

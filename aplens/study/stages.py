@@ -13,6 +13,7 @@ from typing import Any
 from aplens._documents import check, take
 from aplens._io import clear_abandoned, fingerprint, read_json, write_json
 from aplens._processes import join_processes
+from aplens._sums import changed_files, sum_files
 from aplens._words import shorten
 
 
@@ -42,7 +43,7 @@ class Stage:
     Attributes:
         name: Also its command.
         message: What it does, for the reader of a progress line.
-        settings: Everything its result depends on, beside the stages before it.
+        settings: Everything its result depends on, beside what the stages before it wrote.
         outputs: The files and folders it writes, relative to the study's folder.
         run: Does the work.
         shared: Whether, of several processes, all take part; else only the first one runs it.
@@ -92,13 +93,27 @@ class StageRecord:
         """Whether this stage ended here before, and its files are still there.
 
         Raises:
-            ValueError: When it began here with other settings or other inputs.
+            ValueError: When it began here with other settings or other inputs, or a file that it
+                wrote was changed since.
         """
         entry = self._entries.get(stage.name)
         if entry is None:
             return False
         self._require_same(stage, upstream, entry)
-        return entry["finished"] and all((self.folder / name).exists() for name in stage.outputs)
+        return entry["finished"] and self._has_all(stage, entry)
+
+    def _has_all(self, stage: Stage, entry: Mapping[str, Any]) -> bool:
+        """Whether nothing that a stage wrote is missing; what was changed is refused."""
+        changed, touched = changed_files(self.folder, entry["wrote"])
+        if changed:
+            raise ValueError(
+                f"{self.folder / changed[0]} is not what stage {stage.name!r} wrote there: it was "
+                f"damaged or replaced. Do the stage again with --redo {stage.name}"
+            )
+        if touched:
+            write_json(self.path, self._entries)
+        names = [*stage.outputs, *entry["wrote"]]
+        return all((self.folder / name).exists() for name in names)
 
     def _require_same(self, stage: Stage, upstream: str, entry: Mapping[str, Any]) -> None:
         way_out = f"use another folder, or do the stage again with --redo {stage.name}"
@@ -112,7 +127,8 @@ class StageRecord:
                 )
         if entry["upstream"] != upstream:
             raise ValueError(
-                f"{self.folder} holds stage {stage.name!r} made from other inputs: {way_out}"
+                f"{self.folder} holds stage {stage.name!r} made from other inputs than the stages "
+                f"before it now have: {way_out}"
             )
 
     @contextmanager
@@ -136,6 +152,7 @@ class StageRecord:
             "finished": False,
             "settings": _jsonable(stage.settings),
             "upstream": upstream,
+            "wrote": {},
             "seconds": self.seconds.get(stage.name, 0.0),
         }
         write_json(self.path, self._entries)
@@ -144,11 +161,15 @@ class StageRecord:
         entry = self._entries[stage.name]
         entry["seconds"] += seconds
         entry["finished"] = finished
+        if finished:
+            entry["wrote"] = sum_files(self.folder, [self.folder / name for name in stage.outputs])
         write_json(self.path, self._entries)
 
     def upstream_after(self, stage: Stage, upstream: str) -> str:
-        """What the stages after this one are made from: its settings as they were noted."""
-        return fingerprint([upstream, stage.name, self._entries[stage.name]["settings"]])
+        """What the stages after this one are made from: its settings and the files it wrote."""
+        entry = self._entries[stage.name]
+        contents = {name: noted["sha256"] for name, noted in entry["wrote"].items()}
+        return fingerprint([upstream, stage.name, entry["settings"], contents])
 
     def forget(self, stages: Sequence[Stage]) -> None:
         """Remove what these stages wrote, so that they run again from their beginning."""
@@ -171,6 +192,8 @@ def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
             take(entry, "finished", bool, f"{name}.")
             take(entry, "settings", dict, f"{name}.")
             take(entry, "upstream", str, f"{name}.")
+            for file, noted in take(entry, "wrote", dict, f"{name}.").items():
+                take(check(noted, dict, file), "sha256", str, f"{name}.wrote.{file}.")
             if take(entry, "seconds", float, f"{name}.") < 0:
                 raise ValueError(f"{name}.seconds must not be negative")
     except ValueError as error:

@@ -1,0 +1,42 @@
+# The public names, in the order in which a user meets them.
+from .models import UnsupportedModelError as UnsupportedModelError
+from .models import load_model as load_model
+from .prompts import Prompts as Prompts
+from .prompts import read_prompts as read_prompts
+from .scenarios import Scenario as Scenario
+from .scenarios import Scenarios as Scenarios
+from .scenarios import make_scenarios as make_scenarios
+from .scenarios import mine_scenarios as mine_scenarios
+from .patterns import AttentionPatterns as AttentionPatterns
+from .patterns import PatternCollector as PatternCollector
+from .patterns import collect_patterns as collect_patterns
+from .patterns import log_normalize as log_normalize
+from .mae import APMAE as APMAE
+from .mae import APMAEConfig as APMAEConfig
+from .mae import train_apmae as train_apmae
+from .scoring import HeadScorer as HeadScorer
+from .scoring import Observations as Observations
+from .scoring import observe as observe
+from .scoring import pattern_distances as pattern_distances
+from .scoring import score_heads as score_heads
+from .ranking import rank_heads as rank_heads
+from .heads import Head as Head
+from .heads import HeadRanking as HeadRanking
+from .heads import parse_heads as parse_heads
+from .interventions import AblationSweep as AblationSweep
+from .interventions import ablate_heads as ablate_heads
+from .interventions import estimate_effects as estimate_effects
+from .interventions import measure_effects as measure_effects
+from .interventions import scale_heads as scale_heads
+from .interventions import sweep_ablations as sweep_ablations
+from .circuits import PatchingTable as PatchingTable
+from .circuits import activation_patch as activation_patch
+from .circuits import logit_difference as logit_difference
+from .circuits import path_patch as path_patch
+from .viz import View as View
+from .viz import show_clusters as show_clusters
+from .viz import show_heads as show_heads
+from .viz import show_reconstruction as show_reconstruction
+
+__version__: str
+__all__: list[str]
