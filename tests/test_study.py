@@ -23,6 +23,7 @@ from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep
 from aplens.scenarios import Scenario, Scenarios
 from aplens.study import Reporter, Study, StudySettings
+from aplens.study.config import RankSettings
 from aplens.study.report import _notes
 from aplens.study.stages import Stage, StageRecord, run_stages
 
@@ -232,6 +233,11 @@ def test_time_is_added_up_over_interruptions(tmp_path):
     before = StageRecord(tmp_path).seconds
     run_and_tell(tmp_path, two_stages(tmp_path))
     assert StageRecord(tmp_path).seconds["second"] >= before["second"]
+
+
+def test_settings_made_in_python_are_checked_as_a_files_are():
+    with pytest.raises(ValueError, match=r"rank\.folds"):
+        StudySettings(rank=RankSettings(folds=1))
 
 
 # --- the whole road ----------------------------------------------------------------------------

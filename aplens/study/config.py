@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,10 +177,11 @@ class StudySettings:
     ablate: AblateSettings = field(default_factory=AblateSettings)
 
     def __post_init__(self) -> None:
-        """Refuse corpora whose prompts could not stand in one tensor.
+        """Refuse values that nothing could use, and corpora whose prompts share no tensor.
 
         Raises:
-            ValueError: When there is no corpus, or they differ in context_length or style.
+            ValueError: When a value is out of range or no choice that there is; there is no corpus,
+                or they differ in context_length or style.
         """
         if not self.scenarios:
             raise ValueError("scenarios must have at least one corpus, got none")
@@ -188,6 +189,7 @@ class StudySettings:
             values = [getattr(corpus, key) for corpus in self.scenarios]
             if len(set(values)) > 1:
                 raise ValueError(f"scenarios must have one {key} for every corpus, got {values}")
+        check_values(self)
 
     @property
     def context_length(self) -> int:
@@ -209,7 +211,7 @@ class StudySettings:
             ValueError: When it is not TOML, or a key is unknown, of the wrong type or out of range;
                 the message names the file and the key.
         """
-        return read_settings(cls, path, changes, check_values)
+        return read_settings(cls, path, changes)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able tables."""
@@ -220,7 +222,6 @@ def read_settings(
     kind: type[Kind],
     path: str | os.PathLike[str],
     changes: Iterable[str] = (),
-    check_values: Callable[[Kind], object] = lambda settings: None,
 ) -> Kind:
     """Read a settings dataclass from a TOML file.
 
@@ -228,7 +229,6 @@ def read_settings(
         kind: The dataclass; its fields may be dataclasses themselves, one or several.
         path: The file.
         changes: As for `StudySettings.from_toml`.
-        check_values: Raises a ValueError for values that nothing could use.
 
     Raises:
         FileNotFoundError: When there is no such file.
@@ -246,8 +246,7 @@ def read_settings(
     for change in changes:
         _merge(table, _read_change(change))
     try:
-        settings = _read(kind, table, "")
-        check_values(settings)
+        settings: Kind = _read(kind, table, "")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return settings
