@@ -19,7 +19,7 @@ from aplens._io import FolderInUseError, fingerprint, own_folder
 from aplens.patterns import collect_patterns, log_normalize
 from aplens.scenarios import Scenarios
 from aplens.scoring import Observations, observe, pattern_statistics, shards
-from aplens.scoring.observations import COLUMNS
+from aplens.scoring.observations import COLUMNS, HEAD_NUMBERS
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,23 @@ def test_correct_means_that_the_argmax_is_the_target(any_model, mae, tmp_path):
     scenarios = Scenarios(replace(s, target=t) for s, t in zip(scenarios, targets, strict=True))
     observations = observe(any_model, scenarios, mae, tmp_path)
     assert list(observations.table["correct"]) == [False, True] * 3
+
+
+def test_without_a_folder_the_same_is_in_memory(any_model, mae, tmp_path):
+    scenarios = make_scenarios(6)
+    options = {"batch_size": 4, "shard_size": 4, "surprise": True, "patterns": True}
+    kept = observe(any_model, scenarios, mae, tmp_path, **options)
+    held = observe(any_model, scenarios, mae, **options)
+    for row in (slice(None), [4, 1]):
+        some, others = (each.select(np.arange(6)[row]) for each in (held, kept))
+        assert some.table.equals(others.table)
+        assert np.array_equal(some.embeddings, others.embeddings)
+        for name in HEAD_NUMBERS:
+            assert np.array_equal(some.numbers(name), others.numbers(name))
+        pairs = (each.patterns([1, 0]).values for each in (some, others))
+        assert torch.equal(*pairs)
+    assert repr(held) == repr(kept)
+    assert held.mae == kept.mae
 
 
 def test_progress_counts_scenarios(any_model, mae, tmp_path):

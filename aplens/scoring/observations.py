@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from aplens.heads import Head
 from aplens.patterns import AttentionPatterns, CompactPatterns, PatchGrid, restore_patterns
 from aplens.scoring.head_array import HeadArray, HeadValues
-from aplens.scoring.shards import ShardFolder
+from aplens.scoring.shards import HeldShards, ShardFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,8 +217,8 @@ class Observations:
         return cls.of_shards(shards)
 
     @classmethod
-    def of_shards(cls, shards: ShardFolder) -> Observations:
-        """What is in a folder whose shards are known to be complete and sound."""
+    def of_shards(cls, shards: ShardFolder | HeldShards) -> Observations:
+        """What is in memory, or in a folder whose shards are known to be complete and sound."""
         run = shards.run
         return cls(
             shards.read_table(),
@@ -285,7 +285,7 @@ def _kept_numbers(run: Mapping[str, Any]) -> Sequence[str]:
     return run.get("numbers", [name for name in ("statistics", "surprise") if run.get(name)])
 
 
-def _stored_embeddings(shards: ShardFolder) -> HeadArray:
+def _stored_embeddings(shards: ShardFolder | HeldShards) -> HeadArray:
     """The embeddings of all scenarios; nothing is read yet."""
     run = shards.run
     shape = (run["n_scenarios"], len(run["heads"]), run["d_embed"])
@@ -296,13 +296,17 @@ def _stored_embeddings(shards: ShardFolder) -> HeadArray:
     return HeadArray(shape, np.float16, read_head)
 
 
-def _read_numbers(shards: ShardFolder, name: str) -> Float[np.ndarray, "scenario head number"]:
+def _read_numbers(
+    shards: ShardFolder | HeldShards, name: str
+) -> Float[np.ndarray, "scenario head number"]:
     n_heads = len(shards.run["heads"])
     by_head = [np.concatenate(list(shards.read_head(name, i))) for i in range(n_heads)]
     return np.stack(by_head, axis=1)
 
 
-def _read_patterns(shards: ShardFolder, rows: Int[np.ndarray, " some"]) -> AttentionPatterns:
+def _read_patterns(
+    shards: ShardFolder | HeldShards, rows: Int[np.ndarray, " some"]
+) -> AttentionPatterns:
     run = shards.run
     grid = PatchGrid(run["n_ctx"], run["patch_size"])
     n_tokens = run["n_tokens"]

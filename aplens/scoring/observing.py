@@ -23,7 +23,7 @@ from aplens.prompts import read_prompts
 from aplens.scenarios.answers import require_answers, require_logits
 from aplens.scoring.observations import COLUMNS, HEAD_NUMBERS, Observations
 from aplens.scoring.regions import attention_by_region
-from aplens.scoring.shards import ShardFolder
+from aplens.scoring.shards import HeldShards, ShardFolder
 from aplens.scoring.statistics import patch_statistics
 from aplens.scoring.surprise import patch_surprise, require_surprise
 
@@ -44,7 +44,7 @@ def observe(
     model: Any,
     scenarios: Scenarios,
     mae: APMAE,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None = None,
     *,
     batch_size: int = 8,
     shard_size: int = 64,
@@ -57,16 +57,17 @@ def observe(
     """Run the model on every scenario and keep each head's embedding and the outcome.
 
     One forward pass a batch; each layer's patterns are encoded while the model has them and never
-    kept, so memory grows neither with the number of scenarios nor with that of layers. Run again
-    after an interrupt, it does only the shards that are missing or damaged, and the result is the
-    same as without the interrupt. Started by `accelerate launch`, each process does its share of
-    the shards; the result does not depend on how many there are.
+    kept. Without a folder what was observed is in memory, half a kilobyte a head and scenario with
+    `aplens-base`. With one, memory grows neither with the number of scenarios nor with that of
+    layers; run again after an interrupt, only the shards that are missing or damaged are done, and
+    the result is the same as without the interrupt. Started by `accelerate launch`, each process
+    does its share of the shards; the result does not depend on how many there are.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         scenarios: Prompts of any lengths with their targets.
         mae: The AP-MAE that encodes the patterns.
-        folder: Where shards are written; made when missing.
+        folder: Where shards are kept; made when missing (default: nowhere).
         batch_size: Prompts a forward pass.
         shard_size: Scenarios a shard.
         statistics: Whether to compute the hand-made numbers as well, the predictors' baselines:
@@ -118,7 +119,7 @@ def observe_with(
     model: Any,
     scenarios: Scenarios,
     mae: APMAE,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None,
     options: ObserveOptions,
     progress: Progress | None = None,
 ) -> Observations:
@@ -134,6 +135,8 @@ def observe_with(
         require_surprise(mae, int(prompts.lengths.min()))
     run = _describe_run(model, scenarios, mae, options)
     read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))
+    if folder is None:
+        return _observe_in_memory(model, scenarios, read, options, run, progress)
     with processes.own(folder) as path:
         shards = ShardFolder.resume(path, run) if processes.is_main else None
         processes.wait()
@@ -154,6 +157,25 @@ def observe_with(
             table = _join_tables(batches, scenarios, rows)
             shards.write(name, _join_arrays(batches), table)
     return Observations.of_shards(shards)
+
+
+def _observe_in_memory(
+    model: Any,
+    scenarios: Scenarios,
+    read: _LayerReader,
+    options: ObserveOptions,
+    run: dict[str, Any],
+    progress: Progress | None,
+) -> Observations:
+    batches: list[_Batch] = []
+    done = 0
+    for batch in _observe_batches(model, scenarios, read, options):
+        batches.append(batch)
+        done += len(batch.outcomes)
+        if progress is not None:
+            progress(done, len(scenarios))
+    table = _join_tables(batches, scenarios, slice(0, len(scenarios)))
+    return Observations.of_shards(HeldShards(run, _join_arrays(batches), table))
 
 
 class _Batch(NamedTuple):

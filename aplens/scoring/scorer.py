@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aplens._processes import ALONE
 from aplens.heads import HeadRanking
 from aplens.intervals import FileBootstrap
 from aplens.scoring.attribution import HeadAttributions, attribute_heads
 from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.evaluation import evaluate_predictors
 from aplens.scoring.observations import Observations, incorrect_labels
-from aplens.scoring.observing import ObserveOptions, Progress, observe, observe_with
+from aplens.scoring.observing import Progress, observe
 from aplens.scoring.predictor import FEATURE_SETS, Classifier, CorrectnessPredictor
 from aplens.scoring.splits import require_disjoint_files
 
@@ -79,16 +77,7 @@ class HeadScorer:
             batch_size: Prompts a forward pass.
             progress: Called with (scenarios done, scenarios in all).
         """
-        if folder is not None:
-            return observe(
-                model, scenarios, self.mae, folder, batch_size=batch_size, progress=progress
-            )
-        with tempfile.TemporaryDirectory(prefix="aplens-") as temporary:
-            # A folder of its own for every process: each has to do all of it.
-            options = ObserveOptions(batch_size=batch_size)
-            return observe_with(
-                ALONE, model, scenarios, self.mae, temporary, options, progress
-            ).load()
+        return observe(model, scenarios, self.mae, folder, batch_size=batch_size, progress=progress)
 
     def fit(self, observations: Observations) -> HeadScorer:
         """Fit the predictor, and the confidence baseline, on training observations.

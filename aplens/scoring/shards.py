@@ -198,6 +198,37 @@ class ShardFolder:
         return self.path / f"{name}.{suffix}"
 
 
+class HeldShards:
+    """What a folder of shards holds, in memory.
+
+    Args:
+        run: Facts of the run.
+        arrays: By name, `Shaped[Tensor, "head scenario *values"]`.
+        table: One row a scenario.
+    """
+
+    def __init__(
+        self, run: Mapping[str, Any], arrays: Mapping[str, Tensor], table: pd.DataFrame
+    ) -> None:
+        self.run = run
+        self._arrays = {key: values.numpy() for key, values in arrays.items()}
+        self._table = table
+
+    def read_table(self) -> pd.DataFrame:
+        """All rows."""
+        return self._table
+
+    def read_head(self, key: str, head: int) -> Iterator[np.ndarray]:
+        """One head's part of an array, `[scenario, …]`, in one piece."""
+        yield self._arrays[key][head]
+
+    def read_scenarios(
+        self, key: str, scenarios: Int[np.ndarray, " scenario"]
+    ) -> Iterator[tuple[Int[np.ndarray, " some"], np.ndarray]]:
+        """Some scenarios' part of an array, `[head, some, …]`, in one piece."""
+        yield np.arange(len(scenarios)), self._arrays[key][:, scenarios]
+
+
 def _check_run(run: Mapping[str, Any]) -> None:
     """Refuse facts of a run of which one is missing or of another kind: a checksum shows no such.
 
