@@ -4,6 +4,8 @@ VENV   := .venv
 TL4    := .venv-tl4
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Two processes of one thread each: as fast as the machine, and at most 10 GB.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 EXTRAS := --editable ".[gguf,umap,hub]" --group dev
 
 # $(call environment,FOLDER): made when it is not there, with a pip that knows dependency groups.
@@ -33,13 +35,13 @@ demo: install  ## the main job, under 10 minutes: SmolLM2's heads ranked and abl
 	$(BIN)/aplens demo --folder runs/demo
 
 test: install  ## the whole test suite, the real SmolLM2 included
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: install  ## the tests that need neither the real model nor a browser
-	$(BIN)/python -m pytest -m "not real and not browser"
+	$(PYTEST) -m "not real and not browser"
 
 test-tl4: $(TL4)/.installed  ## the same on TransformerLens 4, but for the browser and the documents
-	$(TL4)/bin/python -m pytest -m "not browser" --ignore tests/test_readme.py --ignore tests/test_docs.py \
+	$(subst $(BIN),$(TL4)/bin,$(PYTEST)) -m "not browser" --ignore tests/test_readme.py --ignore tests/test_docs.py \
 		--ignore tests/test_notebooks.py
 
 lint: install  ## ruff: style and formatting
