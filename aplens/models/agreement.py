@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,23 +90,22 @@ def run_reference(hf_model: Any) -> Reference:
         UnsupportedModelError: When it does not run on plain tokens, or its logits are not finite.
     """
     name = type(hf_model).__name__
-    embedding = hf_model.get_input_embeddings()
-    tokens = torch.randint(
-        embedding.num_embeddings,
-        (1, _n_tokens(hf_model)),
-        generator=torch.Generator().manual_seed(0),
-    ).to(embedding.weight.device)
-    handle = hf_model.get_output_embeddings().register_forward_pre_hook(
-        lambda module, inputs: (inputs[0][:, -1:], *inputs[1:])
-    )
     try:
-        output = hf_model(tokens, attention_mask=torch.ones_like(tokens), output_attentions=True)
+        embedding = hf_model.get_input_embeddings()
+        tokens = torch.randint(
+            embedding.num_embeddings,
+            (1, _n_tokens(hf_model)),
+            generator=torch.Generator().manual_seed(0),
+        ).to(embedding.weight.device)
+        everything = torch.ones_like(tokens)
+        with _last_position_only(hf_model):
+            output = hf_model(tokens, attention_mask=everything, output_attentions=True)
+    except (MemoryError, torch.OutOfMemoryError):  # `verify=False` needs less
+        raise
     except Exception as error:  # whatever a model raises that reads something else than tokens
         raise UnsupportedModelError(
             f"a {name} cannot run on plain tokens as a causal language model does: {error}"
         ) from error
-    finally:
-        handle.remove()
     logits = output.logits[:, -1]
     if not logits.isfinite().all():
         raise UnsupportedModelError(
@@ -114,6 +114,17 @@ def run_reference(hf_model: Any) -> Reference:
     layers = getattr(output, "attentions", None) or ()
     patterns = tuple(layer for layer in layers if isinstance(layer, Tensor) and layer.ndim == 4)
     return Reference(tokens, patterns, logits)
+
+
+def _last_position_only(hf_model: Any) -> AbstractContextManager[object]:
+    """Unembed no other position inside the block: a vocabulary may be most of a small model."""
+    head = hf_model.get_output_embeddings()
+    if head is None:
+        return nullcontext()
+    handle: AbstractContextManager[object] = head.register_forward_pre_hook(
+        lambda module, inputs: (inputs[0][:, -1:], *inputs[1:])
+    )
+    return handle
 
 
 @torch.no_grad()
