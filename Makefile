@@ -4,8 +4,9 @@ VENV   := .venv
 TL4    := .venv-tl4
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Two processes of one thread each: as fast as the machine, and at most 10 GB.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes of one thread each, at most 10 GB; file by file, for what the tests of a file share,
+# and in their order, so that the few long tests of the notebooks do not come last.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 EXTRAS := --editable ".[gguf,umap,hub]" --group dev
 
 # $(call environment,FOLDER): made when it is not there, with a pip that knows dependency groups.
