@@ -65,7 +65,7 @@ class HeadClusters:
     `min_samples` no larger.
 
     Args:
-        reducer: "umap" as the paper (a second a head for 300 scenarios), "pca" (0.01 s a head), or
+        reducer: "umap" as the paper (a second a head for 300 scenarios), "pca" (0.03 s a head), or
             "auto": UMAP when umap-learn is installed.
         n_neighbors: Fitted scenarios that vote on a new one.
         n_jobs: Processes for UMAP, as joblib counts them. PCA is done before they would start.
