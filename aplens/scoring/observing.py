@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aplens._io import fingerprint, hash_tensors
-from aplens._processes import Processes, join_processes
+from aplens._processes import join_processes
 from aplens.heads import Head
 from aplens.models import compute_in, describe_model
 from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
@@ -96,34 +96,6 @@ def observe(
         UnsupportedModelError: When the model has no causal attention patterns.
     """
     options = ObserveOptions(batch_size, shard_size, statistics, surprise, patterns, precision)
-    return observe_with(join_processes(), model, scenarios, mae, folder, options, progress)
-
-
-class ObserveOptions(NamedTuple):
-    """What `observe` is told beside its inputs."""
-
-    batch_size: int = 8
-    shard_size: int = 64
-    statistics: bool = True
-    surprise: bool = False
-    patterns: bool = False
-    precision: torch.dtype | None = None
-
-    def numbers(self) -> tuple[str, ...]:
-        """What is kept of every head beside its embedding, see `HEAD_NUMBERS`."""
-        return tuple(name for name, option in HEAD_NUMBERS.items() if getattr(self, option))
-
-
-def observe_with(
-    processes: Processes,
-    model: Any,
-    scenarios: Scenarios,
-    mae: APMAE,
-    folder: str | os.PathLike[str] | None,
-    options: ObserveOptions,
-    progress: Progress | None = None,
-) -> Observations:
-    """`observe`, shared with these processes."""
     for name in ("batch_size", "shard_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be 1 or more, got {getattr(options, name)}")
@@ -137,6 +109,7 @@ def observe_with(
     read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))
     if folder is None:
         return _observe_in_memory(model, scenarios, read, options, run, progress)
+    processes = join_processes()
     with processes.own(folder) as path:
         shards = ShardFolder.resume(path, run) if processes.is_main else None
         processes.wait()
@@ -157,6 +130,21 @@ def observe_with(
             table = _join_tables(batches, scenarios, rows)
             shards.write(name, _join_arrays(batches), table)
     return Observations.of_shards(shards)
+
+
+class ObserveOptions(NamedTuple):
+    """What `observe` is told beside its inputs."""
+
+    batch_size: int = 8
+    shard_size: int = 64
+    statistics: bool = True
+    surprise: bool = False
+    patterns: bool = False
+    precision: torch.dtype | None = None
+
+    def numbers(self) -> tuple[str, ...]:
+        """What is kept of every head beside its embedding, see `HEAD_NUMBERS`."""
+        return tuple(name for name, option in HEAD_NUMBERS.items() if getattr(self, option))
 
 
 def _observe_in_memory(
@@ -189,7 +177,7 @@ def _is_sound(shards: ShardFolder, name: str) -> bool:
         return False
     problem = shards.find_damage(name)
     if problem is not None:
-        warnings.warn(f"{problem}: {name} is done again", stacklevel=4)
+        warnings.warn(f"{problem}: {name} is done again", stacklevel=3)
     return problem is None
 
 
