@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
+from aplens.mae.habit import expect_attention
 from aplens.mae.layers import Decoder, Encoder, take
 from aplens.mae.low_rank import low_rank_fit
 from aplens.mae.masking import random_masks
@@ -344,6 +345,48 @@ class APMAE(nn.Module):
             output = self(part, mask=part_mask, n_tokens=n_tokens, precision=precision)
             filled.append(part.masked_scatter(part_mask[..., None], output.predicted))
         return torch.cat(filled)
+
+    @torch.no_grad()
+    def expect(
+        self,
+        patterns: Patterns,
+        n_queries: int | None = 1,
+        *,
+        batch_size: int = 64,
+        precision: torch.dtype | None = None,
+    ) -> Float[Tensor, "*pattern query key"]:
+        """Each head's habit: the attention that the rest of its pattern lets AP-MAE expect.
+
+        The patches of one row of the grid are hidden and filled in from all other rows. The
+        difference between a query's attention and its habit is what the head does of its own on
+        this prompt.
+
+        Args:
+            patterns: `AttentionPatterns` of prompts of one length, or attention probabilities
+                `[..., query, key]`, longer than one patch and of up to `n_ctx` tokens.
+            n_queries: The expected attention of so many of the last queries; None: of all, which
+                hides one grid row after the other.
+            batch_size: Patterns run at once.
+            precision: float32 or bfloat16 (default: what the device is good at).
+
+        Returns:
+            Attention probabilities, `[..., n_queries, key]`; each query's sum to 1, and a later key
+            has none. In float32 on the model's device.
+
+        Raises:
+            ValueError: When patterns are not square, too long, too short or no probabilities, or
+                `n_queries` is not from 1 to the prompt's length.
+        """
+        attention, leading = self._read_patterns(patterns)
+        n_tokens = attention.shape[-1]
+        n_queries = n_tokens if n_queries is None else n_queries
+        if not 1 <= n_queries <= n_tokens:
+            raise ValueError(f"n_queries must be 1 to {n_tokens}, got {n_queries}")
+        parts = [
+            expect_attention(self, part, n_queries, precision)
+            for part in attention.split(batch_size)
+        ]
+        return torch.cat(parts).reshape(*leading, n_queries, n_tokens)
 
     @torch.no_grad()
     def encode(

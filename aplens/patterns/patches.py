@@ -77,10 +77,13 @@ class PatchGrid:
         """1 on and below the diagonal of a prompt of `n_tokens`, 0 above it and in the padding."""
         return self.patchify(torch.ones(n_tokens, n_tokens, device=device).tril())
 
+    def row(self, number: int) -> slice:
+        """Which patches are those of one row of the grid, from 0."""
+        return slice(_triangle(number), _triangle(number + 1))
+
     def last_row(self, n_tokens: int) -> slice:
         """Which of a prompt's patches hold its last query, the one whose output predicts."""
-        rows = self.n_rows_for(n_tokens)
-        return slice(_triangle(rows - 1), _triangle(rows))
+        return self.row(self.n_rows_for(n_tokens) - 1)
 
     def patchify(
         self, patterns: Float[Tensor, "*pattern query key"]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from aplens._io import fingerprint, hash_tensors
 from aplens._processes import join_processes
 from aplens.heads import Head
+from aplens.mae.habit import require_visible
 from aplens.models import compute_in, describe_model
 from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
 from aplens.prompts import read_prompts
@@ -25,7 +26,7 @@ from aplens.scoring.observations import COLUMNS, HEAD_NUMBERS, Observations
 from aplens.scoring.regions import attention_by_region
 from aplens.scoring.shards import HeldShards, ShardFolder
 from aplens.scoring.statistics import patch_statistics
-from aplens.scoring.surprise import patch_surprise, require_surprise
+from aplens.scoring.surprise import patch_surprise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +105,7 @@ def observe(
     longest = prompts.n_tokens
     mae.grid.n_rows_for(longest)  # refuses prompts that are too long for it
     if options.surprise:
-        require_surprise(mae, int(prompts.lengths.min()))
+        require_visible(mae, int(prompts.lengths.min()))
     run = _describe_run(model, scenarios, mae, options)
     read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))
     if folder is None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens.patterns.normalize import smallest_log
+from aplens.mae.habit import fill_in_queries, to_attention
 from aplens.scoring.regions import attention_by_region
 
 if TYPE_CHECKING:
@@ -59,14 +59,8 @@ def patch_surprise(
         ValueError: When the prompt is no longer than one patch: nothing is left to see.
     """
     n = attention.shape[-1]
-    require_surprise(mae, n)
-    last_row = mae.grid.last_row(n)
-    mask = torch.zeros(scaled.shape[1], dtype=torch.bool, device=scaled.device)
-    mask[last_row] = True
-    filled = mae.fill_in(scaled, mask.expand(len(scaled), -1), n_tokens=n, precision=precision)
-    expected, seen = (
-        _last_query(patches[:, last_row], mae.grid.patch_size, n) for patches in (filled, scaled)
-    )
+    filled = fill_in_queries(mae, scaled, n, 1, precision)
+    seen, expected = mae.grid.unpatchify(scaled, n)[:, -1], filled[:, 0]
     difference = seen - expected
     last = attention[:, -1].to(difference)
     return Surprise(
@@ -79,34 +73,5 @@ def patch_surprise(
             ],
             dim=-1,
         ),
-        attention_by_region(last - _to_attention(expected, attention)),
+        attention_by_region(last - to_attention(filled, attention)[:, 0]),
     )
-
-
-def _last_query(
-    patches: Float[Tensor, "pattern some pixel"], patch_size: int, n_tokens: int
-) -> Float[Tensor, "pattern key"]:
-    """The last query's values out of the last grid row of patches."""
-    by_query = patches.unflatten(-1, (patch_size, patch_size))
-    return by_query[:, :, (n_tokens - 1) % patch_size].flatten(1)[:, :n_tokens]
-
-
-def _to_attention(
-    scaled: Float[Tensor, "pattern key"], attention: Float[Tensor, "pattern query key"]
-) -> Float[Tensor, "pattern key"]:
-    """Undo the log-normalization of a filled-in query, and let its attention sum to 1 again."""
-    smallest = smallest_log(attention.float())[:, 0].to(scaled)
-    return ((1 - scaled) * smallest).softmax(-1)
-
-
-def require_surprise(mae: APMAE, n_tokens: int) -> None:
-    """Refuse prompts of which nothing is left to see when the last query's patches are hidden.
-
-    Raises:
-        ValueError: When `n_tokens` is not more than one patch.
-    """
-    if n_tokens <= mae.grid.patch_size:
-        raise ValueError(
-            f"surprise needs prompts longer than one patch, {mae.grid.patch_size} tokens for this "
-            f"AP-MAE, got {n_tokens}"
-        )

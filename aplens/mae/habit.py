@@ -1,0 +1,80 @@
+"""A head's habit: the attention that AP-MAE expects of a query from the rest of the pattern.
+
+The patches of a row of the grid are hidden and filled in from all other rows. What comes out is what
+the head's behaviour elsewhere on the prompt lets one expect; where the attention departs from it,
+the head does something of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from aplens.patterns.normalize import log_normalize, smallest_log
+
+if TYPE_CHECKING:
+    from aplens.mae.model import APMAE
+
+
+def expect_attention(
+    mae: APMAE,
+    attention: Float[Tensor, "pattern query key"],
+    n_queries: int,
+    precision: torch.dtype | None = None,
+) -> Float[Tensor, "pattern {n_queries} key"]:
+    """The expected attention of the last `n_queries` queries, each row a distribution."""
+    scaled = log_normalize(mae.grid.patchify(attention))
+    expected = fill_in_queries(mae, scaled, attention.shape[-1], n_queries, precision)
+    return to_attention(expected, attention)
+
+
+def fill_in_queries(
+    mae: APMAE,
+    scaled: Float[Tensor, "pattern patch pixel"],
+    n_tokens: int,
+    n_queries: int,
+    precision: torch.dtype | None = None,
+) -> Float[Tensor, "pattern {n_queries} key"]:
+    """The last queries as AP-MAE fills them in, log-normalized, each grid row by itself.
+
+    Raises:
+        ValueError: When the prompt is no longer than one patch: nothing is left to see.
+    """
+    require_visible(mae, n_tokens)
+    first = n_tokens - n_queries
+    filled = scaled.clone()
+    for row in range(first // mae.grid.patch_size, mae.grid.n_rows_for(n_tokens)):
+        places = mae.grid.row(row)
+        mask = torch.zeros(scaled.shape[1], dtype=torch.bool, device=scaled.device)
+        mask[places] = True
+        guess = mae.fill_in(
+            scaled, mask.expand(len(scaled), -1), n_tokens=n_tokens, precision=precision
+        )
+        filled[:, places] = guess[:, places]
+    return mae.grid.unpatchify(filled, n_tokens)[:, first:]
+
+
+def to_attention(
+    expected: Float[Tensor, "pattern some_query key"], attention: Float[Tensor, "pattern query key"]
+) -> Float[Tensor, "pattern some_query key"]:
+    """Undo the log-normalization of the last queries, and let each query's attention sum to 1."""
+    some, n = expected.shape[-2:]
+    smallest = smallest_log(attention.float()).to(expected)
+    later = torch.ones(n, n, dtype=torch.bool, device=expected.device).triu(1)[n - some :]
+    return ((1 - expected) * smallest).masked_fill(later, -torch.inf).softmax(-1)
+
+
+def require_visible(mae: APMAE, n_tokens: int) -> None:
+    """Refuse prompts of which nothing is left to see when one grid row is hidden.
+
+    Raises:
+        ValueError: When `n_tokens` is not more than one patch.
+    """
+    if n_tokens <= mae.grid.patch_size:
+        raise ValueError(
+            f"what AP-MAE expects needs prompts longer than one patch, {mae.grid.patch_size} tokens "
+            f"for this AP-MAE, got {n_tokens}"
+        )
