@@ -1,4 +1,4 @@
-"""AUC and accuracy with bootstrap intervals that resample source files."""
+"""Intervals that resample source files, and tests that draw their signs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from jaxtyping import Bool, Float, Int
 #: Resamples of a bootstrap interval, and the share of them inside it.
 N_RESAMPLES = 1000
 COVERAGE = 0.95
+
+#: Draws of a permutation test.
+N_FLIPS = 9999
 
 #: The row of a table that averages over tasks, each task counting the same.
 MEAN_OF_TASKS = "mean of tasks"
@@ -123,6 +126,34 @@ class FileBootstrap:
     ) -> Estimate:
         """A sum over scenarios divided by another, such as an error by a baseline's."""
         return estimate_from(_ratios(self.weights @ numerator, self.weights @ denominator))
+
+
+def sign_flip_p_values(
+    values: Float[np.ndarray, "row scenario"],
+    files: Sequence[str],
+    n_flips: int = N_FLIPS,
+    seed: int = 0,
+) -> Float[np.ndarray, " row"]:
+    """How often chance gives a mean as far from 0: a two-sided permutation test of each row.
+
+    Where a row has no effect, its sign is as likely one as the other. So the signs of whole source
+    files are drawn at random, and a mean that is as large in size is counted. The smallest p-value
+    is 1 / (n_flips + 1), and 2 / 2^files with few files: five cannot give one below 0.06.
+
+    Args:
+        values: Effects.
+        files: Each scenario's source file.
+        n_flips: Draws of signs.
+        seed: Of the draws.
+    """
+    names, file = np.unique(np.asarray(files, dtype=str), return_inverse=True)
+    sums = np.zeros((len(values), len(names)))
+    np.add.at(sums.T, file, values.T)
+    signs = np.random.default_rng(seed).integers(0, 2, (len(names), n_flips)) * 2.0 - 1
+    observed = np.abs(sums.sum(axis=1))
+    # Equal sums in another order of addition are as large, too.
+    as_large = np.abs(sums @ signs) >= observed[:, None] * (1 - 1e-9)
+    return (1 + as_large.sum(axis=1)) / (1 + n_flips)
 
 
 def _count_pairs(

@@ -327,8 +327,25 @@ def test_the_table_has_means_with_intervals_over_groups():
     # Two groups: a resample has the one twice, the other twice, or both.
     assert frame.loc["L2H0", ["low", "high"]].tolist() == pytest.approx([-2.0, -1.0])
     one_group = made_up_effects(groups="aaaa").to_frame()
-    assert one_group[["low", "high"]].isna().all(axis=None)
+    assert one_group[["low", "high", "p", "q"]].isna().all(axis=None)
     assert one_group["mean"].tolist() == pytest.approx([0.2, -1.5])
+
+
+def test_heads_that_do_something_are_told_from_those_that_do_not():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(100, 40))
+    values[:10] += 1
+    effects = replace(
+        made_up_effects(),
+        heads=all_heads(10, 10),
+        values=values,
+        clean=np.zeros(40),
+        groups=[str(i) for i in range(40)],
+    )
+    frame = effects.to_frame()
+    assert (frame["q"][:10] < 0.05).all()
+    assert (frame["q"][10:] < 0.05).sum() <= 1
+    assert (frame["p"][10:] < 0.05).sum() >= 2  # uncorrected, some pass by chance
 
 
 def test_the_ranking_says_which_way_heads_push_and_what_it_cost():

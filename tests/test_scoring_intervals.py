@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import permutation_test
 from sklearn.metrics import roc_auc_score
 
-from aplens.intervals import FileBootstrap
+from aplens.intervals import FileBootstrap, sign_flip_p_values
 
 
 @settings(max_examples=60, deadline=None)
@@ -110,3 +111,23 @@ def test_calibration_error_is_the_sum_over_bins(seed, n, n_bins):
     bins = [order[a:b] for a, b in itertools.pairwise(edges)]
     expected = sum(abs((probability[b] - positive[b]).sum()) for b in bins) / n
     assert found.value == pytest.approx(expected)
+
+
+def test_p_values_are_those_of_scipys_exact_permutation_test():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5, 10)) + np.array([0, 0.3, 0.6, -1, 2])[:, None]
+    found = sign_flip_p_values(values, [str(i) for i in range(10)], n_flips=40_000)
+    for row, p in zip(values, found, strict=True):
+        exact = permutation_test((row,), np.mean, permutation_type="samples").pvalue
+        assert p == pytest.approx(exact, abs=0.01)
+
+
+def test_p_values_draw_the_signs_of_whole_files_and_are_uniform_without_an_effect():
+    rng = np.random.default_rng(1)
+    alike = np.repeat(rng.normal(size=(400, 12)), 5, axis=1)  # five scenarios a file, all the same
+    files = [str(i // 5) for i in range(60)]
+    found = sign_flip_p_values(alike, files)
+    assert (found < 0.05).mean() == pytest.approx(0.05, abs=0.03)
+    assert found == pytest.approx(sign_flip_p_values(alike[:, ::5], files[::5]), abs=1e-9)
+    as_if_single = sign_flip_p_values(alike, [str(i) for i in range(60)])
+    assert (as_if_single < 0.05).mean() > 0.3

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aplens.heads import Head, HeadRanking, HeadsLike
-from aplens.intervals import FileBootstrap
+from aplens.intervals import FileBootstrap, sign_flip_p_values
 from aplens.interventions.ablation import (
     AblationMethod,
     Substitute,
@@ -78,17 +78,24 @@ class HeadEffects:
         """One row a head, in the order of `heads`, with the head's name as index.
 
         Columns: `layer`, `head`, `mean` (the mean effect over prompts) with its 95 % interval
-        `low`, `high`, and `magnitude` (the mean |effect|). The interval resamples groups; with a
-        single group there is none, and it is NaN.
+        `low`, `high`, `magnitude` (the mean |effect|), `p`, how often chance gives a mean as far
+        from 0 (a permutation test that draws the signs of groups), and `q`, the same corrected for
+        as many heads as there are rows: of the heads with q below 0.05, about 5 % have no effect
+        (Benjamini and Hochberg 1995). Interval and test go by groups; with a single group there are
+        none, and they are NaN.
         """
         import pandas as pd
+        from scipy.stats import false_discovery_control
 
         bootstrap = FileBootstrap(self.groups)
         frame = pd.DataFrame(self.heads, columns=["layer", "head"])
         frame[["mean", "low", "high"]] = [tuple(bootstrap.mean(row)) for row in self.values]
-        if len(set(self.groups)) == 1:
-            frame[["low", "high"]] = np.nan
         frame["magnitude"] = np.abs(self.values).mean(axis=1)
+        if len(set(self.groups)) == 1:
+            frame[["low", "high", "p", "q"]] = np.nan
+        else:
+            frame["p"] = sign_flip_p_values(self.values, self.groups)
+            frame["q"] = false_discovery_control(frame["p"])
         frame.index = pd.Index([str(head) for head in self.heads], name="name")
         return frame
 

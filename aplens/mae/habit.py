@@ -1,8 +1,7 @@
 """A head's habit: the attention that AP-MAE expects of a query from the rest of the pattern.
 
-The patches of a row of the grid are hidden and filled in from all other rows. What comes out is what
-the head's behaviour elsewhere on the prompt lets one expect; where the attention departs from it,
-the head does something of its own.
+The patches of one row of the grid are hidden and filled in from all other rows. Where a query's
+attention departs from what comes out, the head does something of its own on this prompt.
 """
 
 from __future__ import annotations
@@ -75,6 +74,6 @@ def require_visible(mae: APMAE, n_tokens: int) -> None:
     """
     if n_tokens <= mae.grid.patch_size:
         raise ValueError(
-            f"what AP-MAE expects needs prompts longer than one patch, {mae.grid.patch_size} tokens "
-            f"for this AP-MAE, got {n_tokens}"
+            "what AP-MAE expects needs prompts longer than one patch, "
+            f"{mae.grid.patch_size} tokens for this AP-MAE, got {n_tokens}"
         )
