@@ -8,10 +8,11 @@ import torch
 from mae_helpers import tiny_mae
 
 from aplens.heads import Head
+from aplens.interventions import ablate_heads
 from aplens.models import attach_hooks, pattern_hook_name
 from aplens.patterns import collect_patterns
 from aplens.prompts import Prompts
-from aplens.scoring.distance import pattern_distances
+from aplens.scoring.distance import output_norms, pattern_distances
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +157,21 @@ def test_induction_heads_are_unusual_on_repeated_random_tokens(smollm2, smollm2_
     best = [patterns.heads[i] for i in induction.topk(5).indices]
     assert induction.topk(5).values.min() > 0.5
     assert min(found[head] for head in best) > np.median(list(found.values()))
+
+
+def test_the_norm_is_of_what_a_head_adds_at_the_last_position(tiny_model):
+    prompts = random_prompts([9, 5, 14], seed=1)
+    found = output_norms(tiny_model, prompts, "L2H3, L0H1", batch_size=2)
+    assert list(found) == [Head(2, 3), Head(0, 1)]
+    for head, norm in found.items():
+        by_hand = []
+        for number in range(3):
+            # What the head adds to the residual stream: its layer's output with and without it.
+            tokens = prompts[[number]].tokens
+            outputs = []
+            for heads in ((), (head,)):
+                with torch.no_grad(), ablate_heads(tiny_model, heads):
+                    cache = tiny_model.run_with_cache(tokens)[1]
+                outputs.append(cache[f"blocks.{head.layer}.hook_attn_out"][0, -1])
+            by_hand.append((outputs[0] - outputs[1]).norm().item())
+        assert norm == pytest.approx(np.mean(by_hand), rel=1e-4)

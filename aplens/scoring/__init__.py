@@ -2,7 +2,7 @@
 
 from aplens.scoring.attribution import HeadAttributions, attribute_heads
 from aplens.scoring.clusters import HeadClusters
-from aplens.scoring.distance import pattern_distances
+from aplens.scoring.distance import output_norms, pattern_distances
 from aplens.scoring.evaluation import (
     cross_validate,
     evaluate_holdout,
@@ -37,6 +37,7 @@ __all__ = [
     "evaluate_holdout",
     "evaluate_predictors",
     "observe",
+    "output_norms",
     "pattern_distances",
     "pattern_statistics",
     "score_heads",

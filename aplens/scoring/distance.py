@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aplens.heads import Head, HeadsLike
+from aplens.models import attach_hooks, run_until, z_hook_name
 from aplens.patterns import AttentionPatterns, stream_patterns
 from aplens.patterns.collect import select_heads
 from aplens.prompts import Prompts, PromptsLike, read_prompts
@@ -93,6 +94,51 @@ def pattern_distances(
         ratios = far.clamp(min=_ALIKE) / usually.clamp(min=_ALIKE)[:, None]
         total += ratios.sum(dim=1).double().cpu()
     return dict(zip(chosen, (total / len(asked)).tolist(), strict=True))
+
+
+def output_norms(
+    model: Any,
+    prompts: PromptsLike,
+    heads: HeadsLike | None = None,
+    *,
+    batch_size: int = 8,
+) -> dict[Head, float]:
+    """How much each head writes at the last position of a prompt: the mean norm of z @ W_O.
+
+    One pass over the prompts. In families that normalize heads' outputs before they are added
+    (Gemma, OLMo 2), the norm is that before it.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        prompts: In any form that `read_prompts` takes.
+        heads: Which heads (default: all).
+        batch_size: Prompts a forward pass.
+
+    Returns:
+        The norm of each head, in the order of `heads`.
+    """
+    chosen = select_heads(model, heads)
+    read = read_prompts(model, prompts)
+    totals: dict[Head, float] = dict.fromkeys(chosen, 0.0)
+    by_layer = {head.layer: [h for h in chosen if h.layer == head.layer] for head in chosen}
+    last = read.lengths[:0]
+
+    def adding(members: list[Head]) -> Callable[..., None]:
+        def add(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+            at_last = z[torch.arange(len(z), device=z.device), last.to(z.device)]
+            for head in members:
+                weight = model.blocks[head.layer].attn.W_O[head.head].detach()
+                norms = (at_last[:, head.head] @ weight.to(at_last)).float().norm(dim=-1)
+                totals[head] += float(norms.sum())
+
+        return add
+
+    hooks = [(z_hook_name(layer), adding(members)) for layer, members in by_layer.items()]
+    with torch.no_grad(), attach_hooks(model, hooks):
+        for batch in read.split(batch_size):
+            last = batch.lengths - 1
+            run_until(model, batch.tokens, max(by_layer))
+    return {head: total / len(read) for head, total in totals.items()}
 
 
 def _check(prompts: Prompts, reference: Prompts, mae: APMAE, n_neighbors: int) -> None:
