@@ -297,6 +297,8 @@ def test_other_predictors_are_tried_on_the_same_scenarios(study):
     assert rows.loc["outcomes shuffled", "auc_low"] < 0.5
     n = sum(len(study.parts[name]) for name in ("fit", "rank", "ablate"))
     assert rows.loc["boosting", "n_scenarios"].eq(n).all()
+    assert rows.loc["0.5 of the files", "train_share"].eq(0.5).all()
+    assert rows.loc["boosting", "train_share"].eq(1).all()
 
 
 def test_the_tables_are_there_in_markdown(study, said):
