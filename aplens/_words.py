@@ -1,4 +1,4 @@
-"""How errors show a value that came from outside."""
+"""How errors show a value that came from outside, and names made of several."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ def shorten(value: Any) -> str:
         return _SHORT.repr(value)
     except ValueError:  # Python prints no whole number of more than 4300 digits
         return f"a {type(value).__name__} with a number of thousands of digits"
+
+
+def split_features(name: str) -> list[str]:
+    """The kinds of features that a name such as "surprise+confidence" joins."""
+    return name.split("+")
 
 
 _SHORT = reprlib.Repr()

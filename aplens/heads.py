@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -50,14 +51,27 @@ _MOST = 10**9
 _DEEPEST = 32
 
 
+@dataclass(frozen=True)
+class ModelShape:
+    """The facts about a model that its heads' scores are of no use without.
+
+    Attributes:
+        name: The model's name, for labels and fingerprints.
+        n_layers: All layers, also those without attention.
+        n_heads: Query heads a layer.
+    """
+
+    name: str
+    n_layers: int
+    n_heads: int
+
+
 def all_heads(n_layers: int, n_heads: int) -> tuple[Head, ...]:
     """Every head of a model, layer by layer."""
     return tuple(Head(layer, head) for layer in range(n_layers) for head in range(n_heads))
 
 
-def parse_heads(
-    heads: HeadsLike, n_layers: int | None = None, n_heads: int | None = None
-) -> tuple[Head, ...]:
+def parse_heads(heads: HeadsLike, model: ModelShape | None = None) -> tuple[Head, ...]:
     """Read any way of naming heads: order is kept, repeats are dropped.
 
     Accepts `Head(5, 3)`, `(5, 3)`, `"L5H3"`, `"5.3"`, `"L5H3, L9H6"`, `{5: [3, 4]}`, a
@@ -66,8 +80,8 @@ def parse_heads(
 
     Args:
         heads: The heads.
-        n_layers: The model's layers; a head outside is refused when given.
-        n_heads: The model's heads a layer; a head outside is refused when given.
+        model: The model, as `describe_model` describes it; when given, a head that it does not
+            have is refused.
 
     Raises:
         ValueError: When a name cannot be read, or a head is out of range.
@@ -75,7 +89,7 @@ def parse_heads(
     """
     unique = dict.fromkeys(_read_heads(heads))
     for head in unique:
-        _check_range(head, n_layers, n_heads)
+        _check_range(head, model)
     return tuple(unique)
 
 
@@ -138,15 +152,17 @@ def _read_name(name: str) -> Head:
     return Head(layer, head)
 
 
-def _check_range(head: Head, n_layers: int | None, n_heads: int | None) -> None:
+def _check_range(head: Head, model: ModelShape | None) -> None:
     if not (0 <= head.layer < _MOST and 0 <= head.head < _MOST):
         raise ValueError(
             f"head {shorten(tuple(head))} is out of range: layers and heads count from 0"
         )
-    if n_layers is not None and head.layer >= n_layers:
-        raise ValueError(f"{head}: layer {head.layer} is out of range for {n_layers} layers")
-    if n_heads is not None and head.head >= n_heads:
-        raise ValueError(f"{head}: head {head.head} is out of range for {n_heads} heads a layer")
+    if model is not None and head.layer >= model.n_layers:
+        raise ValueError(f"{head}: layer {head.layer} is out of range for {model.n_layers} layers")
+    if model is not None and head.head >= model.n_heads:
+        raise ValueError(
+            f"{head}: head {head.head} is out of range for {model.n_heads} heads a layer"
+        )
 
 
 class HeadRanking:
@@ -158,14 +174,16 @@ class HeadRanking:
             positive part), `toward_correct` (mean negative part, as a positive number). In the
             units of the ranking's method: SHAP values in the predictor's log-odds, or effects on
             a metric.
-        model_name: The model whose heads these are.
-        n_layers: Its layers.
-        n_heads: Its heads a layer.
+        model: The model whose heads these are, as `describe_model` describes it.
         metadata: JSON-able facts about how the ranking was made.
 
     Raises:
         ValueError: When a column is missing, a score is not finite, or a head is no whole number,
             out of range or listed twice.
+
+    Attributes:
+        model: The model's name, layers and heads a layer.
+        metadata: The facts.
     """
 
     COLUMNS = ("layer", "head", "importance", "mean", "toward_incorrect", "toward_correct")
@@ -174,10 +192,7 @@ class HeadRanking:
     def __init__(
         self,
         frame: pd.DataFrame,
-        *,
-        model_name: str,
-        n_layers: int,
-        n_heads: int,
+        model: ModelShape,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         missing = [column for column in self.COLUMNS if column not in frame.columns]
@@ -191,8 +206,7 @@ class HeadRanking:
                 (_whole(layer), _whole(head))
                 for layer, head in zip(frame["layer"], frame["head"], strict=True)
             ],
-            n_layers,
-            n_heads,
+            model,
         )
         if len(heads) != len(frame):
             raise ValueError(f"a ranking lists a head once; {len(frame) - len(heads)} are repeated")
@@ -204,19 +218,14 @@ class HeadRanking:
             )
             .reset_index(drop=True)
         )
-        self.model_name = model_name
-        self.n_layers = n_layers
-        self.n_heads = n_heads
+        self.model = ModelShape(model.name, model.n_layers, model.n_heads)
         self.metadata = dict(metadata or {})
 
     @classmethod
     def from_scores(
         cls,
         scores: Mapping[Head, float],
-        *,
-        model_name: str,
-        n_layers: int,
-        n_heads: int,
+        model: ModelShape,
         metadata: Mapping[str, Any] | None = None,
     ) -> HeadRanking:
         """Rank heads by one number each, highest first, which points in no direction.
@@ -231,23 +240,14 @@ class HeadRanking:
         frame = pd.DataFrame(list(scores), columns=["layer", "head"])
         frame["importance"] = list(scores.values())
         frame[list(cls.COLUMNS[3:])] = 0.0
-        return cls(
-            frame,
-            model_name=model_name,
-            n_layers=n_layers,
-            n_heads=n_heads,
-            metadata={**(metadata or {}), "signed": False},
-        )
+        return cls(frame, model, {**(metadata or {}), "signed": False})
 
     @classmethod
     def from_values(
         cls,
         heads: Sequence[Head],
         values: Float[np.ndarray, "head prompt"],
-        *,
-        model_name: str,
-        n_layers: int,
-        n_heads: int,
+        model: ModelShape,
         metadata: Mapping[str, Any] | None = None,
     ) -> HeadRanking:
         """Rank heads by what each does on each prompt, positive being toward incorrect.
@@ -262,9 +262,7 @@ class HeadRanking:
         frame["mean"] = values.mean(axis=1)
         frame["toward_incorrect"] = values.clip(min=0).mean(axis=1)
         frame["toward_correct"] = (-values).clip(min=0).mean(axis=1)
-        return cls(
-            frame, model_name=model_name, n_layers=n_layers, n_heads=n_heads, metadata=metadata
-        )
+        return cls(frame, model, metadata)
 
     @property
     def is_signed(self) -> bool:
@@ -279,7 +277,7 @@ class HeadRanking:
 
     def __repr__(self) -> str:
         best = ", ".join(str(head) for head in self.top(min(3, len(self))))
-        return f"HeadRanking({len(self)} heads of {self.model_name}, best: {best})"
+        return f"HeadRanking({len(self)} heads of {self.model.name}, best: {best})"
 
     def top(self, k: int, by: RankBy = "importance") -> tuple[Head, ...]:
         """The `k` heads that rank highest.
@@ -353,9 +351,9 @@ class HeadRanking:
             {
                 "format": self._FORMAT,
                 "version": 1,
-                "model_name": self.model_name,
-                "n_layers": self.n_layers,
-                "n_heads": self.n_heads,
+                "model_name": self.model.name,
+                "n_layers": self.model.n_layers,
+                "n_heads": self.model.n_heads,
                 "metadata": self.metadata,
                 "heads": self._frame.to_dict(orient="records"),
             },
@@ -376,10 +374,12 @@ class HeadRanking:
         try:
             return cls(
                 pd.DataFrame(_read_rows(data, cls.COLUMNS), columns=list(cls.COLUMNS)),
-                model_name=take(data, "model_name", str),
-                n_layers=take(data, "n_layers", int),
-                n_heads=take(data, "n_heads", int),
-                metadata=take(data, "metadata", dict),
+                ModelShape(
+                    take(data, "model_name", str),
+                    take(data, "n_layers", int),
+                    take(data, "n_heads", int),
+                ),
+                take(data, "metadata", dict),
             )
         except ValueError as error:
             raise ValueError(f"{path} is a damaged head ranking: {error}") from error

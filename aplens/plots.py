@@ -12,6 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
+from aplens._words import split_features
 from aplens.style import (
     CORRECT,
     GREEN,
@@ -124,7 +125,7 @@ def _quantity(ranking: HeadRanking) -> tuple[str, str]:
 def _read_scores(scores: HeadRanking | pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
     """The table, and how many layers and heads a layer the map has."""
     if not isinstance(scores, pd.DataFrame):
-        return scores.to_frame(), scores.n_layers, scores.n_heads
+        return scores.to_frame(), scores.model.n_layers, scores.model.n_heads
     if not {"layer", "head"} <= set(scores.columns):
         raise ValueError(f"expected columns 'layer' and 'head', got {list(scores.columns)}")
     return scores, int(scores["layer"].max()) + 1, int(scores["head"].max()) + 1
@@ -476,4 +477,4 @@ def _draw_pattern(axes: Axes, pattern: Any) -> Any:
 
 def is_baseline(name: str, baselines: Collection[str]) -> bool:
     """Whether every part of a name joined by "+" is a baseline."""
-    return all(part in baselines for part in name.split("+"))
+    return all(part in baselines for part in split_features(name))

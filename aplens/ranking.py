@@ -185,8 +185,7 @@ def _rank_by_effect(
         effects = estimate_effects(model, scenarios, metric=metric)
     else:
         effects = measure_effects(model, scenarios, metric=metric, progress=progress)
-    info = describe_model(model)
-    return effects.to_ranking(model_name=info.name, n_layers=info.n_layers, n_heads=info.n_heads)
+    return effects.to_ranking()
 
 
 def _rank_by_distance(
@@ -194,11 +193,8 @@ def _rank_by_distance(
 ) -> HeadRanking:
     from aplens.scoring.distance import pattern_distances
 
-    info = describe_model(model)
     return HeadRanking.from_scores(
         pattern_distances(model, scenarios, reference, mae=mae),
-        model_name=info.name,
-        n_layers=info.n_layers,
-        n_heads=info.n_heads,
-        metadata={"method": "distance", "n_prompts": len(scenarios)},
+        describe_model(model),
+        {"method": "distance", "n_prompts": len(scenarios)},
     )

@@ -149,13 +149,13 @@ def measure_storage(
     n_tokens = scenarios.tokens().shape[1]
 
     def bytes_of(name: str, **options: Any) -> int:
-        aplens.observe(model, scenarios, mae, folder / name, statistics=False, **options)
+        aplens.observe(model, scenarios, mae, folder / name, **options)
         return sum(file.stat().st_size for file in (folder / name).iterdir())
 
-    exact = bytes_of("exact")
+    exact = bytes_of("exact", keep=[])
     return {
         "patterns, float32": n_patterns * n_tokens**2 * 4,
-        "patterns, ours": bytes_of("patterns", patterns=True, shard_size=8) - exact,
+        "patterns, ours": bytes_of("patterns", keep=["patterns"], shard_size=8) - exact,
         "baseline's HDF5, patterns and embeddings": (folder / "baseline.h5").stat().st_size,
         "embeddings, float32": n_patterns * mae.embedding_size() * 4,
         "embeddings and outcomes, ours, float16": exact,

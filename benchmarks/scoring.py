@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from common import print_table, seconds_of
 
-from aplens.heads import all_heads
+from aplens.heads import ModelShape, all_heads
 from aplens.scoring import CorrectnessPredictor, HeadClusters, Observations, attribute_heads
 from aplens.scoring.evaluation import score_table
 from aplens.scoring.head_array import HeadArray
@@ -61,9 +61,7 @@ def make_observations(n: int, n_heads: int) -> Observations:
         table,
         heads,
         HeadArray((n, n_heads, WIDTH), np.float16, read_head),
-        model_name="drawn",
-        n_layers=layers,
-        n_heads=-(-n_heads // layers),
+        model=ModelShape("drawn", layers, -(-n_heads // layers)),
     )
 
 

@@ -27,14 +27,7 @@ from aplens.scenarios import Scenarios
 def draw_ranking(model: Any, seed: int = 0) -> HeadRanking:
     info = aplens.models.describe_model(model)
     values = np.random.default_rng(seed).normal(size=(len(info.heads), 5))
-    return HeadRanking.from_values(
-        info.heads,
-        values,
-        model_name=info.name,
-        n_layers=info.n_layers,
-        n_heads=info.n_heads,
-        metadata={},
-    )
+    return HeadRanking.from_values(info.heads, values, info)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from zoo import ZOO, Variant, save
 import aplens
 from aplens._markdown import table_lines
 from aplens.models import UnsupportedModelError
-from aplens.models.agreement import Difference, difference, run_reference
+from aplens.models.agreement import Difference, difference, run_original
 from aplens.models.writing import require_acting
 
 PAGE = ROOT / "docs" / "how-to" / "your-model.md"
@@ -52,12 +52,12 @@ def row(name: str, variant: Variant, kind: str) -> tuple[str, ...]:
             return (name, "none", "", "", f"refused: {reason(error, folder)}")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            reference = run_reference(
+            original = run_original(
                 transformers.AutoModelForCausalLM.from_pretrained(
                     folder, dtype=torch.float32, attn_implementation="eager"
                 )
             )
-        found = difference(model, reference)
+        found = difference(model, original)
         remarks = []
         try:
             aplens.load_model(folder, kind=kind)

@@ -76,7 +76,7 @@ def draw_overview(reconstruction: Reconstruction, ranking: aplens.HeadRanking) -
     show_pattern(panels[1], reconstruction.masked[0, 0], "half of it hidden")
     show_pattern(panels[2], reconstruction.reconstructed[0, 0], "filled in by AP-MAE")
     frame = ranking.to_frame()
-    scores = np.zeros((ranking.n_layers, ranking.n_heads))
+    scores = np.zeros((ranking.model.n_layers, ranking.model.n_heads))
     scores[frame["layer"], frame["head"]] = frame["importance"]
     panels[3].imshow(scores, aspect="auto", cmap="viridis")
     panels[3].set_title("heads ranked", fontsize=10)

@@ -80,11 +80,10 @@ def sweep(folder: str, tell: Callable[[int], None]) -> None:
     model = make_tiny_bridge()
     info = describe_model(model)
     values = np.random.default_rng(0).normal(size=(len(info.heads), 5))
-    shape = {"model_name": info.name, "n_layers": info.n_layers, "n_heads": info.n_heads}
     aplens.sweep_ablations(
         model,
         make_scenarios(20),
-        HeadRanking.from_values(info.heads, values, **shape),
+        HeadRanking.from_values(info.heads, values, info),
         sizes=(1, 2, 3),
         balance=False,
         batch_size=4,

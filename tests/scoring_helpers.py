@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from aplens.heads import all_heads
+from aplens.heads import ModelShape, all_heads
 from aplens.mae import APMAE, APMAEConfig
 from aplens.scenarios import Scenario, Scenarios
 from aplens.scoring import Observations
@@ -63,9 +63,7 @@ def make_observations(
         heads,
         embeddings.astype(np.float16),
         {"statistics": values.astype(np.float32)} if statistics else None,
-        model_name="planted",
-        n_layers=n_layers,
-        n_heads=n_heads,
+        model=ModelShape("planted", n_layers, n_heads),
     )
 
 

@@ -15,6 +15,7 @@ from transformer_lens import patching
 
 from aplens import Head, HeadRanking
 from aplens.circuits import activation_patch, logit_difference, path_patch
+from aplens.heads import ModelShape
 from aplens.models import attach_hooks, describe_model
 from aplens.prompts import Prompts
 
@@ -446,7 +447,7 @@ def test_nothing_is_printed_and_progress_is_told(tiny_model, capsys):
 def test_a_ranking_is_a_selection(tiny_model):
     scores = {"layer": [2, 0], "head": [1, 3], "importance": [0.9, 0.1]}
     zeros = {name: [0.0, 0.0] for name in ("mean", "toward_incorrect", "toward_correct")}
-    ranking = HeadRanking(pd.DataFrame(scores | zeros), model_name="tiny", n_layers=3, n_heads=4)
+    ranking = HeadRanking(pd.DataFrame(scores | zeros), model=ModelShape("tiny", 3, 4))
     table = activation_patch(tiny_model, CLEAN, CORRUPTED, ranking, metric=METRIC)
     assert list(table.frame["name"]) == ["L2H1", "L0H3"]
 

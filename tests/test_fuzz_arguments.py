@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aplens import parse_heads
+from aplens.heads import ModelShape
 from aplens.prompts import Prompts, read_prompts
 
 numbers = st.integers(-3, 6) | st.sampled_from([2**31, 2**63, 2**64, -(2**70), 10**400])
@@ -76,7 +77,9 @@ def itself() -> list:
 @example("L" + "9" * 5000 + "H1")
 @example(itertools.count())
 def test_heads_of_any_kind(value):  # an error shows a head as L3H0
-    refusal = refusal_of((TypeError, ValueError), lambda: list(parse_heads(value, 3, 4)))
+    refusal = refusal_of(
+        (TypeError, ValueError), lambda: list(parse_heads(value, ModelShape("tiny", 3, 4)))
+    )
     assert refusal is None or is_clear(refusal, "L") or is_clear(refusal, "head")
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aplens import Head, HeadRanking
 from aplens._io import read_json
+from aplens.heads import ModelShape
 from aplens.interventions import AblationSweep
 from aplens.interventions.results import Setting, SettingResult
 from aplens.study import StudySettings
@@ -22,9 +23,7 @@ from aplens.study.stages import StageRecord
 RANKING = HeadRanking.from_values(
     [Head(0, 0), Head(0, 1), Head(1, 0)],
     np.array([[0.5, -1.0], [0.25, 0.0], [1.0, 2.0]]),
-    model_name="tiny",
-    n_layers=2,
-    n_heads=2,
+    model=ModelShape("tiny", 2, 2),
     metadata={"method": "x"},
 )
 OF_PREDICTOR = {
@@ -34,7 +33,7 @@ OF_PREDICTOR = {
     "confidence_auc": [0.6, 0.5, 0.8],
 }
 STUDY_RANKING = HeadRanking.from_scores(
-    {Head(0, 0): 1.0}, model_name="tiny", n_layers=1, n_heads=1, metadata=OF_PREDICTOR
+    {Head(0, 0): 1.0}, model=ModelShape("tiny", 1, 1), metadata=OF_PREDICTOR
 )
 SWEEP = AblationSweep(
     index=np.array([0, 2, 3]),
@@ -78,7 +77,7 @@ def folder(tmp_path_factory):
 
 def load_ranking(path):
     ranking = HeadRanking.load(path)
-    assert all(h.layer < ranking.n_layers and h.head < ranking.n_heads for h in ranking)
+    assert all(h.layer < ranking.model.n_layers and h.head < ranking.model.n_heads for h in ranking)
     assert np.isfinite(ranking.to_frame()[list(HeadRanking.COLUMNS)].to_numpy(float)).all()
     repr(ranking), ranking.by_layer(), ranking.is_signed
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aplens import Head, HeadRanking, parse_heads
+from aplens.heads import ModelShape
 
 heads = st.builds(Head, st.integers(0, 99), st.integers(0, 99))
 
@@ -27,9 +28,7 @@ def make_ranking(n_layers=2, n_heads=3, means=None):
                 "toward_correct": np.maximum(-means, 0),
             }
         ),
-        model_name="tiny",
-        n_layers=n_layers,
-        n_heads=n_heads,
+        model=ModelShape("tiny", n_layers, n_heads),
         metadata={"seed": 0},
     )
 
@@ -76,7 +75,7 @@ def test_layer_one_head_ten_is_not_head_one():
 )
 def test_what_is_no_head_is_refused_by_name(spelling, error, words):
     with pytest.raises(error, match=words):
-        parse_heads(spelling, n_layers=30, n_heads=9)
+        parse_heads(spelling, ModelShape("gpt2", 30, 9))
 
 
 def test_top_orders_by_the_score_asked_for():
@@ -112,7 +111,7 @@ def test_a_ranking_survives_saving(tmp_path):
     ranking.save(tmp_path / "r.json")
     loaded = HeadRanking.load(tmp_path / "r.json")
     pd.testing.assert_frame_equal(loaded.to_frame(), ranking.to_frame())
-    assert (loaded.model_name, loaded.n_layers, loaded.n_heads) == ("tiny", 2, 3)
+    assert loaded.model == ModelShape("tiny", 2, 3)
     assert loaded.metadata == {"seed": 0}
 
 
@@ -149,15 +148,15 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
 
 def test_broken_tables_are_refused():
     frame = make_ranking().to_frame()
-    make = {"model_name": "tiny", "n_layers": 2, "n_heads": 3}
+    shape = ModelShape("tiny", 2, 3)
     with pytest.raises(ValueError, match="importance"):
-        HeadRanking(frame.drop(columns="importance"), **make)
+        HeadRanking(frame.drop(columns="importance"), shape)
     with pytest.raises(ValueError, match="NaN"):
-        HeadRanking(frame.assign(mean=np.nan), **make)
+        HeadRanking(frame.assign(mean=np.nan), shape)
     with pytest.raises(ValueError, match="repeated"):
-        HeadRanking(pd.concat([frame, frame.head(1)]), **make)
+        HeadRanking(pd.concat([frame, frame.head(1)]), shape)
     with pytest.raises(ValueError, match="out of range"):
-        HeadRanking(frame, model_name="tiny", n_layers=1, n_heads=3)
+        HeadRanking(frame, model=ModelShape("tiny", 1, 3))
 
 
 def test_a_ranking_is_itself_a_selection_of_heads():

@@ -7,7 +7,7 @@ from conftest import KINDS, make_tiny_bridge, make_tiny_hooked, requires_hooked
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aplens.heads import HeadRanking
+from aplens.heads import HeadRanking, ModelShape
 from aplens.interventions import ablate_heads
 from aplens.interventions.ablation import _derangement
 from aplens.models import attach_hooks, z_hook_name
@@ -103,9 +103,7 @@ def test_every_way_of_naming_heads_does_the_same(any_model, tiny_tokens):
                 "toward_correct": [0.0, 1.0],
             }
         ),
-        model_name="tiny",
-        n_layers=3,
-        n_heads=4,
+        model=ModelShape("tiny", 3, 4),
     )
     outcomes = []
     for heads in ([(0, 1), (1, 3)], {0: [1], 1: [3]}, "L0H1, L1H3", ["0.1", "1.3"], ranking):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import KINDS, make_broken, make_tiny_bridge, make_tiny_hooked, requires_hooked
 
-from aplens.heads import Head, all_heads
+from aplens.heads import Head, ModelShape, all_heads
 from aplens.interventions import HeadEffects, ablate_heads, estimate_effects, measure_effects
 from aplens.models import attach_hooks, last_token_logits, z_hook_name
 from aplens.prompts import Prompts
@@ -313,6 +313,7 @@ def made_up_effects(groups=("a", "a", "b", "b")):
         method="zero",
         estimated=False,
         groups=list(groups),
+        model=ModelShape("tiny", 3, 4),
         n_forward_passes=3,
         n_backward_passes=0,
     )
@@ -349,9 +350,7 @@ def test_heads_that_do_something_are_told_from_those_that_do_not():
 
 
 def test_the_ranking_says_which_way_heads_push_and_what_it_cost():
-    ranking = made_up_effects().to_ranking(
-        model_name="tiny", n_layers=3, n_heads=4, metadata={"task": "own"}
-    )
+    ranking = made_up_effects().to_ranking()
     frame = ranking.to_frame()
     assert list(ranking) == [Head(2, 0), Head(0, 1)]
     assert frame.loc["L0H1", list(ranking.COLUMNS[2:])].tolist() == pytest.approx(
@@ -366,7 +365,6 @@ def test_the_ranking_says_which_way_heads_push_and_what_it_cost():
         "n_prompts": 4,
         "n_forward_passes": 3,
         "n_backward_passes": 0,
-        "task": "own",
     }
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aplens import Head, HeadRanking, Scenario, Scenarios, parse_heads
 from aplens._io import FolderInUseError, own_folder
+from aplens.heads import ModelShape
 from aplens.interventions import AblationSweep, Setting, SettingResult, ablate_heads
 from aplens.interventions import sweep_ablations as run_sweep
 from aplens.interventions.sharing import plan_runs
@@ -37,9 +38,7 @@ def make_ranking(n_layers=3, n_heads=4, seed=0):
                 "toward_correct": np.clip(-mean, 0, None),
             }
         ),
-        model_name="tiny",
-        n_layers=n_layers,
-        n_heads=n_heads,
+        model=ModelShape("tiny", n_layers, n_heads),
     )
 
 
@@ -261,7 +260,7 @@ def test_layers_that_settings_have_in_common_are_run_once(tiny_model):
     ranking = make_ranking()
     frame = ranking.to_frame().sort_values(["layer", "head"])
     frame = frame.assign(toward_incorrect=[0.0] * 8 + [4.0, 3.0, 2.0, 1.0])
-    ranking = HeadRanking(frame, model_name="tiny", n_layers=3, n_heads=4)
+    ranking = HeadRanking(frame, model=ModelShape("tiny", 3, 4))
     scenarios = make_scenarios(tiny_model)
     options = {"sizes": (1, 2, 3, 4), "choices": ("toward_incorrect",)}
     prompts, sweep = count_passes(
@@ -431,9 +430,7 @@ def test_prompts_of_several_lengths_are_swept_as_each_is_alone(tiny_model):
         targets = [predict(prompt) for prompt in prompts]
     ranking = HeadRanking.from_scores(
         {head: 2.0 - place for place, head in enumerate(ablated)},
-        model_name="tiny",
-        n_layers=3,
-        n_heads=4,
+        model=ModelShape("tiny", 3, 4),
     )
     sweep = run_sweep(
         tiny_model,

@@ -11,7 +11,7 @@ import torch
 from scoring_helpers import make_mae, make_scenarios
 
 import aplens
-from aplens.heads import Head, HeadRanking
+from aplens.heads import Head, HeadRanking, ModelShape
 from aplens.interventions import ablate_heads
 from aplens.models import last_token_logits
 from aplens.ranking import rank_heads
@@ -104,7 +104,7 @@ def test_rank_heads_of_smollm2(smollm2):
         features="embeddings",
     )
     assert len(ranking) == 270
-    assert ranking.model_name == "smollm2-135m"
+    assert ranking.model.name == "smollm2-135m"
     assert ranking.to_frame()["importance"].gt(0).all()
 
 
@@ -201,7 +201,7 @@ def test_what_a_method_lacks_is_said_before_the_model_runs(any_model, monkeypatc
 
 def test_a_ranking_of_scores_is_saved_with_its_lack_of_direction(tmp_path):
     scores = {Head(0, 1): 2.5, Head(1, 0): 7.0}
-    ranking = HeadRanking.from_scores(scores, model_name="m", n_layers=2, n_heads=2)
+    ranking = HeadRanking.from_scores(scores, model=ModelShape("m", 2, 2))
     assert ranking.top(2) == (Head(1, 0), Head(0, 1))
     ranking.save(tmp_path / "ranking.json")
     loaded = HeadRanking.load(tmp_path / "ranking.json")

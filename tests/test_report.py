@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aplens import HeadRanking, parse_heads
-from aplens.heads import all_heads
+from aplens.heads import ModelShape, all_heads
 from aplens.interventions import AblationSweep, Setting, SettingResult
 from aplens.mae import Reconstruction
 from aplens.patterns import PatchGrid
@@ -40,9 +40,7 @@ def make_ranking(n_layers=12, n_heads=9):
                 "toward_correct": np.clip(-mean, 0, None) + 0.004,
             }
         ),
-        model_name="tiny",
-        n_layers=n_layers,
-        n_heads=n_heads,
+        model=ModelShape("tiny", n_layers, n_heads),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from scoring_helpers import make_observations
 
 import aplens.scoring.attribution as attribution
-from aplens.heads import Head
+from aplens.heads import Head, ModelShape
 from aplens.scoring import CorrectnessPredictor, HeadClusters, attribute_heads, split_by_file
 
 PCA = HeadClusters("pca")
@@ -37,7 +37,7 @@ def test_the_planted_head_ranks_first_and_pushes_the_right_way(features, planted
     train, test = split_by_file(observations, 0.4, seed=0)
     predictor = CorrectnessPredictor(features, clusters=PCA).fit(train)
     found = attribute_heads(predictor, test)
-    ranking = found.to_ranking(model_name="planted", n_layers=2, n_heads=3)
+    ranking = found.to_ranking()
     assert ranking.top(1) == (planted,)
     # Its second kind of pattern means incorrect: positive there, negative for the first kind.
     index = test.heads.index(planted)
@@ -48,8 +48,8 @@ def test_the_planted_head_ranks_first_and_pushes_the_right_way(features, planted
 def test_the_ranking_sums_up_the_values():
     heads = (Head(0, 0), Head(0, 1))
     values = np.array([[1.0, -2.0], [-3.0, -2.0], [0.5, 0.0], [0.5, 1.0]])
-    found = attribution.HeadAttributions(heads, values, np.zeros(4), 0.0)
-    frame = found.to_ranking(model_name="m", n_layers=1, n_heads=2, metadata={"a": 1}).to_frame()
+    found = attribution.HeadAttributions(heads, values, np.zeros(4), 0.0, ModelShape("m", 1, 2))
+    frame = found.to_ranking().to_frame()
     assert frame.loc["L0H0"].to_dict() == {
         "layer": 0,
         "head": 0,

@@ -7,6 +7,7 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from scoring_helpers import make_mae, make_observations, make_scenarios
 from aplens._io import FolderInUseError, fingerprint, own_folder
 from aplens.patterns import collect_patterns, log_normalize
 from aplens.scenarios import Scenarios
-from aplens.scoring import Observations, observe, pattern_statistics, shards
+from aplens.scoring import Keep, Observations, observe, pattern_statistics, shards
 from aplens.scoring.observations import COLUMNS, HEAD_NUMBERS
 
 
@@ -102,10 +103,6 @@ def test_correct_means_that_the_argmax_is_the_target(any_model, mae, tmp_path):
     with torch.no_grad():
         predicted = any_model(scenarios.tokens())[:, -1].argmax(-1).tolist()
     targets = [token if i % 2 else token + 1 for i, token in enumerate(predicted)]
-    from dataclasses import replace
-
-    from aplens.scenarios import Scenarios
-
     scenarios = Scenarios(replace(s, target=t) for s, t in zip(scenarios, targets, strict=True))
     observations = observe(any_model, scenarios, mae, tmp_path)
     assert list(observations.table["correct"]) == [False, True] * 3
@@ -113,7 +110,7 @@ def test_correct_means_that_the_argmax_is_the_target(any_model, mae, tmp_path):
 
 def test_without_a_folder_the_same_is_in_memory(any_model, mae, tmp_path):
     scenarios = make_scenarios(6)
-    options = {"batch_size": 4, "shard_size": 4, "surprise": True, "patterns": True}
+    options = {"batch_size": 4, "shard_size": 4, "keep": get_args(Keep)}
     kept = observe(any_model, scenarios, mae, tmp_path, **options)
     held = observe(any_model, scenarios, mae, **options)
     for row in (slice(None), [4, 1]):
@@ -214,10 +211,10 @@ def test_a_folder_never_mixes_two_runs(any_model, other_model, mae, tmp_path):
             any_model,
             scenarios,
             mae,
-            {"statistics": False},
+            {"keep": []},
             r"numbers was \['statistics', 'regions'\], is \[\]",
         ),
-        (any_model, scenarios, mae, {"patterns": True}, "patterns was False, is True"),
+        (any_model, scenarios, mae, {"keep": ["statistics", "patterns"]}, "patterns was False"),
         (any_model, scenarios, mae, {"precision": torch.bfloat16}, "precision was None, is 'torch"),
     ]:
         with pytest.raises(ValueError, match=difference):
@@ -226,9 +223,9 @@ def test_a_folder_never_mixes_two_runs(any_model, other_model, mae, tmp_path):
 
 
 def test_without_statistics(any_model, mae, tmp_path):
-    observations = observe(any_model, make_scenarios(3), mae, tmp_path, statistics=False)
+    observations = observe(any_model, make_scenarios(3), mae, tmp_path, keep=())
     assert observations.embeddings.shape[:2] == (3, 12)
-    with pytest.raises(ValueError, match="statistics=True"):
+    with pytest.raises(ValueError, match="'statistics' in keep"):
         _ = observations.statistics
 
 
@@ -252,10 +249,16 @@ def test_sizes_must_be_positive(any_model, mae, tmp_path, name):
         observe(any_model, make_scenarios(3), mae, tmp_path, **{name: 0})
 
 
+@pytest.mark.parametrize("keep", ["surprise", ["statistics", "mood"]])
+def test_what_cannot_be_kept_is_refused_by_name(any_model, mae, keep):
+    with pytest.raises(ValueError, match=r"list of some of \['statistics', .*'patterns'\], got"):
+        observe(any_model, make_scenarios(3), mae, keep=keep)
+
+
 def test_kept_patterns_come_back_but_for_rounding(tiny_model, mae, tmp_path):
     scenarios = ragged_scenarios(tiny_model)
     observations = observe(
-        tiny_model, scenarios, mae, tmp_path, batch_size=3, shard_size=2, patterns=True
+        tiny_model, scenarios, mae, tmp_path, batch_size=3, shard_size=2, keep=["patterns"]
     )
     original = collect_patterns(tiny_model, scenarios)
     restored = observations.patterns([3, 0, 1])
@@ -271,7 +274,7 @@ def test_kept_patterns_come_back_but_for_rounding(tiny_model, mae, tmp_path):
 
 def test_patterns_that_were_not_kept_are_an_error(any_model, mae, tmp_path):
     observations = observe(any_model, make_scenarios(3), mae, tmp_path)
-    with pytest.raises(ValueError, match="observe with patterns=True"):
+    with pytest.raises(ValueError, match="observe with 'patterns' in keep"):
         observations.patterns([0])
 
 
@@ -367,7 +370,7 @@ def test_loaded_observations_outlive_their_folder(any_model, mae, tmp_path):
 
 def test_what_does_not_fit_together_is_refused():
     good = make_observations(n=6)
-    facts = {"model_name": "m", "n_layers": 2, "n_heads": 3}
+    facts = {"model": good.model}
     with pytest.raises(ValueError, match=r"missing \['correct'\]"):
         Observations(good.table.drop(columns="correct"), good.heads, good.embeddings, **facts)
     with pytest.raises(ValueError, match=r"expected embeddings .* = \(6, 6\)"):

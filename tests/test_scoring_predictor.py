@@ -113,7 +113,7 @@ def test_wrong_settings_and_input_are_refused():
     observations.table.loc[3, "entropy"] = np.nan
     with pytest.raises(ValueError, match="'confidence' contain NaN"):
         CorrectnessPredictor("confidence").fit(observations)
-    with pytest.raises(ValueError, match="statistics=True"):
+    with pytest.raises(ValueError, match="'statistics' in keep"):
         CorrectnessPredictor("statistics").fit(make_observations(n=40, statistics=False))
 
 

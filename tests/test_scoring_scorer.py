@@ -19,13 +19,21 @@ def test_no_folder_leaves_no_files(any_model, tmp_path, monkeypatch):
     assert observations.embeddings.shape[:2] == (5, 12)
 
 
+def test_what_the_features_need_is_kept(any_model):
+    observed = HeadScorer(make_mae(), features="surprise+confidence").observe(
+        any_model, make_scenarios(5)
+    )
+    assert observed.surprise.shape == (5, 12, 4)
+    assert observed.statistics.shape == (5, 12, 8)
+
+
 def test_a_planted_head_is_ranked_first_with_the_predictors_auc():
     observations = make_observations(n=300, planted=Head(1, 0))
     train, test = split_by_file(observations, 0.4, seed=0)
     scorer = HeadScorer(make_mae(), clusters=PCA).fit(train)
     ranking = scorer.rank(test)
     assert ranking.top(1) == (Head(1, 0),)
-    assert ranking.model_name == "planted"
+    assert ranking.model.name == "planted"
     assert ranking.metadata["features"] == "clusters"
     assert ranking.metadata["classifier"] == "boosting"
     assert ranking.metadata["auc"][1] > 0.7  # even the interval's lower end

@@ -15,6 +15,8 @@ from aplens.scoring import SURPRISES, CorrectnessPredictor, Observations
 from aplens.scoring.regions import attention_by_region
 from aplens.scoring.surprise import patch_surprise
 
+KEEP = ["statistics", "surprise"]
+
 
 def make_patterns(n_patterns, n_tokens, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -85,8 +87,8 @@ def test_a_prompt_of_one_patch_leaves_nothing_to_see():
 def test_observing_keeps_it_and_says_when_it_is_not_there(tmp_path):
     model, mae, scenarios = make_tiny_bridge(), make_mae(), make_scenarios(7)
     with pytest.raises(ValueError, match="longer than one patch, 8 tokens"):
-        observe(model, make_scenarios(3, n_tokens=8), mae, tmp_path / "short", surprise=True)
-    observe(model, scenarios, mae, tmp_path / "one", surprise=True, batch_size=2, shard_size=3)
+        observe(model, make_scenarios(3, n_tokens=8), mae, tmp_path / "short", keep=KEEP)
+    observe(model, scenarios, mae, tmp_path / "one", keep=KEEP, batch_size=2, shard_size=3)
     found = Observations.open(tmp_path / "one")
     patterns = collect_patterns(model, scenarios.tokens())
     expected = torch.stack([surprise_of(mae, patterns.prompt(i)) for i in range(7)])
@@ -99,10 +101,10 @@ def test_observing_keeps_it_and_says_when_it_is_not_there(tmp_path):
     chosen = found.select([4, 1]).surprise
     assert (chosen == found.surprise[[4, 1]]).all()
     without = observe(model, scenarios, mae, tmp_path / "two")
-    with pytest.raises(ValueError, match="observe with surprise=True"):
+    with pytest.raises(ValueError, match="observe with 'surprise' in keep"):
         _ = without.surprise
     with pytest.raises(ValueError, match="surprise"):
-        observe(model, scenarios, mae, tmp_path / "two", surprise=True, batch_size=2)
+        observe(model, scenarios, mae, tmp_path / "two", keep=KEEP, batch_size=2)
 
 
 def test_a_predictor_finds_the_head_that_tells():
@@ -117,9 +119,7 @@ def test_a_predictor_finds_the_head_that_tells():
         observations.heads,
         observations.embeddings,
         {"surprise": values},
-        model_name="planted",
-        n_layers=observations.n_layers,
-        n_heads=observations.n_heads,
+        model=observations.model,
     )
     predictor = CorrectnessPredictor("surprise").fit(told)
     weights = abs(predictor.model_.coef_.ravel()) if hasattr(predictor.model_, "coef_") else None

@@ -20,6 +20,7 @@ from scoring_helpers import make_mae, make_observations, make_scenarios
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from aplens import AttentionPatterns, Head, HeadRanking, collect_patterns, log_normalize
+from aplens.heads import ModelShape
 from aplens.scenarios import Scenarios
 from aplens.scoring import Observations
 from aplens.scoring.clusters import HeadClusters
@@ -114,7 +115,7 @@ def heads_view(cells, tokens=None, labels=None):
 
 def make_ranking(*heads):
     scores = {Head(*head): float(len(heads) - place) for place, head in enumerate(heads)}
-    return HeadRanking.from_scores(scores, model_name="tiny", n_layers=3, n_heads=4)
+    return HeadRanking.from_scores(scores, model=ModelShape("tiny", 3, 4))
 
 
 @pytest.fixture
@@ -494,9 +495,7 @@ def observations_of(scenarios):
     table = made.table.assign(
         file=scenarios.files, line=[s.line for s in scenarios], target=scenarios.targets().numpy()
     )
-    return Observations(
-        table, made.heads, made.embeddings, model_name="tiny", n_layers=3, n_heads=4
-    )
+    return Observations(table, made.heads, made.embeddings, model=ModelShape("tiny", 3, 4))
 
 
 def test_clusters_have_their_mean_and_their_most_typical_patterns(tiny_model):

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from aplens import Head, HeadRanking
+from aplens.heads import ModelShape
 from aplens.interventions import AblationSweep, Setting, SettingResult
 from aplens.style import INCORRECT, to_svg
 from aplens.viz import (
@@ -36,9 +37,7 @@ def make_ranking():
                 "toward_correct": [0.45, 0.0, 0.05],
             }
         ),
-        model_name="tiny",
-        n_layers=2,
-        n_heads=3,
+        model=ModelShape("tiny", 2, 3),
     )
 
 
@@ -73,7 +72,7 @@ def test_a_map_names_what_the_rankings_method_measures():
     ranking.metadata |= {"method": "ablation", "metric": "logit_diff"}
     assert "|effect of ablating| (logits)" in plot_head_map(ranking).axes[1].get_ylabel()
     assert "effect of ablating" in plot_shap_summary(ranking).axes[0].get_xlabel()
-    unsigned = HeadRanking.from_scores({Head(0, 1): 2.0}, model_name="m", n_layers=1, n_heads=2)
+    unsigned = HeadRanking.from_scores({Head(0, 1): 2.0}, model=ModelShape("m", 1, 2))
     assert "distance" in plot_head_map(unsigned).axes[1].get_ylabel()
     with pytest.raises(ValueError, match="which way"):
         plot_shap_summary(unsigned)

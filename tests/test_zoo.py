@@ -81,12 +81,12 @@ def test_a_window_is_found_that_begins_far_beyond_the_first_tokens(tmp_path):
     # The same weights, told to forget their window after Hugging Face's model was run.
     from aplens.models import agreement
 
-    reference = agreement.run_reference(make(Variant("Mistral", options)))
-    assert reference.tokens.shape[1] > 90
+    original = agreement.run_original(make(Variant("Mistral", options)))
+    assert original.tokens.shape[1] > 90
     blind = aplens.load_model(tmp_path, kind="bridge", verify=False)
     blind.original_model.config.sliding_window = None
     blind.cfg.window_size = None
-    found = agreement.difference(blind, reference)
+    found = agreement.difference(blind, original)
     assert found.is_rounding == (found.patterns <= 1e-3)
 
 

@@ -163,13 +163,13 @@ def _read_choices(
         raise ValueError("give either heads (for every prompt) or per_prompt (one choice a prompt)")
     if per_prompt is None:
         assert heads is not None
-        return [parse_heads(heads, info.n_layers, info.n_heads)]
+        return [parse_heads(heads, info)]
     if isinstance(per_prompt, str | Mapping) or not isinstance(per_prompt, Iterable):
         raise ValueError(
             "per_prompt must be a sequence with one choice of heads for each prompt, "
             f"got {per_prompt!r}"
         )
-    return [parse_heads(choice, info.n_layers, info.n_heads) for choice in per_prompt]
+    return [parse_heads(choice, info) for choice in per_prompt]
 
 
 def _ablation_hooks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from aplens.heads import Head, HeadRanking, HeadsLike
+from aplens.heads import Head, HeadRanking, HeadsLike, ModelShape
 from aplens.intervals import FileBootstrap, sign_flip_p_values
 from aplens.interventions.ablation import (
     AblationMethod,
@@ -24,6 +24,7 @@ from aplens.models import (
     Residuals,
     attach_hooks,
     can_start_midway,
+    describe_model,
     keep_residuals,
     last_token_logits,
     start_at,
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 
     from aplens.scenarios import Scenarios
 
-Metric: TypeAlias = Literal["log_prob", "logit_diff"]
+#: What an effect is measured by: the answer's log-probability, in nats, or its logit less that of
+#: the wrong answer.
+AnswerMetric: TypeAlias = Literal["log_prob", "logit_diff"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class HeadEffects:
         method: What replaced the heads' outputs, as in `ablate_heads`.
         estimated: Whether the values are first-order estimates.
         groups: Each prompt's group (source file); intervals resample groups.
+        model: The model that the heads are of.
         n_forward_passes: Forward passes over the set of prompts.
         n_backward_passes: Backward passes over it.
     """
@@ -67,10 +71,11 @@ class HeadEffects:
     heads: tuple[Head, ...]
     values: Float[np.ndarray, "head prompt"]
     clean: Float[np.ndarray, " prompt"]
-    metric: Metric
+    metric: AnswerMetric
     method: AblationMethod
     estimated: bool
     groups: list[str]
+    model: ModelShape
     n_forward_passes: int
     n_backward_passes: int
 
@@ -99,14 +104,7 @@ class HeadEffects:
         frame.index = pd.Index([str(head) for head in self.heads], name="name")
         return frame
 
-    def to_ranking(
-        self,
-        *,
-        model_name: str,
-        n_layers: int,
-        n_heads: int,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> HeadRanking:
+    def to_ranking(self) -> HeadRanking:
         """Rank heads by their mean |effect|, in the metric's units.
 
         `toward_incorrect` is the mean positive part of a head's effect: how much better the answer
@@ -121,14 +119,7 @@ class HeadEffects:
             "n_forward_passes": self.n_forward_passes,
             "n_backward_passes": self.n_backward_passes,
         }
-        return HeadRanking.from_values(
-            self.heads,
-            self.values,
-            model_name=model_name,
-            n_layers=n_layers,
-            n_heads=n_heads,
-            metadata={**facts, **(metadata or {})},
-        )
+        return HeadRanking.from_values(self.heads, self.values, self.model, facts)
 
 
 @torch.no_grad()
@@ -137,7 +128,7 @@ def measure_effects(
     scenarios: Scenarios,
     heads: HeadsLike | None = None,
     *,
-    metric: Metric = "log_prob",
+    metric: AnswerMetric = "log_prob",
     method: AblationMethod = "zero",
     reference: PromptsLike | None = None,
     batch_size: int = 32,
@@ -205,6 +196,7 @@ def measure_effects(
         method=method,
         estimated=False,
         groups=scenarios.files,
+        model=describe_model(model),
         n_forward_passes=len(task.heads) + 1,
         n_backward_passes=0,
     )
@@ -217,7 +209,7 @@ def estimate_effects(
     scenarios: Scenarios,
     heads: HeadsLike | None = None,
     *,
-    metric: Metric = "log_prob",
+    metric: AnswerMetric = "log_prob",
     method: Literal["zero", "mean"] = "zero",
     reference: PromptsLike | None = None,
     batch_size: int = 8,
@@ -272,6 +264,7 @@ def estimate_effects(
         method=method,
         estimated=True,
         groups=scenarios.files,
+        model=describe_model(model),
         n_forward_passes=1,
         n_backward_passes=1,
     )
@@ -292,11 +285,11 @@ class _Task:
         model: Any,
         scenarios: Scenarios,
         heads: HeadsLike | None,
-        metric: Metric,
+        metric: AnswerMetric,
         batch_size: int,
     ) -> _Task:
-        if metric not in get_args(Metric):
-            raise ValueError(f"metric must be one of {list(get_args(Metric))}, got {metric!r}")
+        if metric not in get_args(AnswerMetric):
+            raise ValueError(f"metric must be one of {list(get_args(AnswerMetric))}, got {metric!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         require_answers(model, scenarios)

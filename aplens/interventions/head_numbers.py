@@ -129,7 +129,7 @@ def _read_table(scales: Mapping[Any, Any], info: ModelInfo) -> Float[Tensor, "la
     for names, scale in scales.items():
         if isinstance(scale, bool) or not isinstance(scale, int | float | np.number | Tensor):
             raise TypeError(f"the scale of {names} must be a number, got {shorten(scale)}")
-        for head in parse_heads(names, info.n_layers, info.n_heads):
+        for head in parse_heads(names, info):
             if head in seen:
                 raise ValueError(f"scales name {head} twice")
             seen.add(head)

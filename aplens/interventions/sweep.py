@@ -255,10 +255,11 @@ def _check(
     batch_size: int,
 ) -> None:
     info = describe_model(model)
-    if (ranking.n_layers, ranking.n_heads) != (info.n_layers, info.n_heads):
+    of = ranking.model
+    if (of.n_layers, of.n_heads) != (info.n_layers, info.n_heads):
         raise ValueError(
-            f"the ranking is of {ranking.n_layers} layers × {ranking.n_heads} heads "
-            f"({ranking.model_name}), the model has {info.n_layers} × {info.n_heads} ({info.name})"
+            f"the ranking is of {of.n_layers} layers × {of.n_heads} heads "
+            f"({of.name}), the model has {info.n_layers} × {info.n_heads} ({info.name})"
         )
     if len(scenarios) == 0:
         raise ValueError("there are no scenarios to sweep")

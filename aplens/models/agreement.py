@@ -34,7 +34,7 @@ _SWITCHING = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
-class Reference:
+class OriginalRun:
     """One forward pass of the Hugging Face model.
 
     Attributes:
@@ -50,7 +50,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest differences between two models, each relative to the reference's largest value.
+    """The largest differences between two models, each relative to the original's largest value.
 
     Attributes:
         patterns: Of attention probabilities, over all layers; None where there are none.
@@ -77,7 +77,7 @@ class Difference:
 
 
 @torch.no_grad()
-def run_reference(hf_model: Any) -> Reference:
+def run_original(hf_model: Any) -> OriginalRun:
     """Run a Hugging Face model with eager attention once, as `difference` does the hooked one.
 
     Before TransformerBridge wraps it: from then on the model computes what the bridge does.
@@ -113,7 +113,7 @@ def run_reference(hf_model: Any) -> Reference:
         )
     layers = getattr(output, "attentions", None) or ()
     patterns = tuple(layer for layer in layers if isinstance(layer, Tensor) and layer.ndim == 4)
-    return Reference(tokens, patterns, logits)
+    return OriginalRun(tokens, patterns, logits)
 
 
 def _last_position_only(hf_model: Any) -> AbstractContextManager[object]:
@@ -128,7 +128,7 @@ def _last_position_only(hf_model: Any) -> AbstractContextManager[object]:
 
 
 @torch.no_grad()
-def difference(model: Any, reference: Reference) -> Difference:
+def difference(model: Any, original: OriginalRun) -> Difference:
     """Run the hooked model on the same tokens and compare patterns of every layer, and logits.
 
     Raises:
@@ -141,12 +141,12 @@ def difference(model: Any, reference: Reference) -> Difference:
         for layer in info.attention_layers
     ]
     with attach_hooks(model, hooks):
-        logits = last_token_logits(model, reference.tokens.to(info.device))
+        logits = last_token_logits(model, original.tokens.to(info.device))
     patterns = None
-    if len(seen) == len(reference.patterns):
-        pairs = zip(seen, reference.patterns, strict=True)
+    if len(seen) == len(original.patterns):
+        pairs = zip(seen, original.patterns, strict=True)
         patterns = max(_largest(found, expected) for found, expected in pairs)
-    return Difference(patterns, _largest(logits, reference.logits), info.dtype)
+    return Difference(patterns, _largest(logits, original.logits), info.dtype)
 
 
 def _largest(found: Tensor, expected: Tensor) -> float:

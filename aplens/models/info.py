@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from aplens.heads import Head
+from aplens.heads import Head, ModelShape
 from aplens.models.classes import ModelKind, UnsupportedModelError, first_parameter, kind_of
 from aplens.models.hooks import attach_hooks, pattern_hook_name, run_until
 
@@ -18,7 +18,7 @@ _described: weakref.WeakKeyDictionary[Any, ModelInfo] = weakref.WeakKeyDictionar
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(ModelShape):
     """What aplens needs to know of a model.
 
     Attributes:
@@ -33,10 +33,7 @@ class ModelInfo:
         dtype: The parameters' type.
     """
 
-    name: str
     kind: ModelKind
-    n_layers: int
-    n_heads: int
     d_head: int
     n_ctx: int
     attention_layers: tuple[int, ...]

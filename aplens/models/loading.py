@@ -15,7 +15,7 @@ import torch
 
 from aplens._io import atomic_folder, cache_folder, fingerprint, own_folder, read_json
 from aplens._processes import join_processes
-from aplens.models.agreement import Reference, difference, run_reference
+from aplens.models.agreement import OriginalRun, difference, run_original
 from aplens.models.classes import (
     CLASS_NAMES,
     DeviceMap,
@@ -126,7 +126,7 @@ def _build(kind: ModelKind, source: _Source, placement: Placement, verify: bool)
         describe_model(model)
         return model
     hf_model, tokenizer = source.load(placement)
-    reference = source.reference() if verify else None
+    original = source.original() if verify else None
     model = build(
         kind,
         hf_model,
@@ -137,9 +137,9 @@ def _build(kind: ModelKind, source: _Source, placement: Placement, verify: bool)
         official_name=source.official_name,
     )
     describe_model(model)
-    if reference is None:
+    if original is None:
         return model
-    found = difference(model, reference)
+    found = difference(model, original)
     if not found.is_rounding:
         ignored = ignored_by_hooked(hf_model) if kind == "hooked" else []
         reason = f" (it ignores {', '.join(ignored)})" if ignored else ""
@@ -159,7 +159,7 @@ class _Source:
         self.official_name: str | None = None
         self.only_in_transformer_lens = False
         self._loaded: tuple[Placement, tuple[Any, Any]] | None = None
-        self._reference: Reference | None = None
+        self._original: OriginalRun | None = None
         if name.lower() in WHEEL_MODELS:
             self.name = name.lower()
             self.files: Path | str = _wheel_model_folder(self.name)
@@ -187,15 +187,15 @@ class _Source:
             loaded = _load_gguf(Path(self.files), self.dtype)
         else:
             loaded = _load_folder(self.files, self.dtype, placement)
-        self._loaded, self._reference = (placement, loaded), None
+        self._loaded, self._original = (placement, loaded), None
         return loaded
 
-    def reference(self) -> Reference:
+    def original(self) -> OriginalRun:
         """What the Hugging Face model that was loaded computes, asked before a class is built."""
-        if self._reference is None:
+        if self._original is None:
             assert self._loaded is not None
-            self._reference = run_reference(self._loaded[1][0])
-        return self._reference
+            self._original = run_original(self._loaded[1][0])
+        return self._original
 
 
 def _read_placement(

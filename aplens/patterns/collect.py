@@ -361,7 +361,7 @@ def select_heads(model: Any, heads: HeadsLike | None) -> tuple[Head, ...]:
     info = describe_model(model)
     if heads is None:
         return info.heads
-    chosen = parse_heads(heads, info.n_layers, info.n_heads)
+    chosen = parse_heads(heads, info)
     if not chosen:
         raise ValueError("no heads were chosen: the selection is empty")
     blind = [head for head in chosen if head.layer not in info.attention_layers]

@@ -11,10 +11,10 @@ from aplens.scenarios.corpus import (
     open_corpus,
     python_standard_library,
 )
+from aplens.scenarios.cutting import FIM_MARKERS, PromptBuilder, TokenizedFile
 from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
 from aplens.scenarios.mining import mine_scenarios
 from aplens.scenarios.own import make_scenarios
-from aplens.scenarios.prompts import FIM_MARKERS, PromptBuilder, TokenizedFile
 from aplens.scenarios.prose import english_prose
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
 from aplens.scenarios.tasks import SourceText, SourceTree, Span, list_tasks

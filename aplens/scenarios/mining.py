@@ -14,7 +14,7 @@ import torch
 
 from aplens.models import describe_model, own_tokenizer
 from aplens.scenarios.corpus import Corpus, SkipFile, SourceFile, check_file, open_corpus
-from aplens.scenarios.prompts import PromptBuilder, TokenizedFile
+from aplens.scenarios.cutting import PromptBuilder, TokenizedFile
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
 from aplens.scenarios.tasks import RANDOM_TASK, ParsedFile, Span, list_tasks, overlap, parse
 

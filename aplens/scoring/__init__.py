@@ -9,7 +9,8 @@ from aplens.scoring.evaluation import (
     evaluate_predictors,
     score_table,
 )
-from aplens.scoring.observations import HEAD_NUMBERS, Observations
+from aplens.scoring.features import keep_for
+from aplens.scoring.observations import HEAD_NUMBERS, Keep, Observations
 from aplens.scoring.observing import describe_outcomes, observe
 from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
 from aplens.scoring.regions import REGIONS
@@ -29,6 +30,7 @@ __all__ = [
     "HeadAttributions",
     "HeadClusters",
     "HeadScorer",
+    "Keep",
     "Observations",
     "assign_folds",
     "attribute_heads",
@@ -36,6 +38,7 @@ __all__ = [
     "describe_outcomes",
     "evaluate_holdout",
     "evaluate_predictors",
+    "keep_for",
     "observe",
     "output_norms",
     "pattern_distances",

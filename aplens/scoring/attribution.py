@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from aplens.heads import Head, HeadRanking
+from aplens.heads import Head, HeadRanking, ModelShape
 from aplens.scoring.logistic import LogisticModel
 from aplens.scoring.observations import Observations
 from aplens.scoring.predictor import CorrectnessPredictor
@@ -26,30 +24,18 @@ class HeadAttributions:
         values: `Float[ndarray, "scenario head"]`; positive pushes toward *incorrect*.
         others: `Float[ndarray, "scenario"]`, what features of no head contribute.
         expected_value: The margin when nothing is known of a scenario.
+        model: The model that the heads are of.
     """
 
     heads: tuple[Head, ...]
     values: Float[np.ndarray, "scenario head"]
     others: Float[np.ndarray, " scenario"]
     expected_value: float
+    model: ModelShape
 
-    def to_ranking(
-        self,
-        *,
-        model_name: str,
-        n_layers: int,
-        n_heads: int,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> HeadRanking:
+    def to_ranking(self) -> HeadRanking:
         """Summarize over scenarios, head by head."""
-        return HeadRanking.from_values(
-            self.heads,
-            self.values.T,
-            model_name=model_name,
-            n_layers=n_layers,
-            n_heads=n_heads,
-            metadata=metadata,
-        )
+        return HeadRanking.from_values(self.heads, self.values.T, self.model)
 
 
 def attribute_heads(
@@ -79,7 +65,11 @@ def attribute_heads(
     of_head = predictor.column_heads_ >= 0
     np.add.at(by_head.T, predictor.column_heads_[of_head], values[:, of_head].T)
     return HeadAttributions(
-        observations.heads, by_head, values[:, ~of_head].sum(axis=1), float(expected)
+        observations.heads,
+        by_head,
+        values[:, ~of_head].sum(axis=1),
+        float(expected),
+        observations.model,
     )
 
 

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from aplens._words import shorten
+from aplens._words import shorten, split_features
 from aplens.scoring.clusters import HeadClusters, are_alike, check_shape, unit_heads
-from aplens.scoring.observations import HEAD_NUMBERS, Observations
+from aplens.scoring.observations import HEAD_NUMBERS, Keep, Observations
 from aplens.scoring.principal import fit_pca
 
 #: Directions kept of each head's embeddings; measured, 2 to 16 predict alike.
@@ -172,13 +172,18 @@ def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
         "embeddings": EmbeddingFeatures,
         "clusters": lambda: ClusterFeatures(clusters),
     }
-    parts = name.split("+")
+    parts = split_features(name)
     unknown = [part for part in parts if part not in blocks]
     if unknown:
         raise ValueError(
             f"features must be one of {list(blocks)}, or several joined by '+', got {shorten(name)}"
         )
     return [blocks[part]() for part in parts]
+
+
+def keep_for(features: str) -> set[Keep]:
+    """What `observe` has to keep for features such as "surprise+confidence"."""
+    return {HEAD_NUMBERS[part] for part in split_features(features) if part in HEAD_NUMBERS}
 
 
 def _tasks_of(observations: Observations) -> np.ndarray:

@@ -6,19 +6,22 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from aplens.heads import Head
+from aplens.heads import Head, ModelShape
 from aplens.patterns import AttentionPatterns, CompactPatterns, PatchGrid, restore_patterns
 from aplens.scoring.head_array import HeadArray, HeadValues
 from aplens.scoring.shards import HeldShards, ShardFolder
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: What `observe` can keep beside embeddings and outcomes.
+Keep: TypeAlias = Literal["statistics", "surprise", "patterns"]
 
 _ArraySource: TypeAlias = "HeadValues | Callable[[], HeadValues]"
 
@@ -37,9 +40,8 @@ COLUMNS = (
     "logit_difference",
 )
 
-#: Numbers that may be kept of every head beside its embedding, and the option of `observe` that
-#: asks for them.
-HEAD_NUMBERS = {
+#: Numbers that may be kept of every head beside its embedding, by what `keep` has to name.
+HEAD_NUMBERS: dict[str, Keep] = {
     "statistics": "statistics",  # eight hand-made ones
     "regions": "statistics",  # shares of the last query's attention by region, hand-made too
     "surprise": "surprise",  # how the last query departs from what AP-MAE expects
@@ -62,9 +64,7 @@ class Observations:
             `Float32[ndarray, "scenario head number"]`, or a function that loads it. Of
             "statistics" there are 8 a head (`STATISTICS` names them), of "regions" and "unexpected"
             6 (`REGIONS`), of "surprise" 4 (`SURPRISES`).
-        model_name: The model observed.
-        n_layers: Its layers.
-        n_heads: Its heads a layer.
+        model: The model observed, as `describe_model` describes it.
         patterns: Reads the patterns of some scenarios; None when they were not kept.
         mae: A fingerprint of the AP-MAE that encoded, None where it is not known: embeddings of
             others do not compare.
@@ -80,9 +80,7 @@ class Observations:
         embeddings: _ArraySource,
         numbers: Mapping[str, _ArraySource] | None = None,
         *,
-        model_name: str,
-        n_layers: int,
-        n_heads: int,
+        model: ModelShape,
         patterns: Callable[[Int[np.ndarray, " some"]], AttentionPatterns] | None = None,
         mae: str | None = None,
     ) -> None:
@@ -91,9 +89,7 @@ class Observations:
             raise ValueError(f"observations need the columns {list(COLUMNS)}; missing {missing}")
         self.table = table.reset_index(drop=True)
         self.heads = tuple(heads)
-        self.model_name = model_name
-        self.n_layers = n_layers
-        self.n_heads = n_heads
+        self.model = model
         self.mae = mae
         self._embeddings = embeddings
         self._numbers = dict(numbers or {})
@@ -112,7 +108,7 @@ class Observations:
 
     def __repr__(self) -> str:
         return (
-            f"Observations({len(self)} scenarios × {len(self.heads)} heads of {self.model_name}, "
+            f"Observations({len(self)} scenarios × {len(self.heads)} heads of {self.model.name}, "
             f"{self.table['correct'].mean():.1%} correct)"
         )
 
@@ -138,7 +134,7 @@ class Observations:
             raise ValueError(f"numbers must be some of {list(HEAD_NUMBERS)}, got {name!r}")
         if name not in self._numbers:
             raise ValueError(
-                f"these observations have no {name}: observe with {HEAD_NUMBERS[name]}=True"
+                f"these observations have no {name}: observe with {HEAD_NUMBERS[name]!r} in keep"
             )
         if name not in self._loaded:
             self._loaded[name] = np.asarray(self._load(name, self._numbers[name]))
@@ -167,7 +163,7 @@ class Observations:
             ValueError: When patterns were not kept, or no scenario is chosen.
         """
         if self._patterns is None:
-            raise ValueError("these observations hold no patterns: observe with patterns=True")
+            raise ValueError("these observations hold no patterns: observe with 'patterns' in keep")
         rows = np.arange(len(self))[np.asarray(scenarios)]
         if rows.size == 0:
             raise ValueError("expected at least one scenario, got none")
@@ -225,9 +221,7 @@ class Observations:
             [Head(*head) for head in run["heads"]],
             lambda: _stored_embeddings(shards),
             {name: partial(_read_numbers, shards, name) for name in _kept_numbers(run)},
-            model_name=run["model_name"],
-            n_layers=run["n_layers"],
-            n_heads=run["n_heads"],
+            model=ModelShape(run["model_name"], run["n_layers"], run["n_heads"]),
             patterns=(lambda rows: _read_patterns(shards, rows)) if run["patterns"] else None,
             mae=run["mae"],
         )
@@ -245,9 +239,7 @@ class Observations:
             self.heads,
             embeddings,
             {name: partial(numbers, name) for name in self._numbers},
-            model_name=self.model_name,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
+            model=self.model,
             patterns=None if self._patterns is None else patterns,
             mae=self.mae,
         )

@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from aplens.models import compute_in, describe_model
 from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
 from aplens.prompts import read_prompts
 from aplens.scenarios.answers import require_answers, require_logits
-from aplens.scoring.observations import COLUMNS, HEAD_NUMBERS, Observations
+from aplens.scoring.observations import COLUMNS, HEAD_NUMBERS, Keep, Observations
 from aplens.scoring.regions import attention_by_region
 from aplens.scoring.shards import HeldShards, ShardFolder
 from aplens.scoring.statistics import patch_statistics
@@ -49,9 +49,7 @@ def observe(
     *,
     batch_size: int = 8,
     shard_size: int = 64,
-    statistics: bool = True,
-    surprise: bool = False,
-    patterns: bool = False,
+    keep: Sequence[Keep] = ("statistics",),
     precision: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Observations:
@@ -71,15 +69,14 @@ def observe(
         folder: Where shards are kept; made when missing (default: nowhere).
         batch_size: Prompts a forward pass.
         shard_size: Scenarios a shard.
-        statistics: Whether to compute the hand-made numbers as well, the predictors' baselines:
-            "statistics" (`aplens.scoring.statistics`) and "regions" (`aplens.scoring.regions`).
-        surprise: Whether to compute as well how far the last query's attention departs from what
-            the AP-MAE fills in for it, "surprise" and "unexpected" (`aplens.scoring.surprise`).
-            Observing takes about twice as long.
-        patterns: Whether to keep the patterns themselves as well, for `Observations.patterns`: one
-            byte a value of the lower-triangular patches, a seventh of float32
-            (`aplens.patterns.CompactPatterns`), 10 MB a prompt for 270 heads on 256 tokens. A
-            shard is held in memory until it is written: choose a smaller `shard_size`.
+        keep: What to keep as well. "statistics": the hand-made numbers, the predictors' baselines
+            (`aplens.scoring.statistics`, `aplens.scoring.regions`). "surprise": how far the last
+            query's attention departs from what the AP-MAE fills in for it
+            (`aplens.scoring.surprise`); observing takes about twice as long. "patterns": the
+            patterns themselves, for `Observations.patterns`, one byte a value of the
+            lower-triangular patches (`aplens.patterns.CompactPatterns`), 10 MB a prompt for 270
+            heads on 256 tokens. A shard is held in memory until it is written: choose a smaller
+            `shard_size`.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16 (default:
             as it is). Faster where the hardware is; a few predictions may change.
         progress: Called with (scenarios done, scenarios in all), of this process.
@@ -90,13 +87,15 @@ def observe(
     Raises:
         ValueError: When the folder holds observations of something else (the difference is named),
             an embedding overflows float16, the prompts are longer than the AP-MAE takes or too
-            short for `surprise`, an answer is none of the model's tokens, an argument is out of
+            short for "surprise", an answer is none of the model's tokens, an argument is out of
             range, or the model is broken: its logits contain NaN or infinity, or its patterns are
             no attention.
         FolderInUseError: When another run is writing into the folder.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
-    options = ObserveOptions(batch_size, shard_size, statistics, surprise, patterns, precision)
+    if isinstance(keep, str) or any(name not in get_args(Keep) for name in keep):
+        raise ValueError(f"keep must be a list of some of {list(get_args(Keep))}, got {keep!r}")
+    options = ObserveOptions(batch_size, shard_size, frozenset(keep), precision)
     for name in ("batch_size", "shard_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be 1 or more, got {getattr(options, name)}")
@@ -104,7 +103,7 @@ def observe(
     prompts = scenarios.prompts()
     longest = prompts.n_tokens
     mae.grid.n_rows_for(longest)  # refuses prompts that are too long for it
-    if options.surprise:
+    if "surprise" in keep:
         require_visible(mae, int(prompts.lengths.min()))
     run = _describe_run(model, scenarios, mae, options)
     read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))
@@ -136,16 +135,14 @@ def observe(
 class ObserveOptions(NamedTuple):
     """What `observe` is told beside its inputs."""
 
-    batch_size: int = 8
-    shard_size: int = 64
-    statistics: bool = True
-    surprise: bool = False
-    patterns: bool = False
-    precision: torch.dtype | None = None
+    batch_size: int
+    shard_size: int
+    keep: frozenset[Keep]
+    precision: torch.dtype | None
 
     def numbers(self) -> tuple[str, ...]:
         """What is kept of every head beside its embedding, see `HEAD_NUMBERS`."""
-        return tuple(name for name, option in HEAD_NUMBERS.items() if getattr(self, option))
+        return tuple(name for name, needs in HEAD_NUMBERS.items() if needs in self.keep)
 
 
 def _observe_in_memory(
@@ -228,14 +225,14 @@ class _LayerReader:
         by_prompt = torch.cat(embeddings).unflatten(0, scaled.shape[:2])
         half = to_float16(by_prompt.transpose(0, 1), patterns.heads).transpose(0, 1)
         kept = {"embeddings": half}
-        if self._options.statistics:
+        if "statistics" in self._options.keep:
             kept["statistics"] = patch_statistics(scaled, attention, mae.grid).cpu()
             kept["regions"] = attention_by_region(attention[..., -1, :]).cpu()
-        if self._options.surprise:
+        if "surprise" in self._options.keep:
             found = patch_surprise(mae, scaled.flatten(0, 1), attention.flatten(0, 1))
             for name, flat in found._asdict().items():
                 kept[name] = flat.unflatten(0, scaled.shape[:2]).cpu()
-        if self._options.patterns:
+        if "patterns" in self._options.keep:
             codes, floors = compact_patterns(patches)
             filling = self._n_patches - codes.shape[-2]
             kept["patterns.codes"] = F.pad(codes, (0, 0, 0, filling)).cpu()
@@ -345,6 +342,6 @@ def _describe_run(
         "n_tokens": scenarios.prompts().n_tokens,
         "shard_size": options.shard_size,
         "numbers": list(options.numbers()),
-        "patterns": options.patterns,
+        "patterns": "patterns" in options.keep,
         "precision": None if options.precision is None else str(options.precision),
     }

@@ -11,7 +11,8 @@ from aplens.intervals import FileBootstrap
 from aplens.scoring.attribution import HeadAttributions, attribute_heads
 from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.evaluation import evaluate_predictors
-from aplens.scoring.observations import Observations, incorrect_labels
+from aplens.scoring.features import keep_for
+from aplens.scoring.observations import Keep, Observations, incorrect_labels
 from aplens.scoring.observing import Progress, observe
 from aplens.scoring.predictor import FEATURE_SETS, Classifier, CorrectnessPredictor
 from aplens.scoring.splits import require_disjoint_files
@@ -65,6 +66,7 @@ class HeadScorer:
         folder: str | os.PathLike[str] | None = None,
         *,
         batch_size: int = 8,
+        keep: Sequence[Keep] | None = None,
         progress: Progress | None = None,
     ) -> Observations:
         """Run the model on scenarios and encode its heads' patterns; see `observe`.
@@ -75,9 +77,13 @@ class HeadScorer:
             folder: Where observations are kept, so that an interrupted run goes on. None keeps them
                 in memory only.
             batch_size: Prompts a forward pass.
+            keep: As for `observe` (default: "statistics" and what the features need).
             progress: Called with (scenarios done, scenarios in all).
         """
-        return observe(model, scenarios, self.mae, folder, batch_size=batch_size, progress=progress)
+        keep = sorted({"statistics", *keep_for(self.features)}) if keep is None else keep
+        return observe(
+            model, scenarios, self.mae, folder, batch_size=batch_size, keep=keep, progress=progress
+        )
 
     def fit(self, observations: Observations) -> HeadScorer:
         """Fit the predictor, and the confidence baseline, on training observations.
@@ -109,28 +115,24 @@ class HeadScorer:
             ValueError: When a source file was fitted on, there is only one outcome, or `fit` was
                 not called.
         """
-        attributions = self.attribute(observations)
+        ranking = self.attribute(observations).to_ranking()
         incorrect = incorrect_labels(observations)
         bootstrap = FileBootstrap(observations.files, seed=self.seed)
 
         def auc(predictor: CorrectnessPredictor) -> list[float]:
             return list(bootstrap.auc(predictor.decision_function(observations), incorrect))
 
-        return attributions.to_ranking(
-            model_name=observations.model_name,
-            n_layers=observations.n_layers,
-            n_heads=observations.n_heads,
-            metadata={
-                "features": self.features,
-                "classifier": self.predictor_.classifier,
-                "positive_class": "incorrect",
-                "n_train": len(self._train_files),
-                "n_test": len(observations),
-                "auc": auc(self.predictor_),
-                "confidence_auc": auc(self.confidence_),
-                "seed": self.seed,
-            },
-        )
+        ranking.metadata |= {
+            "features": self.features,
+            "classifier": self.predictor_.classifier,
+            "positive_class": "incorrect",
+            "n_train": len(self._train_files),
+            "n_test": len(observations),
+            "auc": auc(self.predictor_),
+            "confidence_auc": auc(self.confidence_),
+            "seed": self.seed,
+        }
+        return ranking
 
     def evaluate(
         self,

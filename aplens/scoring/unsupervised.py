@@ -109,7 +109,7 @@ def score_heads(
 
 
 class _Errors:
-    """Squared errors on hidden patches, and those of the reference."""
+    """Squared errors on hidden patches, and those of a guess without AP-MAE."""
 
     def __init__(
         self, mae: APMAE, mask_ratio: float | None, seed: int, precision: torch.dtype | None
@@ -138,11 +138,11 @@ class _Errors:
         hidden = inside * mask[0, :, None]  # padding is no part of the pattern
         squared = [
             ((guess - scaled).square() * hidden).sum((1, 2)) / hidden.sum()
-            for guess in (filled, self._reference(scaled, n_tokens))
+            for guess in (filled, self._simple_guess(scaled, n_tokens))
         ]
         self._by_prompt.append(torch.stack(squared).double().cpu().numpy())
 
-    def _reference(
+    def _simple_guess(
         self, scaled: Float[Tensor, "head patch pixel"], n_tokens: int
     ) -> Float[Tensor, "head patch pixel"]:
         mean = self._mae.mean_pattern(n_tokens)
@@ -152,11 +152,11 @@ class _Errors:
         return scaled.sum((1, 2), keepdim=True) / causal.sum() * causal
 
     def means(self, n_heads: int) -> tuple[Float[np.ndarray, " head"], Float[np.ndarray, " head"]]:
-        """The mean error, and how many times the reference's it is."""
+        """The mean error, and how many times the simple guess's it is."""
         if not self._by_prompt:
             return np.full(n_heads, np.nan), np.full(n_heads, np.nan)
-        error, reference = np.mean(self._by_prompt, axis=0)
-        return error, error / np.where(reference > 0, reference, np.nan)
+        error, simple = np.mean(self._by_prompt, axis=0)
+        return error, error / np.where(simple > 0, simple, np.nan)
 
 
 class _Variation:

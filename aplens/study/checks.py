@@ -25,8 +25,7 @@ def check_values(settings: StudySettings) -> None:
         ValueError: The message names the key, what it has and what was expected.
     """
     from aplens.scoring.clusters import HeadClusters, Reducer
-    from aplens.scoring.features import make_features
-    from aplens.scoring.observations import HEAD_NUMBERS
+    from aplens.scoring.features import keep_for, make_features
 
     _require_range("seed", settings.seed, 0, _LAST_SEED)
     several = len(settings.scenarios) > 1
@@ -47,9 +46,7 @@ def check_values(settings: StudySettings) -> None:
     _require_choice("rank.reducer", settings.rank.reducer, get_args(Reducer))
     for features in (settings.rank.features, *settings.rank.compare):
         make_features(features, HeadClusters("pca"))
-        if not settings.observe.surprise and any(
-            HEAD_NUMBERS.get(part) == "surprise" for part in features.split("+")
-        ):
+        if "surprise" in keep_for(features) and not settings.observe.surprise:
             raise ValueError(f"features {shorten(features)} need observe.surprise = true")
     _check_ablate(settings)
 

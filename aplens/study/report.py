@@ -182,7 +182,7 @@ def summarize(study: Study) -> str:
     return "\n".join(
         [
             "",
-            f"Top heads of {ranking.model_name} (mean SHAP, log-odds of an incorrect prediction)",
+            f"Top heads of {ranking.model.name} (mean SHAP, log-odds of an incorrect prediction)",
             heads.round(4).to_string(),
             "",
             f"The ranking's predictor on held-out files: AUC {_interval(auc)}; "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aplens.interventions import AblationSweep
     from aplens.mae import APMAE, TrainingProgress
     from aplens.scenarios import Scenarios
-    from aplens.scoring import Observations
+    from aplens.scoring import Keep, Observations
     from aplens.study.corpora import StudyCorpus
 
 _MESSAGES = {
@@ -291,6 +291,9 @@ class Study:
         from aplens.scoring import observe
 
         wanted = self.settings.observe
+        keep: list[Keep] = ["statistics"]
+        keep += ["surprise"] if wanted.surprise else []
+        keep += ["patterns"] if wanted.patterns else []
         observe(
             self.model,
             Scenarios(s for part in self.observed_parts for s in self.parts[part]),
@@ -298,8 +301,7 @@ class Study:
             self.folder / "observations",
             batch_size=wanted.batch_size,
             shard_size=wanted.shard_size,
-            surprise=wanted.surprise,
-            patterns=wanted.patterns,
+            keep=keep,
             precision=_dtype(wanted.precision),
             progress=self.reporter.update,
         )

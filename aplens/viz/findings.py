@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from aplens._words import split_features
 from aplens.plots import is_baseline
 
 Verdict = Literal["better", "worse", "unclear", "no interval"]
@@ -70,7 +71,9 @@ def describe_predictors(frame: pd.DataFrame, baselines: Collection[str], confide
         confidence: Which of them is the model's own confidence.
     """
     own, _ = _split(frame, "features", baselines)
-    with_confidence = own["features"].map(lambda name: confidence in name.split("+")).astype(bool)
+    with_confidence = (
+        own["features"].map(lambda name: confidence in split_features(name)).astype(bool)
+    )
     alone, together = own[~with_confidence], own[with_confidence]
     rivals = frame[frame["features"] == confidence]
     if alone.empty:

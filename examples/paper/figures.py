@@ -41,9 +41,11 @@ def draw_scenarios(folder: Path, together: Path | None) -> Figure:
     """AUC against the number of scenarios fitted on; two studies together stand apart."""
     whole = pd.read_parquet(folder / "predictors.parquet")
     shares = pd.read_parquet(folder / "tries.parquet")
-    shares = shares[shares["tried"].str.endswith(" of the files") & (shares["task"] == "all")]
+    if "train_share" not in shares:
+        raise ValueError(f"{folder / 'tries.parquet'} has no train_share: run `tries` again")
+    shares = shares[(shares["train_share"] < 1) & (shares["task"] == "all")]
     parts = [
-        shares.assign(share=shares["tried"].str.split().str[0].astype(float)),
+        shares.assign(share=shares["train_share"]),
         whole[whole["task"] == "all"].assign(share=1.0),
     ]
     if together is not None:

@@ -52,7 +52,7 @@ def join_observations(parts: Sequence[Observations]) -> Observations:
         ValueError: When they are of different models, heads or AP-MAEs.
     """
     first = parts[0]
-    for name in ("model_name", "n_layers", "n_heads", "heads", "mae"):
+    for name in ("model", "heads", "mae"):
         for number, part in enumerate(parts):
             if getattr(part, name) != getattr(first, name):
                 raise ValueError(
@@ -69,9 +69,7 @@ def join_observations(parts: Sequence[Observations]) -> Observations:
         first.heads,
         lambda: np.concatenate([np.asarray(part.embeddings) for part in parts]),
         {name: partial(join_numbers, name) for name in HEAD_NUMBERS},
-        model_name=first.model_name,
-        n_layers=first.n_layers,
-        n_heads=first.n_heads,
+        model=first.model,
         mae=first.mae,
     )
 

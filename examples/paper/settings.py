@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aplens.scenarios import LANGUAGES, list_tasks
-from aplens.scoring import HEAD_NUMBERS, CorrectnessPredictor, HeadClusters
+from aplens.scoring import CorrectnessPredictor, HeadClusters, keep_for
 
 if TYPE_CHECKING:
     from aplens.study import StudySettings
@@ -174,8 +174,7 @@ class PaperSettings:
             named += (self.gates.predictor,) if self.gates.predictor else ()
         for features in named:
             CorrectnessPredictor(features, clusters=HeadClusters("pca"))  # refuses unknown ones
-            of_surprise = any(HEAD_NUMBERS.get(part) == "surprise" for part in features.split("+"))
-            if of_surprise and not study.observe.surprise:
+            if "surprise" in keep_for(features) and not study.observe.surprise:
                 raise ValueError(f"features {features!r} need observe.surprise = true")
         if self.gates is None:
             return

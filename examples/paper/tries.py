@@ -24,18 +24,14 @@ if TYPE_CHECKING:
     from aplens.study import Study
     from paper.settings import TrySettings
 
-#: What a row of the table was tried with, where it is no classifier or share of the files.
-SINGLE_TASKS = "one predictor a task, balanced"
-AS_IT_IS = "nothing fitted"
-SHUFFLED = "outcomes shuffled"
-
 
 def try_predictors(study: Study, settings: TrySettings, folder: Path) -> pd.DataFrame:
     """Cross-validate every try; what is finished is kept in the folder.
 
     Returns:
         The tables of `evaluate_predictors` and `evaluate_single_tasks`, one below the other, with a
-        first column `tried`.
+        first column `tried` and a last one, `train_share`: the share of the training files that
+        was fitted on.
     """
     observations, rank, seed = study.observations, study.settings.rank, study.settings.seed
     options: dict[str, Any] = {
@@ -44,17 +40,20 @@ def try_predictors(study: Study, settings: TrySettings, folder: Path) -> pd.Data
         "clusters": HeadClusters(rank.reducer, seed=seed),  # type: ignore[arg-type]
     }
     evaluate = partial(evaluate_predictors, observations, features=settings.features, **options)
-    tries: dict[str, Callable[[], pd.DataFrame]] = {AS_IT_IS: lambda: _as_it_is(observations, seed)}
+    tries: dict[str, Callable[[], pd.DataFrame]] = {
+        "nothing fitted": lambda: _as_it_is(observations, seed)
+    }
     for classifier in settings.classifiers:
         tries[classifier] = partial(evaluate, classifier=classifier)
-    for share in settings.shares:
-        tries[f"{share:g} of the files"] = partial(evaluate, train_share=share)
+    shares = {f"{share:g} of the files": share for share in settings.shares}
+    for name, share in shares.items():
+        tries[name] = partial(evaluate, train_share=share)
     if settings.single_tasks:
-        tries[SINGLE_TASKS] = partial(
+        tries["one predictor a task, balanced"] = partial(
             evaluate_single_tasks, observations, features=settings.single_tasks, **options
         )
     if settings.shuffled:
-        tries[SHUFFLED] = lambda: _shuffled(observations, settings.shuffled, options)
+        tries["outcomes shuffled"] = lambda: _shuffled(observations, settings.shuffled, options)
     tables = []
     for number, (name, run) in enumerate(tries.items()):
         study.reporter.update(number, len(tries), name)
@@ -63,6 +62,7 @@ def try_predictors(study: Study, settings: TrySettings, folder: Path) -> pd.Data
             write_table(path, run().assign(tried=name))
         tables.append(pd.read_parquet(path))
     table = pd.concat(tables, ignore_index=True)
+    table["train_share"] = table["tried"].map(shares).fillna(1.0)
     return table[["tried", *(column for column in table if column != "tried")]]
 
 

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from study_fixtures import STUDY
 from typer.testing import CliRunner
 
-from aplens.heads import Head, HeadRanking
+from aplens.heads import Head, HeadRanking, ModelShape
 from aplens.interventions import AblationSweep, HeadEffects, ablate_heads
 from aplens.study import Reporter, Study, StudySettings, read_settings
 from paper.__main__ import app
@@ -177,7 +177,16 @@ def test_rankings_are_compared_with_every_heads_own_ablation(study):
 def make_effects(values, files):
     heads = [Head(0, head) for head in range(len(values))]
     return HeadEffects(
-        tuple(heads), values, np.zeros(values.shape[1]), "log_prob", "zero", False, files, 1, 0
+        tuple(heads),
+        values,
+        np.zeros(values.shape[1]),
+        "log_prob",
+        "zero",
+        False,
+        files,
+        ModelShape("tiny", 1, len(heads)),
+        1,
+        0,
     )
 
 
@@ -288,6 +297,8 @@ def test_other_predictors_are_tried_on_the_same_scenarios(study):
     assert rows.loc["outcomes shuffled", "auc_low"] < 0.5
     n = sum(len(study.parts[name]) for name in ("fit", "rank", "ablate"))
     assert rows.loc["boosting", "n_scenarios"].eq(n).all()
+    assert rows.loc["0.5 of the files", "train_share"].eq(0.5).all()
+    assert rows.loc["boosting", "train_share"].eq(1).all()
 
 
 def test_the_tables_are_there_in_markdown(study, said):

@@ -59,8 +59,8 @@ def folder(tmp_path):
     ]
     predictors = pd.DataFrame(rows)
     predictors.to_parquet(tmp_path / "predictors.parquet")
-    single = predictors.assign(tried="single tasks", task="eol")
-    tried = predictors.assign(tried="0.5 of the files")
+    single = predictors.assign(tried="single tasks", task="eol", train_share=1.0)
+    tried = predictors.assign(tried="0.5 of the files", train_share=0.5)
     pd.concat([tried, single]).to_parquet(tmp_path / "tries.parquet")
     trials().assign(intervention=["learned", "answer bias"] * 2).to_parquet(
         tmp_path / "gates.parquet"

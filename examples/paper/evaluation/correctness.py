@@ -105,13 +105,10 @@ class CorrectnessSamples:
         table = Scenarios(self._scenarios).to_frame()
         table["scenario"] = range(len(table))
         outcomes = pd.concat(self._outcomes, ignore_index=True)
-        info = self._info
         return Observations(
             table.join(outcomes),
-            info.heads,
+            self._info.heads,
             embeddings,
             {"statistics": np.stack([part.numpy() for part in self._statistics])},
-            model_name=info.name,
-            n_layers=info.n_layers,
-            n_heads=info.n_heads,
+            model=self._info,
         )

@@ -1,4 +1,4 @@
-"""Prompts: the tokens shown to a model, and the token that really comes next in the file.
+"""Cutting prompts out of files: the tokens shown to a model, and the one that really comes next.
 
 The whole file is tokenized once, and prompts and targets are cut out of that. So the target is the
 token that continues the prompt, which the span tokenized on its own often is not: a byte-pair

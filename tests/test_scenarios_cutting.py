@@ -14,7 +14,7 @@ from scenario_helpers import (
 )
 
 from aplens.scenarios import PromptBuilder, ScenarioError, SourceTree, Span
-from aplens.scenarios.prompts import TokenizedFile
+from aplens.scenarios.cutting import TokenizedFile
 
 BOS = "<|bos|>"
 FAMILIES = {
