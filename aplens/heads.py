@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -173,7 +174,9 @@ class HeadRanking:
             does), `mean` (its mean; positive pushes toward *incorrect*), `toward_incorrect` (mean
             positive part), `toward_correct` (mean negative part, as a positive number). In the
             units of the ranking's method: SHAP values in the predictor's log-odds, or effects on
-            a metric.
+            a metric. It may have the columns of `EFFECT_COLUMNS` as well: `low` and `high`, the
+            95 % interval of `mean`, and `measured`, whether the head was ablated; the effects of
+            the others are estimates.
         model: The model whose heads these are, as `describe_model` describes it.
         metadata: JSON-able facts about how the ranking was made.
 
@@ -187,6 +190,7 @@ class HeadRanking:
     """
 
     COLUMNS = ("layer", "head", "importance", "mean", "toward_incorrect", "toward_correct")
+    EFFECT_COLUMNS = ("low", "high", "measured")
     _FORMAT = "aplens.head_ranking"
 
     def __init__(
@@ -211,7 +215,7 @@ class HeadRanking:
         if len(heads) != len(frame):
             raise ValueError(f"a ranking lists a head once; {len(frame) - len(heads)} are repeated")
         self._frame = (
-            frame[list(self.COLUMNS)]
+            frame[[*self.COLUMNS, *_effect_columns(frame)]]
             .astype({"layer": int, "head": int})
             .sort_values(
                 ["importance", "layer", "head"], ascending=[False, True, True], kind="stable"
@@ -265,6 +269,11 @@ class HeadRanking:
         return cls(frame, model, metadata)
 
     @property
+    def measured(self) -> tuple[Head, ...]:
+        """The heads whose effect was measured by ablating them, in the ranking's order."""
+        return _heads_of(self._frame[self._frame["measured"]]) if "measured" in self._frame else ()
+
+    @property
     def is_signed(self) -> bool:
         """Whether the scores say which way a head pushes."""
         return bool(self.metadata.get("signed", True))
@@ -277,7 +286,8 @@ class HeadRanking:
 
     def __repr__(self) -> str:
         best = ", ".join(str(head) for head in self.top(min(3, len(self))))
-        return f"HeadRanking({len(self)} heads of {self.model.name}, best: {best})"
+        known = f", {len(self.measured)} measured" if self.measured else ""
+        return f"HeadRanking({len(self)} heads of {self.model.name}{known}, best: {best})"
 
     def top(self, k: int, by: RankBy = "importance") -> tuple[Head, ...]:
         """The `k` heads that rank highest.
@@ -355,7 +365,10 @@ class HeadRanking:
                 "n_layers": self.model.n_layers,
                 "n_heads": self.model.n_heads,
                 "metadata": self.metadata,
-                "heads": self._frame.to_dict(orient="records"),
+                "heads": [
+                    {key: None if value != value else value for key, value in row.items()}
+                    for row in self._frame.to_dict(orient="records")
+                ],
             },
         )
 
@@ -373,7 +386,7 @@ class HeadRanking:
         data = read_document(path, "a head ranking", cls._FORMAT, 1)
         try:
             return cls(
-                pd.DataFrame(_read_rows(data, cls.COLUMNS), columns=list(cls.COLUMNS)),
+                pd.DataFrame(_read_rows(data)),
                 ModelShape(
                     take(data, "model_name", str),
                     take(data, "n_layers", int),
@@ -385,15 +398,25 @@ class HeadRanking:
             raise ValueError(f"{path} is a damaged head ranking: {error}") from error
 
 
-def _read_rows(data: dict[str, Any], columns: Sequence[str]) -> list[list[float]]:
-    """A saved ranking's table: two whole numbers and then scores, a head a row."""
+def _read_rows(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """A saved ranking's table, a head a row."""
+    kinds: dict[str, Any] = dict.fromkeys(HeadRanking.COLUMNS, float)
+    kinds |= {"layer": int, "head": int}
     rows = []
     for index, entry in enumerate(take(data, "heads", list)):
         name = f"heads[{index}]"
         row = check(entry, dict, name)
-        place = [take(row, column, int, f"{name}.") for column in columns[:2]]
-        rows.append([*place, *(take(row, column, float, f"{name}.") for column in columns[2:])])
+        rows.append({column: take(row, column, kind, f"{name}.") for column, kind in kinds.items()})
+        if "measured" in row:
+            rows[-1]["measured"] = take(row, "measured", bool, f"{name}.")
+            for end in ("low", "high"):
+                known = row.get(end) is not None
+                rows[-1][end] = take(row, end, float, f"{name}.") if known else math.nan
     return rows
+
+
+def _effect_columns(frame: pd.DataFrame) -> list[str]:
+    return [column for column in HeadRanking.EFFECT_COLUMNS if column in frame]
 
 
 def _whole(number: Any) -> int:

@@ -4,197 +4,259 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from aplens.heads import HeadRanking
+from aplens.interventions import AnswerMetric, estimate_effects, measure_effects
 from aplens.models import describe_model
 from aplens.prompts import PromptsLike
-from aplens.scoring.observations import Observations
-from aplens.scoring.observing import Progress
-from aplens.scoring.scorer import HeadScorer
-from aplens.scoring.splits import check_split, split_by_file
+from aplens.scenarios import Scenarios, predicted_scenarios
+from aplens.scoring import (
+    DEFAULT_FEATURES,
+    HeadScorer,
+    Progress,
+    output_norms,
+    pattern_distances,
+    split_by_file,
+)
+from aplens.scoring.splits import check_split
 
 if TYPE_CHECKING:
     from aplens.mae import APMAE
-    from aplens.scenarios import Scenarios
 
-RankMethod: TypeAlias = Literal["auto", "predictor", "ablation", "attribution", "distance"]
-Outcome: TypeAlias = Literal["correct", "logit_diff"]
+RankMethod: TypeAlias = Literal["effects", "ablation", "distance", "predictor"]
 
-#: From this many scenarios on, "auto" trains a predictor.
-ENOUGH_SCENARIOS = 200
+#: Heads that "effects" measures after estimating all, and on how many prompts at most.
+VERIFY, VERIFY_PROMPTS = 40, 64
 
-#: Fewer scenarios than this cannot be split, clustered and ranked in any meaningful way.
+#: Fewer scenarios than this cannot be split and predicted in any meaningful way.
 MIN_SCENARIOS = 40
+
+#: Share of the source files on which the predictor's SHAP values are taken.
+_TEST_SHARE = 0.4
+
+#: Which options each method uses; the others are refused.
+_USES = {
+    "effects": ("metric", "reference", "verify"),
+    "ablation": ("metric", "reference"),
+    "distance": ("reference", "mae"),
+    "predictor": ("mae", "features", "folder"),
+}
+_NEEDS = {
+    "mae": "mae=, such as APMAE.from_pretrained('aplens-base')",
+    "reference": "reference=, ordinary prompts to compare these with",
+}
 
 
 def rank_heads(
     model: Any,
-    scenarios: Scenarios,
+    prompts: Scenarios | PromptsLike,
     *,
-    mae: APMAE | None = None,
-    method: RankMethod = "auto",
-    outcome: Outcome = "correct",
-    features: str = "clusters",
+    method: RankMethod = "effects",
+    metric: AnswerMetric | None = None,
+    verify: int | None = None,
     reference: PromptsLike | None = None,
+    mae: APMAE | None = None,
+    features: str | None = None,
     folder: str | os.PathLike[str] | None = None,
-    test_fraction: float = 0.4,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> HeadRanking:
-    """Rank a model's heads by what they do, or look like, on these prompts.
+    """Rank a model's heads by how much they matter for its answers on these prompts.
 
-    The methods, and what they cost beside one forward pass over the scenarios:
+    The methods, with their cost in passes over the prompts and the options that they use:
 
-    - "predictor", the paper's: a predictor of the outcome from AP-MAE's view of the patterns, and
-      SHAP (docs/method.md, steps 7 to 10). One pass, but hundreds of scenarios.
-    - "ablation": every head switched off by itself; the effect on the answer. One pass a head. As
-      many scenarios as the effect needs to be steady, often a few dozen.
-    - "attribution": a first-order estimate of the same. One pass forward, one back.
-    - "distance": how far a head's patterns are from its usual ones, those on `reference`, as AP-MAE
-      sees them. One pass over each; no answers are looked at. It points in no direction.
+    - "effects" (`metric`, `reference`, `verify`): what ablating each head would do to the answer,
+      estimated for all heads from one gradient; then the first heads are ablated one by one. Three
+      passes, and one for each head measured. The ranking's `measured` says which heads are.
+    - "ablation" (`metric`, `reference`): every head is ablated. One pass a head.
+    - "distance" (`reference`, `mae`): how far a head's patterns are from its usual ones, as AP-MAE
+      sees them, times the norm of what it writes. No answers are looked at; it points in no
+      direction. Three passes.
+    - "predictor" (`mae`, `features`, `folder`): SHAP values of a predictor of the model's errors,
+      from AP-MAE's view of the patterns (docs/method.md, steps 7 to 10). It says which heads tell
+      of errors, not which cause them. One pass, but over hundreds of scenarios.
 
     Which of them finds the heads that matter is measured in docs/results/handoff.md.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        scenarios: Mined ones, or your own prompts and answers (`make_scenarios`), of any lengths.
-        mae: The AP-MAE that encodes patterns; "predictor" and "distance" need one.
-        method: "auto" is "predictor" from 200 scenarios on; with fewer it warns and takes
-            "ablation".
-        outcome: "correct": whether the answer is the most probable token ("predictor"), or its
-            log-probability. "logit_diff": the answer's logit less that of the wrong answer, which
-            every scenario must have; "predictor" tells the lower half of them from the upper.
-        features: What the predictor looks at, as `CorrectnessPredictor` takes it.
-        reference: Ordinary prompts, no shorter than the scenarios', for "distance".
-        folder: Where "predictor" keeps its observations, so that an interrupted run goes on.
-        test_fraction: Share of the source files that SHAP values are taken on.
-        seed: Of everything random.
-        progress: Called with (units done, units in all): scenarios observed, or heads ablated.
+        prompts: Scenarios: mined ones, or your own prompts and answers (`make_scenarios`). For
+            "effects" and "ablation" also prompts without answers, in any form that `read_prompts`
+            takes: the answer is then the model's own prediction, against its second choice.
+        method: How to rank.
+        metric: What an effect is measured by. "logit_diff": the answer's logit less that of the
+            wrong answer (the default where every scenario has one). "log_prob": the answer's
+            log-probability, in nats (the default elsewhere).
+        verify: How many of the first heads are measured after estimating (default: 40), on at most
+            64 of the prompts. Estimates of the first layers can be far off; 0 leaves them.
+        reference: Ordinary prompts. With them, "effects" and "ablation" put each head's mean output
+            over them in its place, not zeros; "distance" takes them for what is usual.
+        mae: The AP-MAE that encodes patterns.
+        features: What the predictor looks at, as `CorrectnessPredictor` takes it (default:
+            "surprise+unexpected+confidence"; "clusters" is the paper's).
+        folder: Where the predictor keeps its observations, so that an interrupted run goes on.
+        progress: Called with (units done, units in all): passes over single prompts.
 
     Warns:
-        UserWarning: "auto" found fewer than 200 scenarios.
+        UserWarning: Prompts without answers were given; or the predictor is no better than chance
+            on held-out files, so that its ranking is noise.
 
     Raises:
-        ValueError: When what the method needs is missing (an AP-MAE, a reference, wrong answers),
-            or "predictor" has fewer than 40 scenarios or two source files, or only one outcome.
+        ValueError: When an option is given that the method does not use, or one is missing that it
+            needs; or "predictor" has fewer than 40 scenarios or two source files, or only one
+            outcome.
     """
-    for name, value, known in (("method", method, RankMethod), ("outcome", outcome, Outcome)):
-        if value not in get_args(known):
-            raise ValueError(f"{name} must be one of {list(get_args(known))}, got {value!r}")
-    if outcome == "logit_diff":
-        scenarios.wrong_targets()  # refuses scenarios without
-    if method == "auto":
-        method = _choose_method(model, scenarios, mae)
-    if method == "predictor":
-        return _rank_by_predictor(
-            model,
-            scenarios,
-            _require_mae(mae, method),
-            outcome=outcome,
-            features=features,
-            folder=folder,
-            test_fraction=test_fraction,
-            seed=seed,
-            progress=progress,
-        )
+    if method not in get_args(RankMethod):
+        raise ValueError(f"method must be one of {list(get_args(RankMethod))}, got {method!r}")
+    options = {
+        "metric": metric,
+        "verify": verify,
+        "reference": reference,
+        "mae": mae,
+        "features": features,
+        "folder": folder,
+    }
+    _check_options(method, options)
     if method == "distance":
-        if reference is None:
-            raise ValueError(
-                "method 'distance' needs reference=, ordinary prompts to compare these with"
-            )
-        return _rank_by_distance(model, scenarios, reference, _require_mae(mae, method))
-    return _rank_by_effect(model, scenarios, method, outcome, progress)
-
-
-def _choose_method(model: Any, scenarios: Scenarios, mae: APMAE | None) -> RankMethod:
-    if len(scenarios) >= ENOUGH_SCENARIOS and mae is not None:
-        return "predictor"
-    if mae is None:
-        reason = "without mae= no predictor can be trained"
-    else:
-        reason = (
-            f"{len(scenarios)} scenarios are too few to train a predictor that means anything "
-            f"({ENOUGH_SCENARIOS} or more)"
+        assert mae is not None and reference is not None
+        return _rank_by_distance(model, prompts, reference, mae, progress)
+    if method == "predictor":
+        assert mae is not None
+        scenarios = _require_answers(prompts)
+        return _rank_by_predictor(
+            model, scenarios, mae, features or DEFAULT_FEATURES, folder, progress
         )
-    n_heads = len(describe_model(model).heads)
+    scenarios = prompts if isinstance(prompts, Scenarios) else _predict(model, prompts)
+    metric = metric or _default_metric(scenarios)
+    replacing = {"method": "zero" if reference is None else "mean", "reference": reference}
+    if method == "ablation":
+        effects = measure_effects(model, scenarios, metric=metric, progress=progress, **replacing)
+        return effects.to_ranking()
+    n_heads = VERIFY if verify is None else verify
+    return _rank_by_effects(model, scenarios, metric, replacing, n_heads, progress)
+
+
+def _check_options(method: RankMethod, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value is not None and name not in _USES[method]:
+            users = [one for one, used in _USES.items() if name in used]
+            raise ValueError(f"method {method!r} does not use {name}=; these do: {users}")
+    needed = {"distance": ("reference", "mae"), "predictor": ("mae",)}.get(method, ())
+    for name in needed:
+        if options[name] is None:
+            raise ValueError(f"method {method!r} needs {_NEEDS[name]}")
+    verify = options["verify"]
+    if verify is not None and verify < 0:
+        raise ValueError(f"verify must be 0 or more heads, got {verify}")
+
+
+def _require_answers(prompts: Scenarios | PromptsLike) -> Scenarios:
+    if not isinstance(prompts, Scenarios):
+        raise ValueError(
+            "method 'predictor' needs scenarios, prompts with their answers: "
+            f"make_scenarios(model, prompts, answers); got {type(prompts).__name__}"
+        )
+    return prompts
+
+
+def _predict(model: Any, prompts: PromptsLike) -> Scenarios:
+    """The model's own predictions in place of answers."""
     warnings.warn(
-        f"{reason}: ranking by measured ablation, {n_heads + 1} passes over the scenarios. "
-        "method='attribution' estimates that in 2; method='distance' needs no answers but "
-        "reference= and mae=; method='predictor' insists",
+        "these prompts have no answers: heads are ranked by what they do for the model's own "
+        "prediction against its second choice. With answers: "
+        "make_scenarios(model, prompts, answers, wrong_answers)",
         stacklevel=3,
     )
-    return "ablation"
+    return predicted_scenarios(model, prompts)
 
 
-def _require_mae(mae: APMAE | None, method: str) -> APMAE:
-    if mae is None:
-        raise ValueError(
-            f"method {method!r} needs mae=, such as APMAE.from_pretrained('aplens-base')"
+def _default_metric(scenarios: Scenarios) -> AnswerMetric:
+    has_wrong = all(scenario.wrong is not None for scenario in scenarios)
+    return "logit_diff" if has_wrong else "log_prob"
+
+
+def _rank_by_effects(
+    model: Any,
+    scenarios: Scenarios,
+    metric: AnswerMetric,
+    replacing: dict[str, Any],
+    verify: int,
+    progress: Progress | None,
+) -> HeadRanking:
+    """Estimate the effects of all heads, then measure those of the first."""
+    some = scenarios.select(_spread(len(scenarios), VERIFY_PROMPTS))
+    n_heads = min(verify, len(describe_model(model).heads))
+    n_estimating = 3 * len(scenarios)
+    total = n_estimating + n_heads * len(some)
+
+    def tell(start: int, weight: int) -> Callable[[int, int], object] | None:
+        return progress and (lambda done, _: progress(start + weight * done, total))
+
+    estimates = estimate_effects(model, scenarios, metric=metric, progress=tell(0, 3), **replacing)
+    ranking = estimates.to_ranking()
+    if n_heads:
+        measured = measure_effects(
+            model,
+            some,
+            ranking.top(n_heads),
+            metric=metric,
+            progress=tell(n_estimating, 1),
+            **replacing,
         )
-    return mae
+        ranking = measured.to_ranking(estimates)
+        ranking.metadata["n_estimated_on"] = len(scenarios)
+    ranking.metadata["method"] = "effects"
+    return ranking
+
+
+def _spread(n: int, most: int) -> np.ndarray:
+    """The places of at most so many, evenly over all: mined scenarios stand task by task."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
 
 def _rank_by_predictor(
     model: Any,
     scenarios: Scenarios,
     mae: APMAE,
-    *,
-    outcome: Outcome,
     features: str,
     folder: str | os.PathLike[str] | None,
-    test_fraction: float,
-    seed: int,
     progress: Progress | None,
 ) -> HeadRanking:
     if len(scenarios) < MIN_SCENARIOS:
         raise ValueError(
             f"a predictor needs {MIN_SCENARIOS} scenarios or more (a few hundred are better), got "
-            f"{len(scenarios)}: use method='ablation' or 'attribution'"
+            f"{len(scenarios)}: use method='effects'"
         )
-    check_split(scenarios.files, test_fraction)
-    scorer = HeadScorer(mae, features=features, seed=seed)
+    check_split(scenarios.files, _TEST_SHARE)
+    scorer = HeadScorer(mae, features=features)
     observations = scorer.observe(model, scenarios, folder, progress=progress)
-    if outcome == "logit_diff":
-        observations = _upper_half(observations)
-    train, test = split_by_file(observations, test_fraction, seed)
+    train, test = split_by_file(observations, _TEST_SHARE, scorer.seed)
     ranking = scorer.fit(train).rank(test)
-    ranking.metadata |= {"method": "predictor", "outcome": outcome}
+    ranking.metadata["method"] = "predictor"
+    auc, low, high = ranking.metadata["auc"]
+    if low <= 0.5:
+        warnings.warn(
+            f"on held-out files the predictor tells errors no better than chance (AUC {auc:.3f} "
+            f"[{low:.3f}, {high:.3f}]): do not use the order of its heads",
+            stacklevel=3,
+        )
     return ranking
 
 
-def _upper_half(observations: Observations) -> Observations:
-    """The same, "correct" where the logit difference is above the median."""
-    differences = observations.table["logit_difference"].to_numpy()
-    return observations.with_outcomes(differences > np.median(differences))
-
-
-def _rank_by_effect(
+def _rank_by_distance(
     model: Any,
-    scenarios: Scenarios,
-    method: RankMethod,
-    outcome: Outcome,
+    prompts: Scenarios | PromptsLike,
+    reference: PromptsLike,
+    mae: APMAE,
     progress: Progress | None,
 ) -> HeadRanking:
-    from aplens.interventions.effects import Metric, estimate_effects, measure_effects
-
-    metric: Metric = "logit_diff" if outcome == "logit_diff" else "log_prob"
-    if method == "attribution":
-        effects = estimate_effects(model, scenarios, metric=metric)
-    else:
-        effects = measure_effects(model, scenarios, metric=metric, progress=progress)
-    return effects.to_ranking()
-
-
-def _rank_by_distance(
-    model: Any, scenarios: Scenarios, reference: PromptsLike, mae: APMAE
-) -> HeadRanking:
-    from aplens.scoring.distance import pattern_distances
-
+    distances = pattern_distances(model, prompts, reference, mae=mae, progress=progress)
+    norms = output_norms(model, prompts)
     return HeadRanking.from_scores(
-        pattern_distances(model, scenarios, reference, mae=mae),
+        {head: distance * norms[head] for head, distance in distances.items()},
         describe_model(model),
-        {"method": "distance", "n_prompts": len(scenarios)},
+        {"method": "distance"},
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scoring_helpers import make_mae, make_scenarios
 
 import aplens
 from aplens.heads import Head, HeadRanking, ModelShape
-from aplens.interventions import ablate_heads
+from aplens.interventions import ablate_heads, estimate_effects, measure_effects
 from aplens.models import last_token_logits
 from aplens.ranking import rank_heads
 from aplens.scenarios import Scenarios
@@ -57,7 +57,7 @@ def test_rank_heads_of_a_model(tiny_model):
 
 def test_a_folder_keeps_the_observations_and_gives_the_same_ranking(any_model, tmp_path):
     scenarios = half_correct(any_model)
-    settings = {"mae": make_mae(), "method": "predictor", "features": "embeddings", "seed": 3}
+    settings = {"mae": make_mae(), "method": "predictor", "features": "embeddings"}
     kept = rank_heads(any_model, scenarios, folder=tmp_path / "kept", **settings)
     assert (tmp_path / "kept" / "manifest.json").is_file()
     assert kept.to_frame().equals(rank_heads(any_model, scenarios, **settings).to_frame())
@@ -73,7 +73,6 @@ def test_bad_input_is_refused_before_the_model_runs(any_model):
     calls = [
         (make_scenarios(39), {}, "needs 40 scenarios or more .* got 39"),
         (make_scenarios(50, per_file=50), {}, "2 files or more, got 1"),
-        (make_scenarios(50), {"test_fraction": 0}, "test_fraction must be between 0 and 1, got 0"),
         (make_scenarios(50), {"features": "cluster"}, "features must be one of"),
     ]
     for scenarios, settings, message in calls:
@@ -123,34 +122,94 @@ def logit_differences(model, scenarios):
     return np.array(differences)
 
 
-@torch.no_grad()
-def test_few_prompts_are_ranked_by_ablation_and_a_warning_says_so(tiny_model):
+def effects_by_hand(model, scenarios, heads):
+    clean = logit_differences(model, scenarios)
+    effects = {}
+    for head in heads:
+        with torch.no_grad(), ablate_heads(model, head):
+            effects[head] = (logit_differences(model, scenarios) - clean).mean()
+    return effects
+
+
+def test_the_first_heads_are_measured_and_the_others_estimated(tiny_model):
+    scenarios, seen = own(tiny_model), []
+    ranking = rank_heads(
+        tiny_model, scenarios, verify=5, progress=lambda done, total: seen.append((done, total))
+    )
+    estimates = estimate_effects(tiny_model, scenarios, metric="logit_diff").to_ranking()
+    assert set(ranking.measured) == set(estimates.top(5))
+    frame = ranking.to_frame()
+    for head, effect in effects_by_hand(tiny_model, scenarios, ranking.measured).items():
+        assert frame.loc[str(head), "mean"] == pytest.approx(effect, abs=1e-4)
+        assert frame.loc[str(head), "importance"] == pytest.approx(abs(effect), abs=1e-4)
+    others = frame.index[~frame["measured"]]
+    assert len(others) == 7
+    pd.testing.assert_frame_equal(frame.loc[others], estimates.to_frame().loc[others])
+    assert (frame["low"] <= frame["mean"]).all() and (frame["mean"] <= frame["high"]).all()
+    assert (ranking.metadata["method"], ranking.metadata["metric"]) == ("effects", "logit_diff")
+    assert seen[-1] == (3 * 4 + 5 * 4, 3 * 4 + 5 * 4)
+    assert "5 measured" in repr(ranking)
+
+
+def test_measuring_all_heads_is_the_method_ablation(tiny_model):
     scenarios = own(tiny_model)
-    with pytest.warns(UserWarning, match=r"4 scenarios are too few.*13 passes.*attribution"):
-        ranking = rank_heads(tiny_model, scenarios, mae=make_mae(), outcome="logit_diff")
-    clean = logit_differences(tiny_model, scenarios)
-    for name, row in ranking.to_frame().iterrows():
-        with ablate_heads(tiny_model, str(name)):
-            effect = logit_differences(tiny_model, scenarios) - clean
-        assert row["mean"] == pytest.approx(effect.mean(), abs=1e-4)
-        assert row["importance"] == pytest.approx(np.abs(effect).mean(), abs=1e-4)
-    assert ranking.metadata["method"] == "ablation"
-    assert ranking.metadata["metric"] == "logit_diff"
+    verified = rank_heads(tiny_model, scenarios, verify=100)
+    ablated = rank_heads(tiny_model, scenarios, method="ablation")
+    assert len(verified.measured) == len(ablated.measured) == 12
+    pd.testing.assert_frame_equal(verified.to_frame(), ablated.to_frame(), atol=1e-5)
+    assert not rank_heads(tiny_model, scenarios, verify=0).measured
 
 
-def test_without_an_ap_mae_auto_says_what_it_does(tiny_model):
-    with pytest.warns(UserWarning, match="without mae= no predictor"):
-        rank_heads(tiny_model, own(tiny_model))
+def test_heads_are_measured_on_at_most_64_prompts_of_all_tasks(tiny_model):
+    prompts = [[5, 9, 2, 7, number] for number in range(80)]
+    scenarios = make_own(tiny_model, prompts, [1] * 80)
+    ranking = rank_heads(tiny_model, scenarios, verify=2)
+    assert ranking.metadata["n_prompts"] == 64
+    assert ranking.metadata["n_estimated_on"] == 80
+    assert ranking.metadata["metric"] == "log_prob"  # there are no wrong answers
 
 
-def test_a_method_asked_for_does_not_warn(tiny_model):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        measured = rank_heads(tiny_model, own(tiny_model), method="ablation")
-        estimated = rank_heads(tiny_model, own(tiny_model), method="attribution")
-    assert estimated.metadata["method"] == "attribution"
-    assert len(measured) == len(estimated) == 12
-    assert measured.metadata["metric"] == "log_prob"
+def test_without_answers_the_models_own_prediction_counts_and_that_is_said(any_model):
+    with torch.no_grad():
+        top = [any_model(torch.tensor([ids]))[0, -1].topk(2).indices.tolist() for ids in OWN]
+    answers, wrong = zip(*top, strict=True)
+    expected = rank_heads(any_model, make_own(any_model, OWN, answers, wrong), verify=3)
+    with pytest.warns(UserWarning, match="no answers.*own prediction against its second choice"):
+        found = rank_heads(any_model, OWN, verify=3)
+    pd.testing.assert_frame_equal(found.to_frame(), expected.to_frame())
+
+
+def test_ordinary_prompts_replace_heads_by_their_mean(tiny_model):
+    scenarios, reference = own(tiny_model), [[7, 3, 5, 1], [2, 8, 9]]
+    ranking = rank_heads(tiny_model, scenarios, method="ablation", reference=reference)
+    assert ranking.metadata["ablation"] == "mean"
+    effects = measure_effects(
+        tiny_model, scenarios, metric="logit_diff", method="mean", reference=reference
+    )
+    assert list(ranking) == list(effects.to_ranking())
+
+
+def test_a_ranking_remembers_which_heads_were_measured(tiny_model, tmp_path):
+    ranking = rank_heads(tiny_model, own(tiny_model), verify=4)
+    ranking.save(tmp_path / "ranking.json")
+    loaded = HeadRanking.load(tmp_path / "ranking.json")
+    assert loaded.measured == ranking.measured
+    pd.testing.assert_frame_equal(loaded.to_frame(), ranking.to_frame())
+    one = make_own(tiny_model, OWN[:1], [1])  # a single prompt has no interval
+    alone = rank_heads(tiny_model, one, verify=4)
+    alone.save(tmp_path / "alone.json")
+    assert HeadRanking.load(tmp_path / "alone.json").to_frame()["low"].isna().all()
+
+
+def test_a_predictor_at_chance_is_said_to_be(tiny_model):
+    with pytest.warns(UserWarning, match="no better than chance.*do not use the order"):
+        rank_heads(
+            tiny_model,
+            half_correct(tiny_model),
+            mae=make_mae(),
+            method="predictor",
+            features="majority",
+        )
 
 
 def test_distance_needs_no_answers_but_a_reference(tiny_model):
@@ -165,22 +224,6 @@ def test_distance_needs_no_answers_but_a_reference(tiny_model):
         rank_heads(tiny_model, own(tiny_model), **settings)
 
 
-def test_a_logit_difference_can_be_predicted_too(any_model):
-    scenarios = Scenarios(
-        replace(scenario, wrong=(scenario.target + 1) % 101) for scenario in make_scenarios(60)
-    )
-    ranking = rank_heads(
-        any_model,
-        scenarios,
-        mae=make_mae(),
-        method="predictor",
-        outcome="logit_diff",
-        features="embeddings",
-    )
-    assert ranking.metadata["outcome"] == "logit_diff"
-    assert len(ranking) == 12
-
-
 def test_what_a_method_lacks_is_said_before_the_model_runs(any_model, monkeypatch):
     scenarios = make_scenarios(50)
 
@@ -192,11 +235,21 @@ def test_what_a_method_lacks_is_said_before_the_model_runs(any_model, monkeypatc
         ({"method": "predictor"}, "'predictor' needs mae="),
         ({"method": "distance", "reference": [[1, 2]]}, "'distance' needs mae="),
         ({"method": "shap"}, "method must be one of .* got 'shap'"),
-        ({"outcome": "right"}, "outcome must be one of .* got 'right'"),
-        ({"outcome": "logit_diff"}, "50 of 50 scenarios have no wrong answer"),
+        ({"metric": "right"}, "metric must be one of .* got 'right'"),
+        ({"metric": "logit_diff"}, "50 of 50 scenarios have no wrong answer"),
+        ({"verify": -1}, "verify must be 0 or more heads, got -1"),
+        (
+            {"mae": make_mae()},
+            r"'effects' does not use mae=; these do: \['distance', 'predictor'\]",
+        ),
+        ({"features": "clusters"}, "'effects' does not use features="),
+        ({"method": "ablation", "verify": 3}, "'ablation' does not use verify="),
+        ({"method": "predictor", "mae": make_mae(), "metric": "log_prob"}, "not use metric="),
     ):
         with pytest.raises(ValueError, match=words):
             rank_heads(any_model, scenarios, **settings)
+    with pytest.raises(ValueError, match="'predictor' needs scenarios.* got list"):
+        rank_heads(any_model, OWN, method="predictor", mae=make_mae())
 
 
 def test_a_ranking_of_scores_is_saved_with_its_lack_of_direction(tmp_path):
@@ -219,12 +272,12 @@ def test_indirect_objects_are_ranked_by_what_moves_the_name(smollm2):
         [f" {first}" for first, _ in names],
         [f" {second}" for _, second in names],
     )
-    estimated = rank_heads(smollm2, scenarios, method="attribution", outcome="logit_diff")
-    top = estimated.top(3, by="toward_correct")
+    ranking = rank_heads(smollm2, scenarios, verify=10)
+    top = ranking.top(3, by="toward_correct")
     before = logit_differences(smollm2, scenarios).mean()
     with aplens.ablate_heads(smollm2, top):
         after = logit_differences(smollm2, scenarios).mean()
-    with aplens.ablate_heads(smollm2, estimated.random(3, seed=0)):
+    with aplens.ablate_heads(smollm2, ranking.random(3, seed=0)):
         random = logit_differences(smollm2, scenarios).mean()
     assert before > 1
     assert before - after > 2 * abs(before - random)

@@ -1,7 +1,12 @@
 """Switching heads off or scaling them: chosen, each by itself, or swept."""
 
 from aplens.interventions.ablation import AblationMethod, ablate_heads
-from aplens.interventions.effects import HeadEffects, Metric, estimate_effects, measure_effects
+from aplens.interventions.effects import (
+    AnswerMetric,
+    HeadEffects,
+    estimate_effects,
+    measure_effects,
+)
 from aplens.interventions.head_numbers import ScalesLike, change_heads
 from aplens.interventions.results import (
     CHOICES,
@@ -18,9 +23,9 @@ __all__ = [
     "PAPER_SIZES",
     "AblationMethod",
     "AblationSweep",
+    "AnswerMetric",
     "Choice",
     "HeadEffects",
-    "Metric",
     "ScalesLike",
     "Setting",
     "SettingResult",

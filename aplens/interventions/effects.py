@@ -104,12 +104,17 @@ class HeadEffects:
         frame.index = pd.Index([str(head) for head in self.heads], name="name")
         return frame
 
-    def to_ranking(self) -> HeadRanking:
-        """Rank heads by their mean |effect|, in the metric's units.
+    def to_ranking(self, estimates: HeadEffects | None = None) -> HeadRanking:
+        """Rank heads by the size of their mean effect, in the metric's units.
 
         `toward_incorrect` is the mean positive part of a head's effect: how much better the answer
-        does without the head.
+        does without the head. The ranking's `measured` says which effects are no estimates.
+
+        Args:
+            estimates: Effects of heads that are not among these; both are ranked together.
         """
+        import pandas as pd
+
         facts = {
             "method": "attribution" if self.estimated else "ablation",
             "ablation": self.method,
@@ -119,7 +124,19 @@ class HeadEffects:
             "n_forward_passes": self.n_forward_passes,
             "n_backward_passes": self.n_backward_passes,
         }
-        return HeadRanking.from_values(self.heads, self.values, self.model, facts)
+        frame = self._ranked_columns()
+        if estimates is not None:
+            others = estimates._ranked_columns().drop(frame.index, errors="ignore")
+            frame = pd.concat([frame, others])
+        return HeadRanking(frame, self.model, facts)
+
+    def _ranked_columns(self) -> pd.DataFrame:
+        frame = self.to_frame()
+        frame["importance"] = frame["mean"].abs()
+        frame["toward_incorrect"] = self.values.clip(min=0).mean(axis=1)
+        frame["toward_correct"] = (-self.values).clip(min=0).mean(axis=1)
+        frame["measured"] = not self.estimated
+        return frame
 
 
 @torch.no_grad()
@@ -213,6 +230,7 @@ def estimate_effects(
     method: Literal["zero", "mean"] = "zero",
     reference: PromptsLike | None = None,
     batch_size: int = 8,
+    progress: Callable[[int, int], object] | None = None,
 ) -> HeadEffects:
     """Estimate what `measure_effects` measures, for all heads from one gradient.
 
@@ -231,6 +249,7 @@ def estimate_effects(
         method: The ablation that is estimated: "zero" or "mean".
         reference: Prompts for `mean`, in any form that `read_prompts` takes.
         batch_size: Prompts a forward and backward pass.
+        progress: Called with (prompts done, prompts in all).
 
     Raises:
         ValueError: As for `measure_effects`, and when the method is neither "zero" nor "mean".
@@ -241,6 +260,7 @@ def estimate_effects(
     substitute = _make_substitute(model, task.heads, method, reference)
     clean, values = task.empty_results()
     by_layer = task.by_layer
+    n_done = 0
     for numbers in task.batches(batch_size):
         prompts = task.take(numbers)
         with refuse_broken_patterns(model), _keep_outputs(model, by_layer) as outputs:
@@ -256,6 +276,9 @@ def estimate_effects(
             products = gradient[:, :, columns].float() * change.float()
             estimates = products.sum(dim=(1, 3), dtype=torch.float64)
             values[torch.tensor(places)[:, None], numbers] = estimates.T.cpu()
+        n_done += len(numbers)
+        if progress is not None:
+            progress(n_done, len(clean))
     return HeadEffects(
         task.heads,
         values.numpy(),
@@ -289,7 +312,9 @@ class _Task:
         batch_size: int,
     ) -> _Task:
         if metric not in get_args(AnswerMetric):
-            raise ValueError(f"metric must be one of {list(get_args(AnswerMetric))}, got {metric!r}")
+            raise ValueError(
+                f"metric must be one of {list(get_args(AnswerMetric))}, got {metric!r}"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         require_answers(model, scenarios)

@@ -14,7 +14,7 @@ from aplens.scenarios.corpus import (
 from aplens.scenarios.cutting import FIM_MARKERS, PromptBuilder, TokenizedFile
 from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
 from aplens.scenarios.mining import mine_scenarios
-from aplens.scenarios.own import make_scenarios
+from aplens.scenarios.own import make_scenarios, predicted_scenarios
 from aplens.scenarios.prose import english_prose
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
 from aplens.scenarios.tasks import SourceText, SourceTree, Span, list_tasks
@@ -45,5 +45,6 @@ __all__ = [
     "make_scenarios",
     "mine_scenarios",
     "open_corpus",
+    "predicted_scenarios",
     "python_standard_library",
 ]

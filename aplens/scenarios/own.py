@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
+
 from aplens._words import shorten
+from aplens.models import last_token_logits
 from aplens.prompts import (
     Column,
     Prompts,
@@ -16,6 +19,7 @@ from aplens.prompts import (
     read_prompts,
     row_label,
 )
+from aplens.scenarios.answers import require_logits
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
 
 
@@ -96,6 +100,27 @@ def make_scenarios(
             names, answers, ids, targets, wrong, strict=True
         )
     )
+
+
+@torch.no_grad()
+def predicted_scenarios(model: Any, prompts: PromptsLike, *, batch_size: int = 16) -> Scenarios:
+    """Scenarios whose answer is the model's own prediction, and its second choice the wrong one.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        prompts: In any form that `read_prompts` takes.
+        batch_size: Prompts a forward pass.
+
+    Raises:
+        ValueError: When prompts are empty, too long, or not the model's, or the model's logits
+            contain NaN or infinity.
+    """
+    read = read_prompts(model, prompts)
+    logits = [
+        last_token_logits(model, some.tokens, some.lengths) for some in read.split(batch_size)
+    ]
+    first, second = require_logits(torch.cat(logits)).topk(2).indices.T.tolist()
+    return make_scenarios(model, read, first, second, task="prediction")
 
 
 def _texts(prompts: Any) -> list[str] | None:

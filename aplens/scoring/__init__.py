@@ -11,8 +11,8 @@ from aplens.scoring.evaluation import (
 )
 from aplens.scoring.features import keep_for
 from aplens.scoring.observations import HEAD_NUMBERS, Keep, Observations
-from aplens.scoring.observing import describe_outcomes, observe
-from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
+from aplens.scoring.observing import Progress, describe_outcomes, observe
+from aplens.scoring.predictor import DEFAULT_FEATURES, FEATURE_SETS, CorrectnessPredictor
 from aplens.scoring.regions import REGIONS
 from aplens.scoring.scorer import HeadScorer
 from aplens.scoring.splits import assign_folds, split_by_file
@@ -21,6 +21,7 @@ from aplens.scoring.surprise import SURPRISES
 from aplens.scoring.unsupervised import score_heads
 
 __all__ = [
+    "DEFAULT_FEATURES",
     "FEATURE_SETS",
     "HEAD_NUMBERS",
     "REGIONS",
@@ -32,6 +33,7 @@ __all__ = [
     "HeadScorer",
     "Keep",
     "Observations",
+    "Progress",
     "assign_folds",
     "attribute_heads",
     "cross_validate",

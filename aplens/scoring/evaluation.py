@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from aplens._io import fingerprint
 from aplens.intervals import FileBootstrap, estimate_from
 from aplens.scoring.clusters import HeadClusters
+from aplens.scoring.features import keep_for
 from aplens.scoring.observations import Observations, incorrect_labels
 from aplens.scoring.observing import Progress
 from aplens.scoring.predictions import FoldPredictions, describe_data
@@ -32,7 +33,7 @@ _COMPARED = {
 def evaluate_predictors(
     observations: Observations,
     *,
-    features: Sequence[str] = FEATURE_SETS,
+    features: Sequence[str] | None = None,
     n_folds: int = 5,
     by_task: bool = False,
     train_share: float = 1.0,
@@ -49,7 +50,8 @@ def evaluate_predictors(
 
     Args:
         observations: What to predict; source files are its groups.
-        features: Feature sets, as `CorrectnessPredictor` takes them.
+        features: Feature sets, as `CorrectnessPredictor` takes them (default: those of
+            `FEATURE_SETS` that these observations hold).
         n_folds: Folds; no file is in two.
         by_task: One row a task as well, on the same predictions. For a predictor of one task alone
             (the paper has one a task) pass that task's observations.
@@ -76,6 +78,7 @@ def evaluate_predictors(
     """
     if not 0 < train_share <= 1:
         raise ValueError(f"train_share must be above 0 and at most 1, got {train_share}")
+    features = features or usual_features(observations)
     folds = assign_folds(observations, n_folds, seed)
     setup = _describe_setup(observations, n_folds, seed, settings)
     if train_share < 1:
@@ -91,6 +94,12 @@ def evaluate_predictors(
         **settings,
     )
     return score_table(observations, scores, folds=folds, by_task=by_task, seed=seed)
+
+
+def usual_features(observations: Observations) -> tuple[str, ...]:
+    """The sets of `FEATURE_SETS` for which these observations hold the numbers."""
+    kept = observations.kept
+    return tuple(name for name in FEATURE_SETS if keep_for(name) <= kept)
 
 
 def cross_validate(
@@ -156,7 +165,7 @@ def evaluate_holdout(
     train: Observations,
     test: Observations,
     *,
-    features: Sequence[str] = FEATURE_SETS,
+    features: Sequence[str] | None = None,
     by_task: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -180,6 +189,7 @@ def evaluate_holdout(
         ValueError: When a file is on both sides, or either side has only one outcome.
     """
     require_disjoint_files(train.files, test.files)
+    features = features or usual_features(train)
     scores = {}
     for number, name in enumerate(features):
         predictor = CorrectnessPredictor(name, seed=seed, **settings).fit(train)

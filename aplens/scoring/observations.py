@@ -121,6 +121,11 @@ class Observations:
         """
         return self._load("embeddings", self._embeddings)
 
+    @property
+    def kept(self) -> set[Keep]:
+        """What `observe` kept of every head beside its embedding."""
+        return {HEAD_NUMBERS[name] for name in self._numbers}
+
     def numbers(self, name: str) -> Float[np.ndarray, "scenario head number"]:
         """Numbers of every head, loaded when first asked for.
 

@@ -17,15 +17,19 @@ from aplens.scoring.observations import Observations, incorrect_labels
 #: Both have exact SHAP values, so that heads can be ranked by them.
 Classifier = Literal["boosting", "logistic"]
 
-#: The paper's predictor and its successor, between their baselines.
+#: What tells most of errors: how the last query departs from what AP-MAE expects, as a whole and by
+#: region, with the model's own confidence (docs/results/study.md).
+DEFAULT_FEATURES = "surprise+unexpected+confidence"
+
+#: The baselines, surprise alone and with the confidence, and the paper's clusters.
 FEATURE_SETS = (
     "majority",
     "task",
     "confidence",
     "statistics",
+    "surprise+unexpected",
+    DEFAULT_FEATURES,
     "clusters",
-    "embeddings",
-    "embeddings+confidence",
 )
 
 #: Fewer scenarios than this are fitted, and described, in one thread.
@@ -39,11 +43,11 @@ class CorrectnessPredictor:
     values push toward it.
 
     Args:
-        features: "clusters" (the paper: the category of each head's pattern), "embeddings" (8
-            directions a head), "surprise" (how the last query departs from what AP-MAE expects, 4
-            numbers a head), "unexpected" (the same by region of the prompt, 6 numbers),
-            "statistics" and "regions" (8 and 6 hand-made numbers a head), "confidence" (the
-            model's own), "task", "majority" (nothing), or several joined by "+".
+        features: "surprise" (how the last query departs from what AP-MAE expects, 4 numbers a
+            head), "unexpected" (the same by region of the prompt, 6 numbers), "confidence" (the
+            model's own), "clusters" (the paper: the category of each head's pattern), "embeddings"
+            (8 directions a head), "statistics" and "regions" (8 and 6 hand-made numbers a head),
+            "task", "majority" (nothing), or several joined by "+".
         classifier: "boosting": gradient-boosted trees, as the paper; the default for clusters.
             "logistic": linear, its L2 penalty chosen by cross-validation over source files; the
             default for everything else.
@@ -61,7 +65,7 @@ class CorrectnessPredictor:
 
     def __init__(
         self,
-        features: str = "clusters",
+        features: str = DEFAULT_FEATURES,
         *,
         classifier: Classifier | None = None,
         clusters: HeadClusters | None = None,

@@ -14,7 +14,7 @@ from aplens.scoring.evaluation import evaluate_predictors
 from aplens.scoring.features import keep_for
 from aplens.scoring.observations import Keep, Observations, incorrect_labels
 from aplens.scoring.observing import Progress, observe
-from aplens.scoring.predictor import FEATURE_SETS, Classifier, CorrectnessPredictor
+from aplens.scoring.predictor import DEFAULT_FEATURES, Classifier, CorrectnessPredictor
 from aplens.scoring.splits import require_disjoint_files
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class HeadScorer:
         self,
         mae: APMAE,
         *,
-        features: str = "clusters",
+        features: str = DEFAULT_FEATURES,
         classifier: Classifier | None = None,
         clusters: HeadClusters | None = None,
         seed: int = 0,
@@ -138,7 +138,7 @@ class HeadScorer:
         self,
         observations: Observations,
         *,
-        features: Sequence[str] = FEATURE_SETS,
+        features: Sequence[str] | None = None,
         n_folds: int = 5,
         by_task: bool = False,
         progress: Progress | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aplens.interventions import Metric
+from aplens.interventions import AnswerMetric
 from aplens.scenarios import (
     Scenarios,
     english_prose,
@@ -54,7 +54,7 @@ class Task:
     """
 
     name: str
-    metric: Metric
+    metric: AnswerMetric
     truth: Scenarios
     choice: tuple[Scenarios, ...]
     reference: Scenarios
