@@ -121,7 +121,8 @@ def rank_heads(
     }
     _check_options(method, options)
     if method == "distance":
-        assert mae is not None and reference is not None
+        assert mae is not None
+        assert reference is not None
         return _rank_by_distance(model, prompts, reference, mae, progress)
     if method == "predictor":
         assert mae is not None

@@ -145,7 +145,7 @@ def test_the_first_heads_are_measured_and_the_others_estimated(tiny_model):
     others = frame.index[~frame["measured"]]
     assert len(others) == 7
     pd.testing.assert_frame_equal(frame.loc[others], estimates.to_frame().loc[others])
-    assert (frame["low"] <= frame["mean"]).all() and (frame["mean"] <= frame["high"]).all()
+    assert frame["mean"].between(frame["low"], frame["high"]).all()
     assert (ranking.metadata["method"], ranking.metadata["metric"]) == ("effects", "logit_diff")
     assert seen[-1] == (3 * 4 + 5 * 4, 3 * 4 + 5 * 4)
     assert "5 measured" in repr(ranking)
@@ -248,7 +248,7 @@ def test_what_a_method_lacks_is_said_before_the_model_runs(any_model, monkeypatc
     ):
         with pytest.raises(ValueError, match=words):
             rank_heads(any_model, scenarios, **settings)
-    with pytest.raises(ValueError, match="'predictor' needs scenarios.* got list"):
+    with pytest.raises(ValueError, match=r"'predictor' needs scenarios.* got list"):
         rank_heads(any_model, OWN, method="predictor", mae=make_mae())
 
 
