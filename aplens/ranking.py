@@ -132,7 +132,7 @@ def rank_heads(
         )
     scenarios = prompts if isinstance(prompts, Scenarios) else _predict(model, prompts)
     metric = metric or _default_metric(scenarios)
-    replacing = {"method": "zero" if reference is None else "mean", "reference": reference}
+    replacing: dict[str, Any] = {"method": "mean" if reference else "zero", "reference": reference}
     if method == "ablation":
         effects = measure_effects(model, scenarios, metric=metric, progress=progress, **replacing)
         return effects.to_ranking()

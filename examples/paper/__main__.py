@@ -207,6 +207,7 @@ def handoff(
     n_truth: Annotated[int, typer.Option(help="Prompts that the truth is measured on.")] = 64,
     n_choice: Annotated[int, typer.Option(help="Prompts that heads are chosen on.")] = 32,
     seeds: Annotated[int, typer.Option(help="Draws of these.")] = 3,
+    n_matter: Annotated[int, typer.Option(help="Heads with the largest effects.")] = 20,
 ) -> None:
     """Which rankings find the heads that matter, and at what cost; what is finished is kept."""
     from paper import handoff as study
@@ -221,7 +222,7 @@ def handoff(
         if figure is not None:
             study.draw(folder, figure)
         if not tables and figure is None:
-            setup = study.Setup(model, kind, mae, n_truth, n_choice, seeds)
+            setup = study.Setup(model, kind, mae, n_truth, n_choice, seeds, n_matter)
             for name in task or TASKS:
                 study.run_task(name, folder, setup, reporter)
 

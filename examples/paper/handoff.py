@@ -1,9 +1,10 @@
 """Is handing a ranking's heads to patching worth it? Recall of the heads that matter, against cost.
 
-The truth: every head is switched off by itself on some prompts, and the heads with the largest mean
-effect on the metric are those that matter. Each method then ranks all heads from other prompts of
-the task, drawn anew for every seed, and is scored by how many of the heads that matter are among
-its first. Its cost is counted in prompts run forward; a backward pass counts as two.
+The truth: every head is switched off by itself on some prompts (its output replaced by zeros, or by
+its mean), and the heads with the largest mean effect on the metric are those that matter. Each
+method then ranks all heads from other prompts of the task, drawn anew for every seed, and is scored
+by how many of the heads that matter are among its first. Its cost is counted in prompts run
+forward; a backward pass counts as two.
 
 What is finished is kept in the folder, and the same command goes on.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +23,16 @@ import torch
 
 import aplens
 from aplens.heads import Head
-from aplens.interventions import HeadEffects, estimate_effects, measure_effects
+from aplens.interventions import measure_effects
 from aplens.models import describe_model
 from aplens.patterns import DETECTED, stream_patterns, template_scores
 from aplens.scenarios import Scenarios
 from aplens.scoring import (
+    DEFAULT_FEATURES,
     HeadClusters,
     HeadScorer,
+    output_norms,
     pattern_distances,
-    score_heads,
     split_by_file,
 )
 from aplens.study import Reporter
@@ -38,12 +40,11 @@ from aplens.style import CORRECT, GREY, INK, WIDTH, new_figure, tidy
 from paper.files import write_text
 from paper.handoff_tasks import TASKS, Task, load_task
 
-N_HEADS, N_HEADS_THAT_MATTER = 270, 20
-BUDGETS = (10, 20, 40, 80)
+#: What stands in for an ablated head's output when the truth is measured.
+TRUTHS = ("zero", "mean")
 
-#: Prompts of the cheap measurements, and heads that a shortlist hands to them.
+#: Prompts of the cheap measurement.
 FEW_PROMPTS = 4
-SHORTLIST = 60
 
 
 class Choice(NamedTuple):
@@ -62,7 +63,6 @@ class Run(NamedTuple):
     prompts: Scenarios  # that heads are chosen on
     seed: int
     folder: Path  # for what can be kept between seeds
-    before: dict[str, Choice]  # of the methods run before, on the same prompts
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -100,16 +100,6 @@ def detect(kind: str) -> Callable[[Run], Choice]:
     return choose
 
 
-def unsupervised(column: str) -> Callable[[Run], Choice]:
-    """By a column of `score_heads`."""
-
-    def choose(run: Run) -> Choice:
-        frame = score_heads(run.model, run.prompts, mae=run.mae)
-        return Choice(by_score(run.heads, frame[column].to_numpy()), len(run.prompts))
-
-    return choose
-
-
 def choose_by_distance(run: Run) -> Choice:
     """By how far patterns are from those on prose."""
     scores = pattern_distances(run.model, run.prompts, run.task.reference, mae=run.mae)
@@ -117,62 +107,73 @@ def choose_by_distance(run: Run) -> Choice:
     return Choice(order, len(run.prompts) + len(run.task.reference))
 
 
-def choose_by_attribution(run: Run) -> Choice:
-    """By the gradient's estimate of every ablation."""
-    effects = estimate_effects(run.model, run.prompts, metric=run.task.metric)
-    return Choice(_by_effect(effects), 3 * len(run.prompts))
+def choose_by_norm(run: Run) -> Choice:
+    """By how much a head writes at the last position."""
+    norms = output_norms(run.model, run.prompts)
+    return Choice(
+        by_score(run.heads, np.array([norms[head] for head in run.heads])), len(run.prompts)
+    )
+
+
+def choose_by_weighed_distance(run: Run) -> Choice:
+    """By both: `rank_heads(method="distance")`."""
+    reference = run.task.reference
+    ranking = aplens.rank_heads(
+        run.model, run.prompts, method="distance", reference=reference, mae=run.mae
+    )
+    return Choice(tuple(ranking), 2 * len(run.prompts) + len(reference))
+
+
+def by_effects(ablation: str, verify: int) -> Callable[[Run], Choice]:
+    """`rank_heads`: effects estimated, and those of the first heads measured."""
+
+    def choose(run: Run) -> Choice:
+        usual = run.task.usual if ablation == "mean" else None
+        ranking = aplens.rank_heads(
+            run.model, run.prompts, metric=run.task.metric, reference=usual, verify=verify
+        )
+        measuring = verify + 1 if verify else 0
+        return Choice(tuple(ranking), (3 + measuring) * len(run.prompts))
+
+    return choose
 
 
 def choose_by_few_ablations(run: Run) -> Choice:
     """By every head's ablation on a few prompts."""
     few = run.prompts[:FEW_PROMPTS]
     effects = measure_effects(run.model, few, metric=run.task.metric)
-    return Choice(_by_effect(effects), effects.n_forward_passes * len(few))
-
-
-def shortlisted(first: str) -> Callable[[Run], Choice]:
-    """The best heads of a cheap method, ordered by ablating them on a few prompts."""
-
-    def choose(run: Run) -> Choice:
-        cheap, few = run.before[first], run.prompts[:FEW_PROMPTS]
-        short = cheap.order[:SHORTLIST]
-        effects = measure_effects(run.model, few, short, metric=run.task.metric)
-        cost = cheap.cost + effects.n_forward_passes * len(few)
-        return Choice(_by_effect(effects) + cheap.order[SHORTLIST:], cost)
-
-    return choose
+    return Choice(tuple(effects.to_ranking()), effects.n_forward_passes * len(few))
 
 
 def choose_by_predictor(features: str) -> Callable[[Run], Choice]:
-    """The paper's way; the scenarios are the same for every seed, their split is not."""
+    """By SHAP; the scenarios are the same for every seed, their split is not."""
 
     def choose(run: Run) -> Choice:
         assert run.task.fit is not None
         # PCA before clustering, not the paper's UMAP, which would take minutes a seed.
         scorer = HeadScorer(run.mae, features=features, clusters=HeadClusters("pca"), seed=run.seed)
-        observed = scorer.observe(run.model, run.task.fit, run.folder / "observations")
+        observed = scorer.observe(
+            run.model, run.task.fit, run.folder / "observations", keep=("statistics", "surprise")
+        )
         fit, held_out = split_by_file(observed, 0.4, run.seed)
         return Choice(tuple(scorer.fit(fit).rank(held_out)), len(run.task.fit))
 
     return choose
 
 
-def _by_effect(effects: HeadEffects) -> tuple[Head, ...]:
-    return by_score(effects.heads, np.abs(effects.values.mean(axis=1)))
-
-
 METHODS: dict[str, Callable[[Run], Choice]] = {
     "random": choose_random,
     **{f"detect_head: {kind.replace('_', ' ')}": detect(kind) for kind in DETECTED},
-    "AP-MAE: reconstruction error": unsupervised("error"),
-    "AP-MAE: variation": unsupervised("variation"),
+    "output norm": choose_by_norm,
     "AP-MAE: distance from prose": choose_by_distance,
+    "AP-MAE: distance × output norm": choose_by_weighed_distance,
     "AP-MAE: predictor, clusters": choose_by_predictor("clusters"),
-    "AP-MAE: predictor, embeddings": choose_by_predictor("embeddings"),
-    "attribution": choose_by_attribution,
-    f"AP-MAE: distance, then {FEW_PROMPTS} ablated": shortlisted("AP-MAE: distance from prose"),
-    f"attribution, then {FEW_PROMPTS} ablated": shortlisted("attribution"),
-    f"ablation on {FEW_PROMPTS} prompts": choose_by_few_ablations,
+    "AP-MAE: predictor, surprise": choose_by_predictor(DEFAULT_FEATURES),
+    "effects, zeros: estimated": by_effects("zero", 0),
+    "effects, means: estimated": by_effects("mean", 0),
+    "effects, zeros: 40 measured": by_effects("zero", 40),
+    "effects, means: 40 measured": by_effects("mean", 40),
+    f"every head ablated on {FEW_PROMPTS} prompts": choose_by_few_ablations,
 }
 
 
@@ -188,6 +189,7 @@ class Setup(NamedTuple):
     n_truth: int
     n_choice: int
     seeds: int
+    n_matter: int
 
 
 def run_task(name: str, folder: Path, setup: Setup, reporter: Reporter) -> None:
@@ -197,7 +199,15 @@ def run_task(name: str, folder: Path, setup: Setup, reporter: Reporter) -> None:
         ValueError: When it holds results of another set-up.
     """
     path = folder / f"{name}.json"
-    results = read_results(path) if path.exists() else {"setup": setup._asdict(), "choices": {}}
+    results = (
+        read_results(path)
+        if path.exists()
+        else {
+            "setup": setup._asdict(),
+            "truths": {},
+            "choices": {},
+        }
+    )
     if results["setup"] != setup._asdict():
         raise ValueError(f"{path} was made with {results['setup']}, not {setup._asdict()}")
     reporter.start(name, "the truth: every head ablated by itself")
@@ -207,10 +217,19 @@ def run_task(name: str, folder: Path, setup: Setup, reporter: Reporter) -> None:
     task = load_task(
         name, model, n_truth=setup.n_truth, n_choice=setup.n_choice, n_seeds=setup.seeds
     )
-    if "truth" not in results:
+    for ablation in TRUTHS:
+        if ablation in results["truths"]:
+            continue
         started = time.perf_counter()
-        effects = measure_effects(model, task.truth, metric=task.metric, progress=reporter.update)
-        results["truth"] = {
+        effects = measure_effects(
+            model,
+            task.truth,
+            metric=task.metric,
+            method=ablation,
+            reference=task.usual if ablation == "mean" else None,
+            progress=reporter.update,
+        )
+        results["truths"][ablation] = {
             "heads": [list(head) for head in effects.heads],
             "effects": effects.values.round(5).tolist(),
             "clean": effects.clean.tolist(),
@@ -226,12 +245,7 @@ def run_task(name: str, folder: Path, setup: Setup, reporter: Reporter) -> None:
             if key in results["choices"]:
                 continue
             started = time.perf_counter()
-            before = {
-                other: read_choice(results["choices"][f"{other}|{seed}"])
-                for other in METHODS
-                if f"{other}|{seed}" in results["choices"]
-            }
-            choice = choose(Run(model, mae, task, prompts, seed, folder / name, before))
+            choice = choose(Run(model, mae, task, prompts, seed, folder / name))
             results["choices"][key] = {
                 "order": [list(head) for head in choice.order],
                 "cost": choice.cost,
@@ -257,75 +271,91 @@ def read_choice(saved: dict[str, Any]) -> Choice:
 
 
 def tabulate(results: dict[str, Any], n_resamples: int = 1000) -> pd.DataFrame:
-    """Recall of the heads that matter among the first 10, 20, 40, 80 of each method.
+    """Recall of the heads that matter among the first of each method, as many and twice as many.
 
-    Means over seeds; the 95 % interval resamples seeds and the truth's prompts together.
+    One row a method and truth. Means over seeds; the 95 % interval resamples seeds and the truth's
+    prompts together.
     """
-    heads = [Head(*head) for head in results["truth"]["heads"]]
-    effects = np.array(results["truth"]["effects"])
-    rng = np.random.default_rng(0)
-    n_prompts = effects.shape[1]
-    draws = [np.arange(n_prompts), *rng.integers(0, n_prompts, (n_resamples, n_prompts))]
-    truths = [_most_important(heads, effects[:, rows]) for rows in draws]
     methods: dict[str, list[dict[str, Any]]] = {}
     for key, choice in results["choices"].items():
         methods.setdefault(key.rpartition("|")[0], []).append(choice)
-    rows = [_split_half(heads, effects, rng)]
+    rows = []
+    for ablation, truth in results["truths"].items():
+        scored = _score(methods, truth, results["setup"]["n_matter"], n_resamples)
+        rows += [{"truth": ablation, **row} for row in scored]
+    return pd.DataFrame(rows)
+
+
+def _score(
+    methods: dict[str, list[dict[str, Any]]], truth: dict[str, Any], n: int, n_resamples: int
+) -> Iterator[dict[str, Any]]:
+    heads = tuple(Head(*head) for head in truth["heads"])
+    effects = np.array(truth["effects"])
+    rng = np.random.default_rng(0)
+    n_prompts = effects.shape[1]
+    draws = [np.arange(n_prompts), *rng.integers(0, n_prompts, (n_resamples, n_prompts))]
+    truths = [_most_important(heads, effects[:, rows], n) for rows in draws]
+    yield _split_half(heads, effects, n, rng)
     for method, choices in methods.items():
         orders = [read_choice(choice).order for choice in choices]
         row: dict[str, Any] = {"method": method, "cost": np.mean([c["cost"] for c in choices])}
-        for budget in BUDGETS:
+        for column, budget in (("once", n), ("twice", 2 * n)):
             recall = np.array(
-                [[len(truth & set(order[:budget])) / len(truth) for order in orders]
-                 for truth in truths]
-            )  # fmt: skip
+                [[len(matter & set(order[:budget])) / n for order in orders] for matter in truths]
+            )
             # The same draws for every method, whatever the order they were run in.
             seeds = np.random.default_rng(budget).integers(
                 0, len(orders), (n_resamples, len(orders))
             )
             resampled = np.take_along_axis(recall[1:], seeds, axis=1).mean(axis=1)
             low, high = np.quantile(resampled, [0.025, 0.975])
-            row |= {f"at_{budget}": recall[0].mean(), f"low_{budget}": low, f"high_{budget}": high}
-        rows.append(row)
-    return pd.DataFrame(rows)
+            row |= {column: recall[0].mean(), f"{column}_low": low, f"{column}_high": high}
+        yield row
 
 
 def _split_half(
-    heads: list[Head], effects: np.ndarray, rng: np.random.Generator, n_splits: int = 200
+    heads: tuple[Head, ...],
+    effects: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+    n_splits: int = 200,
 ) -> dict[str, Any]:
     """How well one half of the truth's prompts finds what the other half says: a ceiling."""
     half = effects.shape[1] // 2
-    recalls: dict[int, list[float]] = {budget: [] for budget in BUDGETS}
+    recalls: dict[str, list[float]] = {"once": [], "twice": []}
     for _ in range(n_splits):
         order = rng.permutation(effects.shape[1])
-        truth = _most_important(heads, effects[:, order[:half]])
-        found = by_score(tuple(heads), np.abs(effects[:, order[half:]].mean(axis=1)))
-        for budget, values in recalls.items():
-            values.append(len(truth & set(found[:budget])) / len(truth))
+        matter = _most_important(heads, effects[:, order[:half]], n)
+        found = by_score(heads, np.abs(effects[:, order[half:]].mean(axis=1)))
+        recalls["once"].append(len(matter & set(found[:n])) / n)
+        recalls["twice"].append(len(matter & set(found[: 2 * n])) / n)
     row: dict[str, Any] = {"method": "every head ablated (split half)"}
     row["cost"] = (len(heads) + 1) * half
-    for budget, values in recalls.items():
+    for column, values in recalls.items():
         low, high = np.quantile(values, [0.025, 0.975])
-        row |= {f"at_{budget}": np.mean(values), f"low_{budget}": low, f"high_{budget}": high}
+        row |= {column: np.mean(values), f"{column}_low": low, f"{column}_high": high}
     return row
 
 
-def _most_important(heads: list[Head], effects: np.ndarray) -> set[Head]:
-    return set(by_score(tuple(heads), np.abs(effects.mean(axis=1)))[:N_HEADS_THAT_MATTER])
+def _most_important(heads: tuple[Head, ...], effects: np.ndarray, n: int) -> set[Head]:
+    return set(by_score(heads, np.abs(effects.mean(axis=1)))[:n])
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
-    """The table of `tabulate`, cheapest method first."""
-    lines = [
-        "| method | prompts run | " + " | ".join(f"first {budget}" for budget in BUDGETS) + " |",
-        "|---|---|" + "---|" * len(BUDGETS),
-    ]
-    for _, row in frame.sort_values("cost", kind="stable").iterrows():
-        cells = [
-            f"{row[f'at_{budget}']:.2f} [{row[f'low_{budget}']:.2f}, {row[f'high_{budget}']:.2f}]"
-            for budget in BUDGETS
-        ]
-        lines.append(f"| {row['method']} | {row['cost']:,.0f} | " + " | ".join(cells) + " |")
+def to_markdown(frame: pd.DataFrame, n: int) -> str:
+    """The table of `tabulate`, cheapest method first, both truths beside each other."""
+    columns = [(truth, column) for truth in TRUTHS for column in ("once", "twice")]
+    names = {"once": f"first {n}", "twice": f"first {2 * n}"}
+    heads = [f"{truth}: {names[column]}" for truth, column in columns]
+    lines = ["| method | prompts run | " + " | ".join(heads) + " |", "|---|" + "---|" * 5]
+    table = frame.set_index(["method", "truth"])
+    for method in frame.sort_values("cost", kind="stable")["method"].unique():
+        cells = []
+        for truth, column in columns:
+            row = table.loc[(method, truth)]
+            low, high = row[f"{column}_low"], row[f"{column}_high"]
+            cells.append(f"{row[column]:.2f} [{low:.2f}, {high:.2f}]")
+        cost = table.loc[(method, TRUTHS[0]), "cost"]
+        lines.append(f"| {method} | {cost:,.0f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -337,47 +367,50 @@ def tables(folder: Path) -> str:
         if not path.exists():
             continue
         results = read_results(path)
-        truth = results["truth"]
-        effects = np.array(truth["effects"]).mean(axis=1)
-        order = np.argsort(-np.abs(effects))[:8]
-        largest = ", ".join(
-            f"{Head(*truth['heads'][index])} {effects[index]:+.2f}" for index in order
-        )
-        text += f"\n## {name}\n\n{truth['metric']} of the unchanged model "
-        text += f"{np.mean(truth['clean']):.2f}; largest effects: {largest}\n\n"
-        text += to_markdown(tabulate(results)) + "\n"
+        text += f"\n## {name}\n\n"
+        for ablation, truth in results["truths"].items():
+            effects = np.array(truth["effects"]).mean(axis=1)
+            order = np.argsort(-np.abs(effects))[:8]
+            largest = ", ".join(
+                f"{Head(*truth['heads'][index])} {effects[index]:+.2f}" for index in order
+            )
+            text += f"{truth['metric']} of the unchanged model {np.mean(truth['clean']):.2f}; "
+            text += f"largest effects ({ablation}): {largest}\n\n"
+        text += to_markdown(tabulate(results), results["setup"]["n_matter"]) + "\n"
     return text
 
 
-def draw(folder: Path, path: Path, budget: int = 20) -> None:
+def draw(folder: Path, path: Path) -> None:
     """Recall among each method's first heads, a panel a task, cheapest method on top."""
-    tables = {
-        name: tabulate(read_results(folder / f"{name}.json")).set_index("method")
+    results = {
+        name: read_results(folder / f"{name}.json")
         for name in TASKS
         if (folder / f"{name}.json").exists()
     }
-    methods = list(dict.fromkeys(name for table in tables.values() for name in table.index))
-    costs = pd.concat([table["cost"] for table in tables.values()]).groupby(level=0).mean()
-    methods.sort(key=lambda name: -costs[name])
+    tables = {name: tabulate(found) for name, found in results.items()}
+    costs = pd.concat(tables.values()).groupby("method")["cost"].mean()
+    methods = list(costs.sort_values(ascending=False).index)
     figure = new_figure(WIDTH + 2.5, 0.9 + 0.3 * len(methods))
     panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, (task, table) in zip(panels, tables.items(), strict=True):
-        for place, method in enumerate(methods):
-            if method not in table.index:
-                continue
-            row = table.loc[method]
-            value = row[f"at_{budget}"]
-            bars = [[max(value - row[f"low_{budget}"], 0)], [max(row[f"high_{budget}"] - value, 0)]]
-            color = CORRECT if "AP-MAE" in method else GREY
-            axes.errorbar(value, place, xerr=bars, fmt="o", color=color, capsize=3)
-        axes.axvline(budget / N_HEADS, color=INK, linewidth=1, linestyle=":")
+        for truth, marker, shift in (("zero", "o", 0.12), ("mean", "s", -0.12)):
+            rows = table[table["truth"] == truth].set_index("method")
+            for method, row in rows.iterrows():
+                value = row["once"]
+                bars = [[max(value - row["once_low"], 0)], [max(row["once_high"] - value, 0)]]
+                color = CORRECT if "AP-MAE" in str(method) else GREY
+                place = methods.index(method) + shift
+                axes.errorbar(value, place, xerr=bars, fmt=marker, color=color, capsize=2)
+        truth_of = next(iter(results[task]["truths"].values()))
+        n = results[task]["setup"]["n_matter"]
+        axes.axvline(n / len(truth_of["heads"]), color=INK, linewidth=1, linestyle=":")
         axes.set_title(task, fontsize=10)
         axes.set_xlim(-0.02, 1.02)
         tidy(axes, grid="x")
     panels[0].set_yticks(range(len(methods)), methods)
     figure.supxlabel(
-        f"share of the {N_HEADS_THAT_MATTER} heads that matter among the first {budget} "
-        "(dotted: chance; blue: AP-MAE)",
+        "share of the heads that matter among as many of the first (circles: zero ablation, "
+        "squares: mean ablation; dotted: chance; blue: AP-MAE)",
         fontsize=9,
     )
     figure.savefig(path, dpi=110)

@@ -49,6 +49,7 @@ class Task:
         metric: What an ablation is measured by.
         truth: Prompts that the truth is measured on.
         choice: For each seed the prompts that heads are chosen on; none is among `truth`.
+        usual: Further prompts of the task: over them a head's output is averaged for mean ablation.
         reference: Ordinary prompts, no shorter, for the distance of patterns from the usual.
         fit: Scenarios enough to train a predictor on; None where the task has none to mine.
     """
@@ -57,6 +58,7 @@ class Task:
     metric: AnswerMetric
     truth: Scenarios
     choice: tuple[Scenarios, ...]
+    usual: Scenarios
     reference: Scenarios
     fit: Scenarios | None
 
@@ -71,9 +73,11 @@ def load_task(name: str, model: Any, *, n_truth: int, n_choice: int, n_seeds: in
         return _java(model, reference, n_truth, n_choice, n_seeds)
     make = {"ioi": indirect_objects, "induction": repeated_tokens}[name]
     # One draw, cut in parts: no prompt stands in two of them.
-    drawn = make(model, n_truth + n_choice * n_seeds, seed=0)
-    choice = [drawn[n_truth + n_choice * i :][:n_choice] for i in range(n_seeds)]
-    return Task(name, "logit_diff", drawn[:n_truth], tuple(choice), reference, None)
+    drawn = make(model, n_truth + n_choice * (n_seeds + 1), seed=0)
+    choice = [drawn[n_truth + n_choice * i :][:n_choice] for i in range(n_seeds + 1)]
+    return Task(
+        name, "logit_diff", drawn[:n_truth], tuple(choice[:-1]), choice[-1], reference, None
+    )
 
 
 def indirect_objects(model: Any, n: int, seed: int) -> Scenarios:
@@ -111,10 +115,18 @@ def _java(model: Any, reference: Scenarios, n_truth: int, n_choice: int, n_seeds
     if source is None:
         raise ValueError("the Java task needs a JDK with sources (lib/src.zip)")
     n_fit = 300
-    total = n_truth + n_choice * n_seeds + n_fit
+    total = n_truth + n_choice * (n_seeds + 1) + n_fit
     mined = mine_scenarios(
         source, model, tasks=["identifiers"], per_task=total, per_file=1,
         context_length=JAVA_TOKENS, seed=0,
     )  # fmt: skip
-    choice = [mined[n_truth + n_choice * i :][:n_choice] for i in range(n_seeds)]
-    return Task("java", "log_prob", mined[:n_truth], tuple(choice), reference, mined[-n_fit:])
+    choice = [mined[n_truth + n_choice * i :][:n_choice] for i in range(n_seeds + 1)]
+    return Task(
+        "java",
+        "log_prob",
+        mined[:n_truth],
+        tuple(choice[:-1]),
+        choice[-1],
+        reference,
+        mined[-n_fit:],
+    )

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from aplens.heads import all_heads
 from aplens.intervals import MEAN_OF_TASKS
 from paper import __main__ as command
-from paper.handoff import BUDGETS, read_results, tabulate
+from paper.handoff import read_results, tabulate
 
 
 def run(*arguments):
@@ -105,19 +105,23 @@ def test_the_hand_off_counts_the_heads_that_matter(tmp_path):
     }
     truth = {"heads": heads, "effects": effects, "clean": [2.0] * 6, "metric": "logit_diff"}
     path = tmp_path / "ioi.json"
-    path.write_text(json.dumps({"setup": {}, "truth": truth, "choices": choices}))
-    table = tabulate(read_results(path), n_resamples=20).set_index("method")
-    recall = [f"at_{budget}" for budget in BUDGETS]
-    assert table.loc["perfect", recall].tolist() == [0.5, 1, 1, 1]
-    assert table.loc["backwards", recall].tolist() == [0, 0, 0, 0]
+    backwards = truth | {"effects": effects[::-1]}
+    results = {"truths": {"zero": truth, "mean": backwards}, "choices": choices}
+    path.write_text(json.dumps({"setup": {"n_matter": 60}, **results}))
+    table = tabulate(read_results(path), n_resamples=20).set_index(["method", "truth"])
+    assert table.loc[("perfect", "zero"), ["once", "twice"]].tolist() == [1, 1]
+    assert table.loc[("backwards", "zero"), ["once", "twice"]].tolist() == [1 / 3, 1]
+    assert table.loc[("backwards", "mean"), ["once", "twice"]].tolist() == [1, 1]
     text = run("handoff", "--folder", tmp_path, "--tables", "--figure", tmp_path / "handoff.png")
-    assert "| perfect | 5 | 0.50 [0.50, 0.50] | 1.00 [1.00, 1.00] |" in text
-    assert "largest effects: L0H0 +1.00" in text
+    assert "| perfect | 5 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] | 0.33 [0.33, 0.33] |" in text
+    assert "largest effects (zero): L0H0 +1.00" in text
     assert (tmp_path / "handoff.png").stat().st_size > 5000
 
 
 def test_a_hand_off_of_another_set_up_is_refused(tmp_path):
-    (tmp_path / "ioi.json").write_text('{"setup": {"model": "another"}, "choices": {}}')
+    (tmp_path / "ioi.json").write_text(
+        '{"setup": {"model": "another"}, "truths": {}, "choices": {}}'
+    )
     arguments = ["handoff", "--task", "ioi", "--folder", str(tmp_path)]
     result = CliRunner().invoke(command.app, arguments)
     assert result.exit_code == 1
