@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from aplens._words import shorten
+from aplens._words import is_whole, shorten
 from aplens.models import describe_model
 
 _MOST = 2**63
@@ -63,10 +63,8 @@ class Prompts:
         if not lengths or 0 in lengths:
             where = f"prompt {lengths.index(0)} has no tokens" if lengths else "got none"
             raise ValueError(f"expected prompts with at least one token each: {where}")
-        tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = torch.as_tensor(prompt)
-        return cls(tokens, torch.tensor(lengths))
+        rows = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
+        return cls(pad_sequence(rows, batch_first=True), torch.tensor(lengths))
 
     @classmethod
     def from_padded(
@@ -243,8 +241,8 @@ def _read(
     rows = [as_list(row) for row in rows]
     if rows and _are_ids(rows):
         return _from_ids([rows])
-    if any(map(_is_id, rows)):
-        what, where, fits = "the token ids of one prompt as whole numbers", "at place", _is_id
+    if any(map(is_whole, rows)):
+        what, where, fits = "the token ids of one prompt as whole numbers", "at place", is_whole
     else:
         what, where, fits = "each prompt as text or token ids", "for prompt", _is_prompt
     place = find_unfit(rows, fits)
@@ -271,13 +269,8 @@ def _are_ids(prompt: Any) -> bool:
     return (
         isinstance(prompt, Sequence)
         and not isinstance(prompt, (str, bytes, bytearray))
-        and all(map(_is_id, prompt))
+        and all(map(is_whole, prompt))
     )
-
-
-def _is_id(value: Any) -> bool:
-    """Whether this is a whole number; to Python True is one as well."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_prompt(value: Any) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
-from aplens._words import shorten
+from aplens._words import is_whole, shorten
 from aplens.prompts import (
     Column,
     Prompts,
@@ -115,17 +114,13 @@ def _read_values(name: str, values: Any, prompts: Prompts) -> list[str | int]:
         got = repr(read) if isinstance(read, str) else len(read)
         raise ScenarioError(f"expected {name} for each of {len(prompts)} prompts, got {got}")
     read = [as_list(value) for value in read]
-    place = find_unfit(read, _is_text_or_number)
+    place = find_unfit(read, lambda value: isinstance(value, str) or is_whole(value))
     if place is not None:
         raise ScenarioError(
             f"expected {name} as texts or whole numbers, got {shorten(read[place])} for prompt "
             f"{place}{row_label(values, place)}"
         )
     return read
-
-
-def _is_text_or_number(value: Any) -> bool:
-    return isinstance(value, (str, Integral)) and not isinstance(value, bool)
 
 
 def _first_tokens(

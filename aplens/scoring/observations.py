@@ -140,16 +140,6 @@ class Observations:
             self._loaded[name] = np.asarray(self._load(name, self._numbers[name]))
         return self._loaded[name]
 
-    @property
-    def statistics(self) -> Float[np.ndarray, "scenario head 8"]:
-        """The hand-made statistics; see `numbers`."""
-        return self.numbers("statistics")
-
-    @property
-    def surprise(self) -> Float[np.ndarray, "scenario head 4"]:
-        """How far the last query departs from what AP-MAE expects; see `numbers`."""
-        return self.numbers("surprise")
-
     def patterns(self, scenarios: Sequence[int] | np.ndarray) -> AttentionPatterns:
         """The patterns of all heads on some scenarios, as they were kept.
 
