@@ -360,7 +360,7 @@ class HeadRanking:
         data = read_document(path, "a head ranking", cls._FORMAT, 1)
         try:
             return cls(
-                pd.DataFrame(_read_rows(data, cls.COLUMNS), columns=list(cls.COLUMNS)),
+                pd.DataFrame(list(_read_rows(data)), columns=list(cls.COLUMNS)),
                 ModelShape(
                     take(data, "model_name", str),
                     take(data, "n_layers", int),
@@ -372,15 +372,14 @@ class HeadRanking:
             raise ValueError(f"{path} is a damaged head ranking: {error}") from error
 
 
-def _read_rows(data: dict[str, Any], columns: Sequence[str]) -> list[list[float]]:
-    """A saved ranking's table: two whole numbers and then scores, a head a row."""
-    rows = []
+def _read_rows(data: dict[str, Any]) -> Iterator[dict[str, float]]:
+    """A saved ranking's table, a head a row."""
     for index, entry in enumerate(take(data, "heads", list)):
-        name = f"heads[{index}]"
-        row = check(entry, dict, name)
-        place = [take(row, column, int, f"{name}.") for column in columns[:2]]
-        rows.append([*place, *(take(row, column, float, f"{name}.") for column in columns[2:])])
-    return rows
+        row = check(entry, dict, f"heads[{index}]")
+        yield {
+            column: take(row, column, int if column in Head._fields else float, f"heads[{index}].")
+            for column in HeadRanking.COLUMNS
+        }
 
 
 def _whole(number: Any) -> int:

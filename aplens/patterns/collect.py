@@ -398,8 +398,5 @@ def _join_layers(
     if missing:
         raise ValueError(f"a forward pass stopped before layers {missing}, whose heads were chosen")
     device = layers[next(iter(wanted))].device  # a model may be spread over several
-    joined = torch.cat([layers[layer].to(device) for layer in wanted], dim=1)
-    by_layer = [Head(layer, head) for layer, members in wanted.items() for head in members]
-    if by_layer == list(heads):
-        return joined
-    return joined[:, [by_layer.index(head) for head in heads]]
+    found = [layers[head.layer][:, wanted[head.layer].index(head.head)] for head in heads]
+    return torch.stack([patterns.to(device) for patterns in found], dim=1)
