@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
-from aplens._words import shorten
+from aplens._words import is_whole, shorten
 
 #: Larger whole numbers fit neither a column of a table nor every generator.
 _LARGEST = 2**63 - 1
@@ -17,7 +16,6 @@ def read_seed(seed: Any, name: str = "seed") -> int:
     Raises:
         ValueError: When it is not a whole number from 0 to 2**63 - 1.
     """
-    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
-    if not whole or not 0 <= seed <= _LARGEST:
+    if not is_whole(seed) or not 0 <= seed <= _LARGEST:
         raise ValueError(f"{name} must be a whole number from 0 to 2**63 - 1, got {shorten(seed)}")
     return int(seed)

@@ -1,8 +1,9 @@
-"""How errors show a value that came from outside, and names made of several."""
+"""Values that come from outside: how errors show them, and what they are."""
 
 from __future__ import annotations
 
 import reprlib
+from numbers import Integral
 from typing import Any
 
 
@@ -12,6 +13,11 @@ def shorten(value: Any) -> str:
         return _SHORT.repr(value)
     except ValueError:  # Python prints no whole number of more than 4300 digits
         return f"a {type(value).__name__} with a number of thousands of digits"
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number, NumPy's among them; to Python True is one as well."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def split_features(name: str) -> list[str]:

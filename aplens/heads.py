@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from aplens._documents import check, read_document, take
 from aplens._io import write_json
 from aplens._seeds import read_seed
-from aplens._words import shorten
+from aplens._words import is_whole, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +100,7 @@ def _read_heads(heads: Any, depth: int = 0) -> Iterator[Head]:
         yield from (_read_name(part) for part in heads.split(","))
     elif isinstance(heads, Mapping):
         for layer, members in heads.items():
-            indices = [members] if isinstance(members, Integral) else _iterate(members)
+            indices = [members] if is_whole(members) else _iterate(members)
             yield from (_make_head(layer, index) for index in indices)
     elif _is_pair(heads):
         yield _make_head(*heads)
@@ -129,16 +128,11 @@ def _iterate(heads: Any) -> Iterator[Any]:
 
 def _is_pair(value: Any) -> bool:
     """Whether this is one (layer, head): a *tuple* of two integers; a list is a list of heads."""
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_whole, value))
-
-
-def _is_whole(value: Any) -> bool:
-    """Whether this is a whole number; to Python True is one as well."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_whole, value))
 
 
 def _make_head(layer: Any, head: Any) -> Head:
-    if not (_is_whole(layer) and _is_whole(head)):
+    if not (is_whole(layer) and is_whole(head)):
         raise TypeError(
             f"expected whole numbers for layer and head, got {shorten(layer)} and {shorten(head)}"
         )
@@ -303,6 +297,8 @@ class HeadRanking:
         """
         if k < 0:
             raise ValueError(f"k must be 0 or more, got {k}")
+        if by not in get_args(RankBy):
+            raise ValueError(f"by must be one of {list(get_args(RankBy))}, got {by!r}")
         if by != "importance" and not self.is_signed:
             raise ValueError(
                 f"this ranking does not say which way a head pushes, so by={by!r} has no meaning: "
@@ -311,15 +307,10 @@ class HeadRanking:
         if by == "neutral":
             chosen = self._frame[self._frame["mean"].abs() <= NEUTRAL_THRESHOLD]
             chosen = chosen.sort_values("importance", kind="stable")
-        elif by in ("importance", "toward_incorrect", "toward_correct"):
+        else:
             chosen = self._frame.sort_values(by, ascending=False, kind="stable")
             if by != "importance":
                 chosen = chosen[chosen[by] > 0]
-        else:
-            raise ValueError(
-                "by must be 'importance', 'toward_incorrect', 'toward_correct' or 'neutral', "
-                f"got {by!r}"
-            )
         return _heads_of(chosen.head(k))
 
     def random(self, k: int, seed: int = 0) -> tuple[Head, ...]:
@@ -343,10 +334,6 @@ class HeadRanking:
         frame.index = [str(head) for head in self]
         frame.index.name = "name"
         return frame
-
-    def by_layer(self) -> pd.DataFrame:
-        """Scores summed over the heads of each layer, index `layer`."""
-        return self._frame.groupby("layer")[list(self.COLUMNS[2:])].sum()
 
     def plot(self, column: str = "importance") -> Figure:
         """The layer × head map of one score."""
@@ -386,7 +373,7 @@ class HeadRanking:
         data = read_document(path, "a head ranking", cls._FORMAT, 1)
         try:
             return cls(
-                pd.DataFrame(_read_rows(data)),
+                pd.DataFrame(list(_read_rows(data))),
                 ModelShape(
                     take(data, "model_name", str),
                     take(data, "n_layers", int),
@@ -398,21 +385,21 @@ class HeadRanking:
             raise ValueError(f"{path} is a damaged head ranking: {error}") from error
 
 
-def _read_rows(data: dict[str, Any]) -> list[dict[str, Any]]:
+def _read_rows(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A saved ranking's table, a head a row."""
-    kinds: dict[str, Any] = dict.fromkeys(HeadRanking.COLUMNS, float)
-    kinds |= {"layer": int, "head": int}
-    rows = []
     for index, entry in enumerate(take(data, "heads", list)):
-        name = f"heads[{index}]"
-        row = check(entry, dict, name)
-        rows.append({column: take(row, column, kind, f"{name}.") for column, kind in kinds.items()})
+        where = f"heads[{index}]."
+        row = check(entry, dict, where[:-1])
+        read: dict[str, Any] = {
+            column: take(row, column, int if column in Head._fields else float, where)
+            for column in HeadRanking.COLUMNS
+        }
         if "measured" in row:
-            rows[-1]["measured"] = take(row, "measured", bool, f"{name}.")
-            for end in ("low", "high"):
+            read["measured"] = take(row, "measured", bool, where)
+            for end in ("low", "high"):  # null where a single group leaves no interval
                 known = row.get(end) is not None
-                rows[-1][end] = take(row, end, float, f"{name}.") if known else math.nan
-    return rows
+                read[end] = take(row, end, float, where) if known else math.nan
+        yield read
 
 
 def _effect_columns(frame: pd.DataFrame) -> list[str]:
@@ -427,7 +414,4 @@ def _whole(number: Any) -> int:
 
 
 def _heads_of(frame: pd.DataFrame) -> tuple[Head, ...]:
-    return tuple(
-        Head(int(layer), int(head))
-        for layer, head in zip(frame["layer"], frame["head"], strict=True)
-    )
+    return tuple(Head(*row) for row in frame[["layer", "head"]].to_numpy().tolist())

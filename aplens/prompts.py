@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from aplens._words import shorten
+from aplens._words import is_whole, shorten
 from aplens.models import describe_model
 
 _MOST = 2**63
@@ -63,10 +64,8 @@ class Prompts:
         if not lengths or 0 in lengths:
             where = f"prompt {lengths.index(0)} has no tokens" if lengths else "got none"
             raise ValueError(f"expected prompts with at least one token each: {where}")
-        tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = torch.as_tensor(prompt)
-        return cls(tokens, torch.tensor(lengths))
+        rows = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
+        return cls(pad_sequence(rows, batch_first=True), torch.tensor(lengths))
 
     @classmethod
     def from_padded(
@@ -198,20 +197,20 @@ def as_list(values: Any) -> Any:
     return values.tolist() if isinstance(values, Column) else values
 
 
-def find_unfit(values: Sequence[Any], fits: Callable[[Any], bool]) -> int | None:
-    """The place of the first value that does not fit, if any.
+def name_unfit(values: Any, fits: Callable[[Any], bool], where: str = "for prompt") -> str:
+    """The first value that does not fit and its place, for an error; empty where all fit.
 
     NaN comes before others: for one missing value pandas makes floats of a column's whole numbers.
     """
-    unfit = [place for place, value in enumerate(values) if not fits(value)]
-    return min(unfit, key=lambda place: not _is_nan(values[place]), default=None)
-
-
-def row_label(values: Any, place: int) -> str:
-    """What a pandas Series calls a row, where that is not its place; to put behind the place."""
+    rows = [as_list(value) for value in as_list(values)]
+    unfit = [place for place, row in enumerate(rows) if not fits(row)]
+    if not unfit:
+        return ""
+    place = min(unfit, key=lambda place: not _is_nan(rows[place]))
     labels = getattr(values, "index", None)  # of a list this is a method
     label = as_list(labels)[place] if isinstance(labels, Column) else place
-    return "" if label == place else f" (row {shorten(label)})"
+    of_pandas = "" if label == place else f" (row {shorten(label)})"
+    return f"{shorten(rows[place])} {where} {place}{of_pandas}"
 
 
 def _read(
@@ -243,16 +242,12 @@ def _read(
     rows = [as_list(row) for row in rows]
     if rows and _are_ids(rows):
         return _from_ids([rows])
-    if any(map(_is_id, rows)):
-        what, where, fits = "the token ids of one prompt as whole numbers", "at place", _is_id
+    if any(map(is_whole, rows)):
+        what, where, fits = "the token ids of one prompt as whole numbers", "at place", is_whole
     else:
         what, where, fits = "each prompt as text or token ids", "for prompt", _is_prompt
-    place = find_unfit(rows, fits)
-    if place is not None:
-        raise TypeError(
-            f"expected {what}, got {shorten(rows[place])} {where} {place}"
-            f"{row_label(prompts, place)}"
-        )
+    if unfit := name_unfit(prompts, fits, where):
+        raise TypeError(f"expected {what}, got {unfit}")
     return _from_ids(
         [_tokenize(model, row, prepend_bos) if isinstance(row, str) else row for row in rows]
     )
@@ -271,21 +266,16 @@ def _are_ids(prompt: Any) -> bool:
     return (
         isinstance(prompt, Sequence)
         and not isinstance(prompt, (str, bytes, bytearray))
-        and all(map(_is_id, prompt))
+        and all(map(is_whole, prompt))
     )
 
 
-def _is_id(value: Any) -> bool:
-    """Whether this is a whole number; to Python True is one as well."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _is_prompt(value: Any) -> bool:
     return isinstance(value, str) or _are_ids(value)
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and value != value
 
 
 def _tokenize(model: Any, text: str, prepend_bos: bool | None) -> list[int]:

@@ -79,7 +79,7 @@ def load_ranking(path):
     ranking = HeadRanking.load(path)
     assert all(h.layer < ranking.model.n_layers and h.head < ranking.model.n_heads for h in ranking)
     assert np.isfinite(ranking.to_frame()[list(HeadRanking.COLUMNS)].to_numpy(float)).all()
-    repr(ranking), ranking.by_layer(), ranking.is_signed
+    repr(ranking), ranking.is_signed
 
 
 def load_sweep(path):

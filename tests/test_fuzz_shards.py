@@ -41,7 +41,7 @@ def same(one, other):
         one.heads == other.heads
         and one.table.equals(other.table)
         and np.array_equal(one.embeddings, other.embeddings)
-        and np.array_equal(one.statistics, other.statistics)
+        and np.array_equal(one.numbers("statistics"), other.numbers("statistics"))
     )
 
 

@@ -123,13 +123,6 @@ def test_frame_is_indexed_by_name_and_is_a_copy():
     assert ranking.to_frame()["importance"].min() > 0
 
 
-def test_by_layer_sums():
-    ranking = make_ranking()
-    frame = ranking.to_frame()
-    for layer, row in ranking.by_layer().iterrows():
-        assert row["importance"] == pytest.approx(frame[frame.layer == layer].importance.sum())
-
-
 def test_damaged_and_foreign_files_are_named(tmp_path):
     path = tmp_path / "r.json"
     path.write_text("{broken")

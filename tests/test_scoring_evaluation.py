@@ -12,7 +12,6 @@ from aplens.heads import Head
 from aplens.scoring import (
     CorrectnessPredictor,
     HeadClusters,
-    evaluate_holdout,
     evaluate_predictors,
     split_by_file,
 )
@@ -115,18 +114,6 @@ def test_progress_counts_fits():
     assert seen == [(i, 6) for i in range(1, 7)]
 
 
-def test_holdout_is_the_predictor_on_the_test_side():
-    observations = make_observations(n=240, planted=Head(0, 2))
-    train, test = split_by_file(observations, 0.4, seed=1)
-    table = by_features(evaluate_holdout(train, test, features=["embeddings", "majority"]))
-    predictor = CorrectnessPredictor("embeddings").fit(train)
-    wrong = predictor.predict_proba(test)[:, 1] > 0.5
-    expected = (wrong == ~test.table["correct"]).mean()
-    assert table.loc["embeddings", "accuracy"] == pytest.approx(expected)
-    assert table.loc["embeddings", "auc"] > 0.8
-    assert table.loc["majority", "auc"] == 0.5
-
-
 def test_settings_reach_the_predictors():
     observations = make_observations(n=60)
     with pytest.raises(ValueError, match="classifier must be one of"):
@@ -141,8 +128,6 @@ def test_what_cannot_be_evaluated_is_refused():
         evaluate_predictors(observations.with_outcomes(True), n_folds=3)
     with pytest.raises(ValueError, match="got 1 incorrect and 59 correct"):
         evaluate_predictors(observations.with_outcomes(np.arange(60) > 0), n_folds=3)
-    with pytest.raises(ValueError, match=r"in both training and test, such as 'File0\.java'"):
-        evaluate_holdout(observations, observations)
     with pytest.raises(ValueError, match="test_fraction must be between 0 and 1"):
         split_by_file(observations, 1.0, seed=0)
     with pytest.raises(ValueError, match="2 files or more, got 1"):

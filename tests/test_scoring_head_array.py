@@ -63,7 +63,7 @@ def test_what_a_head_array_does_not_know_is_refused(key):
 def test_ranking_out_of_shards_is_ranking_in_memory_and_holds_one_head_at_a_time():
     in_memory = make_observations(n=120, planted=(1, 2))
     array, asked = lazy(in_memory.embeddings)
-    numbers = {"statistics": in_memory.statistics}
+    numbers = {"statistics": in_memory.numbers("statistics")}
     on_disk = Observations(in_memory.table, in_memory.heads, array, numbers, model=in_memory.model)
 
     def rank(observations):

@@ -57,7 +57,9 @@ def test_prompts_of_several_lengths_are_observed_as_each_is_alone(tiny_model, ma
     for index in range(len(scenarios)):
         alone = observe(tiny_model, scenarios[index : index + 1], mae, tmp_path / str(index))
         np.testing.assert_allclose(together.embeddings[index], alone.embeddings[0], atol=5e-3)
-        np.testing.assert_allclose(together.statistics[index], alone.statistics[0], atol=1e-4)
+        np.testing.assert_allclose(
+            together.numbers("statistics")[index], alone.numbers("statistics")[0], atol=1e-4
+        )
         with torch.no_grad():
             logits = tiny_model(torch.tensor([scenarios[index].prompt]))[0, -1]
         row = together.table.iloc[index]
@@ -76,7 +78,7 @@ def test_observations_are_what_the_model_and_the_mae_say(tiny_model, mae, tmp_pa
     expected = mae.encode(patterns).numpy()
     np.testing.assert_allclose(observations.embeddings, expected, atol=5e-3)
     np.testing.assert_allclose(
-        observations.statistics, pattern_statistics(patterns.values), atol=1e-5
+        observations.numbers("statistics"), pattern_statistics(patterns.values), atol=1e-5
     )
     with torch.no_grad():
         log_probabilities = tiny_model(scenarios.tokens())[:, -1].log_softmax(-1)
@@ -226,7 +228,7 @@ def test_without_statistics(any_model, mae, tmp_path):
     observations = observe(any_model, make_scenarios(3), mae, tmp_path, keep=())
     assert observations.embeddings.shape[:2] == (3, 12)
     with pytest.raises(ValueError, match="'statistics' in keep"):
-        _ = observations.statistics
+        _ = observations.numbers("statistics")
 
 
 def test_an_embedding_too_large_for_float16_is_an_error(any_model, tmp_path):
@@ -351,7 +353,9 @@ def test_select_takes_positions_and_masks():
     by_position = observations.select([7, 2])
     assert list(by_position.table["scenario"]) == [7, 2]
     np.testing.assert_array_equal(by_position.embeddings, observations.embeddings[[7, 2]])
-    np.testing.assert_array_equal(by_position.statistics, observations.statistics[[7, 2]])
+    np.testing.assert_array_equal(
+        by_position.numbers("statistics"), observations.numbers("statistics")[[7, 2]]
+    )
     assert by_position.files == [observations.files[7], observations.files[2]]
     mask = observations.table["correct"].to_numpy()
     by_mask = observations.select(mask)
@@ -365,7 +369,7 @@ def test_loaded_observations_outlive_their_folder(any_model, mae, tmp_path):
     for path in tmp_path.iterdir():
         path.unlink()
     assert observations.embeddings.shape == (3, 12, 32)
-    assert math.isfinite(observations.statistics.sum())
+    assert math.isfinite(observations.numbers("statistics").sum())
 
 
 def test_what_does_not_fit_together_is_refused():
@@ -375,9 +379,11 @@ def test_what_does_not_fit_together_is_refused():
         Observations(good.table.drop(columns="correct"), good.heads, good.embeddings, **facts)
     with pytest.raises(ValueError, match=r"expected embeddings .* = \(6, 6\)"):
         Observations(good.table, good.heads, good.embeddings[:5], **facts)
-    few = {"statistics": good.statistics[:, :2]}
+    few = {"statistics": good.numbers("statistics")[:, :2]}
     with pytest.raises(ValueError, match=r"numbers must be some of .*, got \['mood'\]"):
-        Observations(good.table, good.heads, good.embeddings, {"mood": good.statistics}, **facts)
+        Observations(
+            good.table, good.heads, good.embeddings, {"mood": good.numbers("statistics")}, **facts
+        )
     with pytest.raises(ValueError, match="expected statistics"):
         Observations(good.table, good.heads, good.embeddings, few, **facts)
 
@@ -405,7 +411,7 @@ def test_a_folder_of_an_older_version_opens_with_what_it_has(any_model, mae, tmp
         Observations.open(tmp_path)
     write("float16")
     older = Observations.open(tmp_path)
-    np.testing.assert_array_equal(older.statistics, written.statistics)
+    np.testing.assert_array_equal(older.numbers("statistics"), written.numbers("statistics"))
     for name in ("regions", "surprise"):
         with pytest.raises(ValueError, match=f"have no {name}: observe with"):
             older.numbers(name)

@@ -23,8 +23,8 @@ def test_what_the_features_need_is_kept(any_model):
     observed = HeadScorer(make_mae(), features="surprise+confidence").observe(
         any_model, make_scenarios(5)
     )
-    assert observed.surprise.shape == (5, 12, 4)
-    assert observed.statistics.shape == (5, 12, 8)
+    assert observed.numbers("surprise").shape == (5, 12, 4)
+    assert observed.numbers("statistics").shape == (5, 12, 8)
 
 
 def test_a_planted_head_is_ranked_first_with_the_predictors_auc():

@@ -92,17 +92,19 @@ def test_observing_keeps_it_and_says_when_it_is_not_there(tmp_path):
     found = Observations.open(tmp_path / "one")
     patterns = collect_patterns(model, scenarios.tokens())
     expected = torch.stack([surprise_of(mae, patterns.prompt(i)) for i in range(7)])
-    torch.testing.assert_close(torch.tensor(found.surprise), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        torch.tensor(found.numbers("surprise")), expected, atol=1e-4, rtol=1e-3
+    )
     described = [describe(mae, patterns.prompt(i)).unexpected for i in range(7)]
     unexpected = torch.tensor(found.numbers("unexpected"))
     torch.testing.assert_close(unexpected, torch.stack(described), atol=1e-4, rtol=1e-3)
     last = torch.stack([attention_by_region(patterns.prompt(i)[:, -1]) for i in range(7)])
     torch.testing.assert_close(torch.tensor(found.numbers("regions")), last, atol=1e-5, rtol=1e-4)
-    chosen = found.select([4, 1]).surprise
-    assert (chosen == found.surprise[[4, 1]]).all()
+    chosen = found.select([4, 1]).numbers("surprise")
+    assert (chosen == found.numbers("surprise")[[4, 1]]).all()
     without = observe(model, scenarios, mae, tmp_path / "two")
     with pytest.raises(ValueError, match="observe with 'surprise' in keep"):
-        _ = without.surprise
+        _ = without.numbers("surprise")
     with pytest.raises(ValueError, match="surprise"):
         observe(model, scenarios, mae, tmp_path / "two", keep=KEEP, batch_size=2)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -83,7 +82,9 @@ class AttentionPatterns:
         """
         (wanted,) = parse_heads(head)
         if wanted not in self.heads:
-            raise KeyError(f"{wanted} was not collected; these were: {_listed(self.heads)}")
+            raise KeyError(
+                f"{wanted} was not collected; these were: {', '.join(map(str, self.heads))}"
+            )
         return self.values[:, self.heads.index(wanted)]
 
     def select(self, prompts: Any) -> AttentionPatterns:
@@ -176,28 +177,21 @@ class PatternCollector:
     def __init__(self, model: Any, heads: HeadsLike | None = None) -> None:
         self.model = model
         self.heads = select_heads(model, heads)
+        self._indices = _indices_by_layer(self.heads)
         self._passes: list[dict[int, Tensor]] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> PatternCollector:
-        layers = _indices_by_layer(self.heads)
-        self._stack.enter_context(refuse_broken_patterns(self.model, layers))
-        hooks = _pattern_hooks(self.heads, self._keep)
-        self._stack.enter_context(attach_hooks(self.model, hooks))
+        self._stack.enter_context(_see_patterns(self.model, self._indices, self._keep))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
     def _keep(self, layer: int, patterns: Tensor) -> None:
         if not self._passes or layer in self._passes[-1]:  # the layer again: a new forward pass
             self._passes.append({})
-        self._passes[-1][layer] = patterns
+        self._passes[-1][layer] = patterns[:, self._indices[layer]]  # a copy
 
     def clear(self) -> None:
         """Forget what was collected so far."""
@@ -333,27 +327,19 @@ def read_layers(
     info, lengths = describe_model(model), prompts.lengths.cpu()
     results: list[Result] = []
 
-    def look(patterns: Tensor, hook: Any, *, layer: int, indices: list[int]) -> None:
+    by_layer = _indices_by_layer(heads or info.heads)
+
+    def look(layer: int, patterns: Tensor) -> None:
+        indices = by_layer[layer]
         if len(indices) < info.n_heads:
             patterns = patterns[:, indices]
-        heads = tuple(Head(layer, head) for head in indices)
+        of = tuple(Head(layer, head) for head in indices)
         with torch.autocast(patterns.device.type, enabled=False):  # that is for the model alone
-            results.append(read(AttentionPatterns(patterns.detach(), heads, lengths)))
+            results.append(read(AttentionPatterns(patterns, of, lengths)))
 
-    by_layer = _indices_by_layer(heads or info.heads)
-    hooks = [
-        (pattern_hook_name(layer), partial(look, layer=layer, indices=indices))
-        for layer, indices in by_layer.items()
-    ]
-    with refuse_broken_patterns(model, by_layer), attach_hooks(model, hooks):
+    with _see_patterns(model, by_layer, look):
         logits = last_token_logits(model, prompts.tokens, prompts.lengths)
     return results, logits
-
-
-def _look_at(
-    patterns: Tensor, hook: Any, *, look: Callable[[int, Tensor], None], layer: int
-) -> None:
-    look(layer, patterns)
 
 
 def select_heads(model: Any, heads: HeadsLike | None) -> tuple[Head, ...]:
@@ -367,7 +353,7 @@ def select_heads(model: Any, heads: HeadsLike | None) -> tuple[Head, ...]:
     blind = [head for head in chosen if head.layer not in info.attention_layers]
     if blind:
         raise ValueError(
-            f"{_listed(blind)}: these layers of {info.name} have no attention patterns"
+            f"{', '.join(map(str, blind))}: these layers of {info.name} have no attention patterns"
         )
     return chosen
 
@@ -382,18 +368,18 @@ def _without_padding(patterns: AttentionPatterns, prompts: Prompts) -> Attention
     return AttentionPatterns(patterns.values * own, patterns.heads, lengths)
 
 
-def _pattern_hooks(
-    heads: tuple[Head, ...], keep: Callable[[int, Tensor], None]
-) -> list[tuple[str, Callable[[Tensor, Any], None]]]:
-    """One hook a layer, which keeps copies of the wanted heads only."""
+@contextmanager
+def _see_patterns(
+    model: Any, layers: Iterable[int], see: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Inside the block `see` is called with each of these layers and its heads' patterns."""
 
-    def read(patterns: Tensor, hook: Any, *, layer: int, indices: list[int]) -> None:
-        keep(layer, patterns.detach()[:, indices])
+    def tell(layer: int, patterns: Tensor, hook: Any) -> None:
+        see(layer, patterns.detach())
 
-    return [
-        (pattern_hook_name(layer), partial(read, layer=layer, indices=indices))
-        for layer, indices in _indices_by_layer(heads).items()
-    ]
+    hooks = [(pattern_hook_name(layer), partial(tell, layer)) for layer in layers]
+    with refuse_broken_patterns(model, layers), attach_hooks(model, hooks):
+        yield
 
 
 def _indices_by_layer(heads: tuple[Head, ...]) -> dict[int, list[int]]:
@@ -412,12 +398,5 @@ def _join_layers(
     if missing:
         raise ValueError(f"a forward pass stopped before layers {missing}, whose heads were chosen")
     device = layers[next(iter(wanted))].device  # a model may be spread over several
-    joined = torch.cat([layers[layer].to(device) for layer in wanted], dim=1)
-    by_layer = [Head(layer, head) for layer, members in wanted.items() for head in members]
-    if by_layer == list(heads):
-        return joined
-    return joined[:, [by_layer.index(head) for head in heads]]
-
-
-def _listed(heads: Any) -> str:
-    return ", ".join(str(head) for head in heads)
+    found = [layers[head.layer][:, wanted[head.layer].index(head.head)] for head in heads]
+    return torch.stack([patterns.to(device) for patterns in found], dim=1)

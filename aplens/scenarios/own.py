@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 
-from aplens._words import shorten
+from aplens._words import is_whole
 from aplens.models import last_token_logits
 from aplens.prompts import (
     Column,
     Prompts,
     PromptsLike,
     as_list,
-    find_unfit,
+    name_unfit,
     read_prompts,
-    row_label,
 )
 from aplens.scenarios.answers import require_logits
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
@@ -139,18 +137,9 @@ def _read_values(name: str, values: Any, prompts: Prompts) -> list[str | int]:
     if isinstance(read, str) or len(read) != len(prompts):
         got = repr(read) if isinstance(read, str) else len(read)
         raise ScenarioError(f"expected {name} for each of {len(prompts)} prompts, got {got}")
-    read = [as_list(value) for value in read]
-    place = find_unfit(read, _is_text_or_number)
-    if place is not None:
-        raise ScenarioError(
-            f"expected {name} as texts or whole numbers, got {shorten(read[place])} for prompt "
-            f"{place}{row_label(values, place)}"
-        )
-    return read
-
-
-def _is_text_or_number(value: Any) -> bool:
-    return isinstance(value, (str, Integral)) and not isinstance(value, bool)
+    if unfit := name_unfit(values, lambda value: isinstance(value, str) or is_whole(value)):
+        raise ScenarioError(f"expected {name} as texts or whole numbers, got {unfit}")
+    return [as_list(value) for value in read]
 
 
 def _first_tokens(

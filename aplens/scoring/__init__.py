@@ -5,7 +5,6 @@ from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.distance import output_norms, pattern_distances
 from aplens.scoring.evaluation import (
     cross_validate,
-    evaluate_holdout,
     evaluate_predictors,
     score_table,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "attribute_heads",
     "cross_validate",
     "describe_outcomes",
-    "evaluate_holdout",
     "evaluate_predictors",
     "keep_for",
     "observe",

@@ -17,7 +17,7 @@ from aplens.scoring.observations import Observations, incorrect_labels
 from aplens.scoring.observing import Progress
 from aplens.scoring.predictions import FoldPredictions, describe_data
 from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
-from aplens.scoring.splits import assign_folds, draw_files, require_disjoint_files
+from aplens.scoring.splits import assign_folds, draw_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,44 +159,6 @@ def _describe_setup(
         "seed": seed,
         "settings": fingerprint(shown),
     }
-
-
-def evaluate_holdout(
-    train: Observations,
-    test: Observations,
-    *,
-    features: Sequence[str] | None = None,
-    by_task: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> pd.DataFrame:
-    """Fit on one set of source files and judge on another.
-
-    Args:
-        train: What to fit on.
-        test: What to predict.
-        features: As for `evaluate_predictors`.
-        by_task: As for `evaluate_predictors`.
-        seed: As for `evaluate_predictors`.
-        progress: As for `evaluate_predictors`.
-        settings: As for `evaluate_predictors`.
-
-    Returns:
-        As `evaluate_predictors`.
-
-    Raises:
-        ValueError: When a file is on both sides, or either side has only one outcome.
-    """
-    require_disjoint_files(train.files, test.files)
-    features = features or usual_features(train)
-    scores = {}
-    for number, name in enumerate(features):
-        predictor = CorrectnessPredictor(name, seed=seed, **settings).fit(train)
-        scores[name] = predictor.predict_proba(test)[:, 1]
-        if progress is not None:
-            progress(number + 1, len(features))
-    return score_table(test, scores, by_task=by_task, seed=seed)
 
 
 def score_table(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,7 +18,7 @@ from aplens.scoring.principal import fit_pca
 N_COMPONENTS = 8
 
 
-class FeatureBlock(Protocol):
+class FeatureBlock:
     """One kind of feature as columns of numbers, fitted on training observations alone.
 
     Attributes:
@@ -31,54 +30,50 @@ class FeatureBlock(Protocol):
 
     def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """Fit on these observations, and describe them."""
+        self._fit(observations)
+        return self.transform(observations)
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """Describe observations that may be new."""
+        raise NotImplementedError
+
+    def _fit(self, observations: Observations) -> None:
+        """Learn what `transform` needs, and the heads of the columns."""
 
 
-class MajorityFeatures:
+class MajorityFeatures(FeatureBlock):
     """No column at all: what a predictor can still learn is how often the model is wrong."""
 
     column_heads = np.empty(0, dtype=int)
-
-    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario 0"]:
-        """See `FeatureBlock`."""
-        return self.transform(observations)
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario 0"]:
         """See `FeatureBlock`."""
         return np.empty((len(observations), 0))
 
 
-class TaskFeatures:
+class TaskFeatures(FeatureBlock):
     """One column a task, 1 where a scenario is of that task; a task that is new has none."""
 
-    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario task"]:
-        """See `FeatureBlock`."""
+    def _fit(self, observations: Observations) -> None:
         self._tasks = np.unique(_tasks_of(observations))
         self.column_heads = np.full(len(self._tasks), -1)
-        return self.transform(observations)
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario task"]:
         """See `FeatureBlock`."""
         return (_tasks_of(observations)[:, None] == self._tasks).astype(float)
 
 
-class ConfidenceFeatures:
+class ConfidenceFeatures(FeatureBlock):
     """How sure the model itself is: the probability of its prediction, and the entropy."""
 
     column_heads = np.array([-1, -1])
-
-    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario 2"]:
-        """See `FeatureBlock`."""
-        return self.transform(observations)
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario 2"]:
         """See `FeatureBlock`."""
         return observations.table[["top_probability", "entropy"]].to_numpy(dtype=float)
 
 
-class HeadNumberFeatures:
+class HeadNumberFeatures(FeatureBlock):
     """Numbers that observing kept for every head, as they are.
 
     Args:
@@ -88,25 +83,22 @@ class HeadNumberFeatures:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
-        """See `FeatureBlock`."""
+    def _fit(self, observations: Observations) -> None:
         n_heads, n_numbers = observations.numbers(self._name).shape[1:]
         self.column_heads = np.repeat(np.arange(n_heads), n_numbers)
-        return self.transform(observations)
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
         return observations.numbers(self._name).reshape(len(observations), -1).astype(float)
 
 
-class EmbeddingFeatures:
+class EmbeddingFeatures(FeatureBlock):
     """Where each head's embedding lies along the directions in which it varies most (PCA).
 
     A head that never varies has no column: its directions would be those of rounding.
     """
 
-    def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
-        """See `FeatureBlock`."""
+    def _fit(self, observations: Observations) -> None:
         check_shape(observations.embeddings)
         self._reducers = [
             None if are_alike(rows) else fit_pca(rows, N_COMPONENTS)
@@ -114,7 +106,6 @@ class EmbeddingFeatures:
         ]
         widths = [0 if reducer is None else reducer.axes.shape[1] for reducer in self._reducers]
         self.column_heads = np.repeat(np.arange(len(widths)), widths)
-        return self.transform(observations)
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
@@ -124,7 +115,7 @@ class EmbeddingFeatures:
         return np.concatenate([np.empty((len(observations), 0)), *parts], axis=1)
 
 
-class ClusterFeatures:
+class ClusterFeatures(FeatureBlock):
     """The category of each head's pattern, one column a category (docs/method.md, step 9).
 
     Columns of 0 and 1, not one categorical column a head: shap's TreeExplainer reads scikit-learn's

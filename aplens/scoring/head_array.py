@@ -44,11 +44,6 @@ class HeadArray:
     def __repr__(self) -> str:
         return f"HeadArray(shape={self.shape}, dtype={self.dtype})"
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that it would take as a NumPy array."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
     def __getitem__(self, key: Any) -> Any:
         """Some scenarios of all heads or of one.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -91,16 +92,14 @@ class Observations:
         self.heads = tuple(heads)
         self.model = model
         self.mae = mae
-        self._embeddings = embeddings
-        self._numbers = dict(numbers or {})
-        self._loaded: dict[str, np.ndarray] = {}
         self._patterns = patterns
-        if unknown := sorted(self._numbers.keys() - HEAD_NUMBERS.keys()):
+        self._sources: dict[str, _ArraySource] = {"embeddings": embeddings, **(numbers or {})}
+        self._loaded: dict[str, HeadValues] = {}
+        if unknown := sorted(self._sources.keys() - HEAD_NUMBERS.keys() - {"embeddings"}):
             raise ValueError(f"numbers must be some of {list(HEAD_NUMBERS)}, got {unknown}")
-        for name, source in {"embeddings": embeddings, **self._numbers}.items():
-            # What is not loaded yet is checked when it is.
-            if isinstance(source, np.ndarray | HeadArray):
-                self._check_shape(name, source)
+        for name, source in self._sources.items():
+            if not callable(source):  # what is not loaded yet is checked when it is
+                self._load(name)
 
     def __len__(self) -> int:
         """Scenarios."""
@@ -112,14 +111,14 @@ class Observations:
             f"{self.table['correct'].mean():.1%} correct)"
         )
 
-    @cached_property
+    @property
     def embeddings(self) -> HeadValues:
         """The AP-MAE's embeddings, `Float16["scenario head d_embed"]`.
 
         Where they are on disk, a `HeadArray`: each head is read when it is asked for, so that they
         may be larger than memory. `load` and `numpy.asarray` read them all.
         """
-        return self._load("embeddings", self._embeddings)
+        return self._load("embeddings")
 
     @property
     def kept(self) -> set[Keep]:
@@ -137,23 +136,11 @@ class Observations:
         """
         if name not in HEAD_NUMBERS:
             raise ValueError(f"numbers must be some of {list(HEAD_NUMBERS)}, got {name!r}")
-        if name not in self._numbers:
+        if name not in self._sources:
             raise ValueError(
                 f"these observations have no {name}: observe with {HEAD_NUMBERS[name]!r} in keep"
             )
-        if name not in self._loaded:
-            self._loaded[name] = np.asarray(self._load(name, self._numbers[name]))
-        return self._loaded[name]
-
-    @property
-    def statistics(self) -> Float[np.ndarray, "scenario head 8"]:
-        """The hand-made statistics; see `numbers`."""
-        return self.numbers("statistics")
-
-    @property
-    def surprise(self) -> Float[np.ndarray, "scenario head 4"]:
-        """How far the last query departs from what AP-MAE expects; see `numbers`."""
-        return self.numbers("surprise")
+        return np.asarray(self._load(name))
 
     def patterns(self, scenarios: Sequence[int] | np.ndarray) -> AttentionPatterns:
         """The patterns of all heads on some scenarios, as they were kept.
@@ -182,27 +169,30 @@ class Observations:
     def select(self, indices: Sequence[int] | np.ndarray) -> Observations:
         """The scenarios at these positions, or where a boolean mask is true; nothing is loaded."""
         rows = np.arange(len(self))[np.asarray(indices)]
-        return self._derive(
+
+        def select_numbers(name: str) -> np.ndarray:
+            return self.numbers(name)[rows]
+
+        return Observations(
             self.table.iloc[rows],
+            self.heads,
             lambda: self.embeddings[rows],
-            lambda name: self.numbers(name)[rows],
-            lambda some: self.patterns(rows[some]),
+            {name: partial(select_numbers, name) for name in HEAD_NUMBERS if name in self._sources},
+            model=self.model,
+            patterns=None if self._patterns is None else lambda some: self.patterns(rows[some]),
+            mae=self.mae,
         )
 
     def with_outcomes(self, correct: Bool[np.ndarray, " scenario"]) -> Observations:
         """The same observations with another meaning of correct; nothing is loaded."""
-        return self._derive(
-            self.table.assign(correct=correct),
-            lambda: self.embeddings,
-            self.numbers,
-            self.patterns,
-        )
+        same = copy.copy(self)
+        same.table = self.table.assign(correct=correct)
+        return same
 
     def load(self) -> Observations:
         """Read everything but patterns into memory, so that the folder is no longer needed."""
-        self.embeddings = np.asarray(self.embeddings)
-        for name in self._numbers:
-            self.numbers(name)
+        for name in self._sources:
+            self._loaded[name] = np.asarray(self._load(name))
         return self
 
     @classmethod
@@ -231,35 +221,16 @@ class Observations:
             mae=run["mae"],
         )
 
-    def _derive(
-        self,
-        table: pd.DataFrame,
-        embeddings: Callable[[], HeadValues],
-        numbers: Callable[[str], np.ndarray],
-        patterns: Callable[[Int[np.ndarray, " some"]], AttentionPatterns],
-    ) -> Observations:
-        """Observations of the same heads; nothing is there that these do not have."""
-        return Observations(
-            table,
-            self.heads,
-            embeddings,
-            {name: partial(numbers, name) for name in self._numbers},
-            model=self.model,
-            patterns=None if self._patterns is None else patterns,
-            mae=self.mae,
-        )
-
-    def _load(self, name: str, source: _ArraySource) -> HeadValues:
-        values = source() if callable(source) else source
-        self._check_shape(name, values)
-        return values
-
-    def _check_shape(self, name: str, values: HeadValues) -> None:
-        expected = (len(self), len(self.heads))
-        if values.ndim != 3 or values.shape[:2] != expected:
-            raise ValueError(
-                f"expected {name} (scenario, head, …) = {expected} + (…,), got {values.shape}"
-            )
+    def _load(self, name: str) -> HeadValues:
+        if name not in self._loaded:
+            source, expected = self._sources[name], (len(self), len(self.heads))
+            values = source() if callable(source) else source
+            if values.ndim != 3 or values.shape[:2] != expected:
+                raise ValueError(
+                    f"expected {name} (scenario, head, …) = {expected} + (…,), got {values.shape}"
+                )
+            self._loaded[name] = values
+        return self._loaded[name]
 
 
 def incorrect_labels(observations: Observations) -> Bool[np.ndarray, " scenario"]:

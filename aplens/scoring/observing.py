@@ -140,10 +140,6 @@ class ObserveOptions(NamedTuple):
     keep: frozenset[Keep]
     precision: torch.dtype | None
 
-    def numbers(self) -> tuple[str, ...]:
-        """What is kept of every head beside its embedding, see `HEAD_NUMBERS`."""
-        return tuple(name for name, needs in HEAD_NUMBERS.items() if needs in self.keep)
-
 
 def _observe_in_memory(
     model: Any,
@@ -341,7 +337,7 @@ def _describe_run(
         "patch_size": mae.config.patch_size,
         "n_tokens": scenarios.prompts().n_tokens,
         "shard_size": options.shard_size,
-        "numbers": list(options.numbers()),
+        "numbers": [name for name, kept_by in HEAD_NUMBERS.items() if kept_by in options.keep],
         "patterns": "patterns" in options.keep,
         "precision": None if options.precision is None else str(options.precision),
     }

@@ -134,27 +134,15 @@ class HeadScorer:
         }
         return ranking
 
-    def evaluate(
-        self,
-        observations: Observations,
-        *,
-        features: Sequence[str] | None = None,
-        n_folds: int = 5,
-        by_task: bool = False,
-        progress: Progress | None = None,
-        keep: str | os.PathLike[str] | None = None,
-    ) -> pd.DataFrame:
-        """Cross-validate feature sets; see `evaluate_predictors`."""
-        return evaluate_predictors(
-            observations,
-            features=features,
-            n_folds=n_folds,
-            by_task=by_task,
-            seed=self.seed,
-            progress=progress,
-            keep=keep,
-            clusters=self._settings["clusters"],
-        )
+    def evaluate(self, observations: Observations, **options: Any) -> pd.DataFrame:
+        """Cross-validate feature sets, with this scorer's seed and clusters.
+
+        Args:
+            observations: What to predict.
+            options: As for `evaluate_predictors`.
+        """
+        clusters = self._settings["clusters"]
+        return evaluate_predictors(observations, seed=self.seed, clusters=clusters, **options)
 
     def _new_predictor(self, features: str) -> CorrectnessPredictor:
         return CorrectnessPredictor(features, seed=self.seed, **self._settings)

@@ -49,7 +49,9 @@ def rank_against_truth(study: Study, settings: TruthSettings) -> pd.DataFrame:
         )
         estimates = estimate_effects(study.model, ranked_on, batch_size=size)
     importance = study.ranking.to_frame().set_index(["layer", "head"])["importance"]
-    entropy = study.observed_part("rank").statistics[:, :, STATISTICS.index("last_entropy")]
+    entropy = study.observed_part("rank").numbers("statistics")[
+        :, :, STATISTICS.index("last_entropy")
+    ]
     scores = {
         f"SHAP of {study.settings.rank.features}": importance.loc[list(truth.heads)].to_numpy(),
         "attribution": abs(estimates.values.mean(axis=1)),

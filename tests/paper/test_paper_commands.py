@@ -87,12 +87,14 @@ def test_joined_observations_are_those_of_observing_together(tiny_model, tmp_pat
     pd.testing.assert_frame_equal(joined.table, together.table)
     # Batches differ, and with them the last digits.
     np.testing.assert_allclose(joined.embeddings, np.asarray(together.embeddings), atol=2e-3)
-    np.testing.assert_allclose(joined.statistics, together.statistics, atol=1e-5)
+    np.testing.assert_allclose(
+        joined.numbers("statistics"), together.numbers("statistics"), atol=1e-5
+    )
     some = joined.select([7, 1])
     np.testing.assert_array_equal(some.embeddings[0], parts[1].embeddings[1])
     assert some.files == [joined.files[7], joined.files[1]]
     with pytest.raises(ValueError, match="'surprise' in keep"):
-        _ = joined.surprise
+        _ = joined.numbers("surprise")
 
 
 def test_observations_of_different_things_are_not_joined(tiny_model, tmp_path):
