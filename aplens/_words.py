@@ -1,9 +1,16 @@
-"""How errors show a value that came from outside."""
+"""How text and values that came from outside are shown, in errors and on pages."""
 
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 from typing import Any
+
+#: General categories that show nothing, reorder text, or are no characters at all.
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
+
+#: Invisible characters that emoji and several scripts are made with: joiners, tags of flags.
+_JOINING = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
 
 
 def shorten(value: Any) -> str:
@@ -12,6 +19,25 @@ def shorten(value: Any) -> str:
         return _SHORT.repr(value)
     except ValueError:  # Python prints no whole number of more than 4300 digits
         return f"a {type(value).__name__} with a number of thousands of digits"
+
+
+def displayable(text: str, keep: str = "") -> str:
+    """Text in which every character can be seen and stands where it was written.
+
+    Control characters but those to `keep`, marks that reorder text, unusual blanks and what is no
+    character at all are written as their numbers. Emoji and all scripts stay as they are.
+    """
+    return "".join(c if c in keep else _show_character(c) for c in text)
+
+
+def spell_out(character: str) -> str:
+    """A character as its number."""
+    return f"\\u{{{ord(character):04X}}}"
+
+
+def _show_character(character: str) -> str:
+    hidden = character != " " and unicodedata.category(character) in _UNSEEN
+    return spell_out(character) if hidden and character not in _JOINING else character
 
 
 _SHORT = reprlib.Repr()

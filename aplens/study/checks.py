@@ -40,7 +40,7 @@ def check_values(settings: StudySettings) -> None:
         ("observe.precision", settings.observe.precision),
         ("ablate.precision", settings.ablate.precision),
     ):
-        _require_choice(name, precision, ("", "bfloat16"))
+        _require_choice(name, precision, (None, "bfloat16"))
     _require_range("observe.batch_size", settings.observe.batch_size)
     _require_range("observe.shard_size", settings.observe.shard_size)
     _require_range("rank.folds", settings.rank.folds, 2)
@@ -100,7 +100,8 @@ def _check_ablate(settings: StudySettings) -> None:
     ablate = settings.ablate
     _require_choice("ablate.method", ablate.method, get_args(AblationMethod))
     _require_range("ablate.batch_size", ablate.batch_size)
-    _require_range("ablate.per_task", ablate.per_task, 0)
+    if ablate.per_task is not None:
+        _require_range("ablate.per_task", ablate.per_task)
     for key in ("sizes", "choices"):
         if not getattr(ablate, key):
             raise ValueError(f"ablate.{key} must not be empty")
@@ -117,6 +118,6 @@ def _require_range(name: str, value: int, least: int = 1, most: int = _MOST) -> 
         raise ValueError(f"{name} must be {least} to {most}, got {shorten(value)}")
 
 
-def _require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+def _require_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {shorten(value)}")

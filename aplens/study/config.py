@@ -28,14 +28,14 @@ class ModelSettings:
         kind: "hooked", "bridge" or "auto".
         dtype: Of the parameters: "float32", "bfloat16" or "float16".
         n_devices: GPUs to spread it over.
-        device_map: Of a bridge, "auto" or "balanced"; none when empty.
+        device_map: Of a bridge, "auto" or "balanced"; none when left out.
     """
 
     name: str = "smollm2-135m"
     kind: str = "auto"
     dtype: str = "float32"
     n_devices: int = 1
-    device_map: str = ""
+    device_map: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ class MAESettings:
     """`[mae]`: the AP-MAE to use.
 
     Attributes:
-        pretrained: A name, folder or hub id; when empty one is trained on this study's model.
+        pretrained: A name, folder or hub id; when left out one is trained on this study's model.
         preset: Of the one to train: "small", "paper" or "paper_tiny".
         config: Changes to the preset; see `aplens.APMAEConfig`.
         training: Changes to the training settings; see `aplens.mae.TrainingSettings`.
         languages: Train on prompts of these languages only; on all when empty.
     """
 
-    pretrained: str = ""
+    pretrained: str | None = None
     preset: str = "small"
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class ObserveSettings:
         held_out: Whether to observe the part `ablate` as well. Predictors are then compared on all
             parts, each file predicted by one that has not seen it. The ranking still sees `fit` and
             `rank` alone.
-        precision: "bfloat16", or the model's own when empty.
+        precision: "bfloat16", or the model's own when left out.
     """
 
     batch_size: int = 8
@@ -123,7 +123,7 @@ class ObserveSettings:
     surprise: bool = False
     patterns: bool = False
     held_out: bool = False
-    precision: str = ""
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class RankSettings:
 class AblateSettings:
     """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`.
 
-    `precision` is "bfloat16", or the model's own when empty. `per_task`: at most this many of a
-    task's held-out scenarios; all when 0.
+    `precision` is "bfloat16", or the model's own when left out. `per_task`: at most this many of a
+    task's held-out scenarios; all when left out.
     """
 
     method: str = "zero"
@@ -157,9 +157,9 @@ class AblateSettings:
     choices: tuple[str, ...] = ("toward_incorrect", "toward_correct", "neutral", "random")
     random_seeds: tuple[int, ...] = (0, 1, 2)
     balance: bool = True
-    per_task: int = 0
+    per_task: int | None = None
     batch_size: int = 16
-    precision: str = ""
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ class StudySettings:
         Args:
             path: The file.
             changes: Settings that replace the file's, each a line of TOML, such as
-                'mae.config.base = "none"'. A word that is no TOML value stands for itself.
+                'mae.config.base = "none"'. A word that is no TOML value stands for itself; "" for a
+                key that may be left out leaves it out.
 
         Raises:
             FileNotFoundError: When there is no such file.
@@ -282,7 +283,9 @@ def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, UnionType):  # a table that may be missing
+    if isinstance(hint, UnionType):  # what may be left out; "" says so, since TOML has no null
+        if value == "":
+            return None
         hint = get_args(hint)[0]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):

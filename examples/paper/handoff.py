@@ -35,6 +35,7 @@ from aplens.scoring import (
 )
 from aplens.study import Reporter
 from aplens.style import CORRECT, GREY, INK, WIDTH, new_figure, tidy
+from aplens.tables import Table
 from paper.files import write_text
 from paper.handoff_tasks import TASKS, Task, load_task
 
@@ -316,17 +317,14 @@ def _most_important(heads: list[Head], effects: np.ndarray) -> set[Head]:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """The table of `tabulate`, cheapest method first."""
-    lines = [
-        "| method | prompts run | " + " | ".join(f"first {budget}" for budget in BUDGETS) + " |",
-        "|---|---|" + "---|" * len(BUDGETS),
-    ]
-    for _, row in frame.sort_values("cost", kind="stable").iterrows():
-        cells = [
-            f"{row[f'at_{budget}']:.2f} [{row[f'low_{budget}']:.2f}, {row[f'high_{budget}']:.2f}]"
-            for budget in BUDGETS
-        ]
-        lines.append(f"| {row['method']} | {row['cost']:,.0f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    ends = {
+        f"{kind}_{budget}": f"at_{budget}_{kind}" for budget in BUDGETS for kind in ("low", "high")
+    }
+    ordered = frame.sort_values("cost", kind="stable").rename(columns=ends)
+    columns = {"method": "method", "cost": "prompts run"}
+    columns |= {f"at_{budget}": f"first {budget}" for budget in BUDGETS}
+    formats = dict.fromkeys(columns, ".2f") | {"cost": ",.0f"}
+    return Table.from_frame(ordered, columns, formats=formats).to_markdown()
 
 
 def tables(folder: Path) -> str:

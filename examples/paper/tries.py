@@ -37,7 +37,7 @@ def try_predictors(study: Study, settings: TrySettings, folder: Path) -> pd.Data
         The tables of `evaluate_predictors` and `evaluate_single_tasks`, one below the other, with a
         first column `tried`.
     """
-    observations, rank, seed = study.observations, study.settings.rank, study.settings.seed
+    observations, rank, seed = study.folder.observations, study.settings.rank, study.settings.seed
     options: dict[str, Any] = {
         "n_folds": rank.folds,
         "seed": seed,

@@ -7,7 +7,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from aplens.plots import is_baseline
+from aplens.heads import HeadRanking
+from aplens.intervals import Estimate
+from aplens.mae import BASELINES
+from aplens.plots import PREDICTOR_BASELINES, is_baseline
 
 Verdict = Literal["better", "worse", "unclear", "no interval"]
 
@@ -33,32 +36,27 @@ def describe_task_accuracy(frame: pd.DataFrame) -> str:
     return text + "."
 
 
-def describe_reconstruction(frame: pd.DataFrame, baselines: Collection[str]) -> str:
+def describe_reconstruction(frame: pd.DataFrame) -> str:
     """Whether AP-MAE fills in masked patches better than the best predictor that is no AP-MAE.
 
     Args:
         frame: Columns `predictor`, `error`, `low`, `high`.
-        baselines: The predictors that are no AP-MAE.
     """
-    own, other = _split(frame, "predictor", baselines)
-    if own.empty:
-        return "No AP-MAE reconstruction was measured."
-    best = _lowest(own, "error")
-    text = f"On masked patches AP-MAE's squared error is {best['error']:.4f}{_bounds(best, 4)}"
-    if other.empty:
-        return text + "; there is no baseline to compare it with."
-    rival = _lowest(other, "error")
+    own, other = _split(frame, "predictor", BASELINES)
+    best, rival = _lowest(own, "error"), _lowest(other, "error")
     verdict = compare(
         (-best["error"], -best["high"], -best["low"]),
         (-rival["error"], -rival["high"], -rival["low"]),
     )
-    text += f"; the best baseline ({rival['predictor']}) has {rival['error']:.4f}"
-    text += f"{_bounds(rival, 4)}."
     ahead = best["error"] < rival["error"]
-    return f"{text} {_say(verdict, 'AP-MAE', 'that baseline', ahead)}"
+    return (
+        f"On masked patches AP-MAE's squared error is {best['error']:.4f}{_bounds(best, 4)}; the "
+        f"best baseline ({rival['predictor']}) has {rival['error']:.4f}{_bounds(rival, 4)}. "
+        f"{_say(verdict, 'AP-MAE', 'that baseline', ahead)}"
+    )
 
 
-def describe_predictors(frame: pd.DataFrame, baselines: Collection[str], confidence: str) -> str:
+def describe_predictors(frame: pd.DataFrame) -> str:
     """Whether AP-MAE's features tell right from wrong better than the model's own confidence.
 
     Features that are the confidence and AP-MAE's together are judged on their own: they can be good
@@ -66,13 +64,11 @@ def describe_predictors(frame: pd.DataFrame, baselines: Collection[str], confide
 
     Args:
         frame: Columns `features`, `auc`, `auc_low`, `auc_high`.
-        baselines: The features that need no AP-MAE.
-        confidence: Which of them is the model's own confidence.
     """
-    own, _ = _split(frame, "features", baselines)
-    with_confidence = own["features"].map(lambda name: confidence in name.split("+")).astype(bool)
-    alone, together = own[~with_confidence], own[with_confidence]
-    rivals = frame[frame["features"] == confidence]
+    own, _ = _split(frame, "features", PREDICTOR_BASELINES)
+    with_confidence = own["features"].map(lambda name: "confidence" in name.split("+"))
+    alone, together = own[~with_confidence.astype(bool)], own[with_confidence.astype(bool)]
+    rivals = frame[frame["features"] == "confidence"]
     if alone.empty:
         return "No predictor of correctness on AP-MAE's features alone was fitted."
     best = _highest(alone, "auc")
@@ -90,6 +86,15 @@ def describe_predictors(frame: pd.DataFrame, baselines: Collection[str], confide
         text += f" Both together reach {both['auc']:.3f}{_bounds(both, 3, 'auc_')}."
         text += f" {_judge_auc(both, rival, 'Both together')}"
     return text
+
+
+def describe_ranking(ranking: HeadRanking) -> str:
+    """How good the predictor behind a study's ranking is; a ranking is no better than that."""
+    auc, confidence = (Estimate(*ranking.metadata[key]) for key in ("auc", "confidence_auc"))
+    return (
+        f"The ranking's predictor has AUC {auc} on held-out files; the model's own confidence has "
+        f"{confidence}."
+    )
 
 
 def describe_ablation(summary: pd.DataFrame, clean_accuracy: float) -> str:
