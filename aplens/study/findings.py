@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from aplens.heads import HeadRanking
 from aplens.intervals import Estimate
 from aplens.mae import BASELINES
 from aplens.plots import PREDICTOR_BASELINES, is_baseline
-
-Verdict = Literal["better", "worse", "unclear", "no interval"]
 
 
 def describe_task_accuracy(frame: pd.DataFrame) -> str:
@@ -42,17 +41,12 @@ def describe_reconstruction(frame: pd.DataFrame) -> str:
     Args:
         frame: Columns `predictor`, `error`, `low`, `high`.
     """
-    own, other = _split(frame, "predictor", BASELINES)
-    best, rival = _lowest(own, "error"), _lowest(other, "error")
-    verdict = compare(
-        (-best["error"], -best["high"], -best["low"]),
-        (-rival["error"], -rival["high"], -rival["low"]),
-    )
-    ahead = best["error"] < rival["error"]
+    best, rival = (_lowest(part, "error") for part in _split(frame, "predictor", BASELINES))
+    own, other = (Estimate(*row[["error", "low", "high"]]) for row in (best, rival))
     return (
-        f"On masked patches AP-MAE's squared error is {best['error']:.4f}{_bounds(best, 4)}; the "
-        f"best baseline ({rival['predictor']}) has {rival['error']:.4f}{_bounds(rival, 4)}. "
-        f"{_say(verdict, 'AP-MAE', 'that baseline', ahead)}"
+        f"On masked patches AP-MAE's squared error is {own:.4f}; the best baseline "
+        f"({rival['predictor']}) has {other:.4f}. "
+        f"{_judge(own, other, 'AP-MAE', 'that baseline', lower_is_better=True)}"
     )
 
 
@@ -66,25 +60,23 @@ def describe_predictors(frame: pd.DataFrame) -> str:
         frame: Columns `features`, `auc`, `auc_low`, `auc_high`.
     """
     own, _ = _split(frame, "features", PREDICTOR_BASELINES)
-    with_confidence = own["features"].map(lambda name: "confidence" in name.split("+"))
-    alone, together = own[~with_confidence.astype(bool)], own[with_confidence.astype(bool)]
+    together = own["features"].map(lambda name: "confidence" in name.split("+")).astype(bool)
     rivals = frame[frame["features"] == "confidence"]
-    if alone.empty:
+    if together.all():
         return "No predictor of correctness on AP-MAE's features alone was fitted."
-    best = _highest(alone, "auc")
+    best = _highest(own[~together], "auc")
     text = (
         f"Of AP-MAE's features, {best['features']} predict best whether an answer is right: "
-        f"AUC {best['auc']:.3f}{_bounds(best, 3, 'auc_')}"
+        f"AUC {_auc(best)}; the model's own confidence "
     )
     if rivals.empty:
-        return text + "; the model's own confidence was not measured."
-    rival = rivals.iloc[0]
-    text += f"; the model's own confidence reaches {rival['auc']:.3f}{_bounds(rival, 3, 'auc_')}."
-    text += f" {_judge_auc(best, rival, 'AP-MAE')}"
-    if not together.empty:
-        both = _highest(together, "auc")
-        text += f" Both together reach {both['auc']:.3f}{_bounds(both, 3, 'auc_')}."
-        text += f" {_judge_auc(both, rival, 'Both together')}"
+        return text + "was not measured."
+    rival = _auc(rivals.iloc[0])
+    text += f"reaches {rival}. {_judge(_auc(best), rival, 'AP-MAE', 'the confidence')}"
+    if together.any():
+        both = _auc(_highest(own[together], "auc"))
+        text += f" Both together reach {both}. "
+        text += _judge(both, rival, "Both together", "the confidence")
     return text
 
 
@@ -107,68 +99,49 @@ def describe_ablation(summary: pd.DataFrame, clean_accuracy: float) -> str:
     chosen = summary[summary["choice"] == "toward_incorrect"]
     if chosen.empty:
         return "No heads chosen toward incorrect were ablated."
-    best = _highest(chosen, "accuracy")
+    best, lowest = _highest(chosen, "accuracy"), _lowest(summary, "accuracy")
+    raised = "It clearly raised accuracy"
     sentences = [
         f"Ablating the heads that push toward incorrect gives at best {best['accuracy']:.1%} "
-        f"({_heads(best['size'])}); the unchanged model has {clean_accuracy:.1%}.",
-        _count_sizes(
-            chosen, "change", "It clearly raised accuracy", "It clearly raised accuracy at no size"
-        ),
+        f"({_count(best['size'], 'head')}); the unchanged model has {clean_accuracy:.1%}.",
+        _count_sizes(chosen, "change", raised, f"{raised} at no size"),
     ]
     compared = chosen.dropna(subset=["over_random"])
     if compared.empty:
         sentences.append("There are no random heads to compare with.")
     else:
+        none = "It did not clearly beat random heads at any size"
         sentences.append(
-            _count_sizes(
-                compared,
-                "over_random",
-                "It clearly beat random heads",
-                "It did not clearly beat random heads at any size",
-            )
+            _count_sizes(compared, "over_random", "It clearly beat random heads", none)
         )
-        worse = int((compared["over_random_high"] < 0).sum())
-        if worse:
-            sentences.append(f"It was clearly worse than random heads at {_sizes(worse)}.")
-        if len(compared) > 1:
-            sentences.append("These intervals are not corrected for trying several sizes.")
-    lowest = _lowest(summary, "accuracy")
+    if worse := int((compared["over_random_high"] < 0).sum()):
+        sentences.append(f"It was clearly worse than random heads at {_count(worse, 'size')}.")
+    if len(compared) > 1:
+        sentences.append("These intervals are not corrected for trying several sizes.")
     if lowest["change_high"] < 0:
         sentences.append(
-            f"Accuracy falls to {lowest['accuracy']:.1%} with {_heads(lowest['size'])} "
+            f"Accuracy falls to {lowest['accuracy']:.1%} with {_count(lowest['size'], 'head')} "
             f"({lowest['choice'].replace('_', ' ')})."
         )
     return " ".join(sentences)
 
 
-def compare(own: tuple[float, float, float], rival: tuple[float, float, float]) -> Verdict:
-    """Compare two (value, low, high), higher being better: only disjoint intervals decide."""
-    if any(pd.isna(bound) for bound in (*own[1:], *rival[1:])):
-        return "no interval"
-    if own[1] > rival[2]:
-        return "better"
-    return "worse" if own[2] < rival[1] else "unclear"
+def _judge(
+    own: Estimate, rival: Estimate, name: str, other: str, *, lower_is_better: bool = False
+) -> str:
+    """Who won: only intervals that do not overlap decide."""
+    ahead = own.value < rival.value if lower_is_better else own.value > rival.value
+    if np.isnan([*own, *rival]).any():
+        order = "ahead of" if ahead else "not ahead of"
+        return f"{name}: {order} {other}, without an interval to say whether by chance."
+    if own.low <= rival.high and rival.low <= own.high:
+        return f"The intervals overlap: no clear difference from {other}."
+    verb = "beat" if ahead else "did worse than"
+    return f"{name} {verb} {other}: the intervals do not overlap."
 
 
-def _say(verdict: Verdict, own: str, rival: str, ahead: bool) -> str:
-    match verdict:
-        case "better":
-            return f"{own} beat {rival}: the intervals do not overlap."
-        case "worse":
-            return f"{own} did worse than {rival}: the intervals do not overlap."
-        case "unclear":
-            return f"The intervals overlap: no clear difference from {rival}."
-        case _:
-            order = "ahead of" if ahead else "not ahead of"
-            return f"{own}: {order} {rival}, without an interval to say whether by chance."
-
-
-def _judge_auc(own: pd.Series[Any], rival: pd.Series[Any], name: str) -> str:
-    verdict = compare(
-        (own["auc"], own["auc_low"], own["auc_high"]),
-        (rival["auc"], rival["auc_low"], rival["auc_high"]),
-    )
-    return _say(verdict, name, "the confidence", own["auc"] > rival["auc"])
+def _auc(row: pd.Series[Any]) -> Estimate:
+    return Estimate(*row[["auc", "auc_low", "auc_high"]])
 
 
 def _split(
@@ -187,27 +160,19 @@ def _highest(frame: pd.DataFrame, column: str) -> pd.Series[Any]:
     return frame.sort_values(column, ascending=False).iloc[0]
 
 
-def _bounds(row: pd.Series[Any], digits: int, prefix: str = "") -> str:
-    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
-    return "" if pd.isna(low) or pd.isna(high) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def _count_sizes(rows: pd.DataFrame, column: str, some: str, none: str) -> str:
     """At how many sizes a difference's interval lies above zero, with the largest of them."""
     above = rows[rows[f"{column}_low"] > 0]
     if above.empty:
         return f"{none} ({len(rows)} tried)."
     best = _highest(above, column)
+    points = Estimate(*(100 * best[column + end] for end in ("", "_low", "_high")))
+    value, interval = f"{points:+.1f}".split(" ", 1)
     return (
-        f"{some} at {len(above)} of {_sizes(len(rows))}, most with {_heads(best['size'])}: "
-        f"{100 * best[column]:+.1f} points "
-        f"[{100 * best[f'{column}_low']:+.1f}, {100 * best[f'{column}_high']:+.1f}]."
+        f"{some} at {len(above)} of {_count(len(rows), 'size')}, most with "
+        f"{_count(best['size'], 'head')}: {value} points {interval}."
     )
 
 
-def _heads(number: int) -> str:
-    return f"{number} head" if number == 1 else f"{number} heads"
-
-
-def _sizes(number: int) -> str:
-    return f"{number} size" if number == 1 else f"{number} sizes"
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -107,7 +107,7 @@ class Study:
         wanted = self.settings.model
         return load_model(
             wanted.name,
-            wanted.kind,  # type: ignore[arg-type]
+            wanted.kind,
             dtype=_dtype(wanted.dtype),  # type: ignore[arg-type]
             n_devices=wanted.n_devices,
             device_map=wanted.device_map,
@@ -175,7 +175,7 @@ class Study:
             per_task=wanted.per_task,
             per_file=wanted.per_file,
             context_length=wanted.context_length,
-            style=wanted.style,  # type: ignore[arg-type]
+            style=wanted.style,
             seed=self.settings.seed,
             progress=lambda done, _: self.reporter.update(before + done, total),
         )
@@ -238,7 +238,7 @@ class Study:
         wanted, seed = self.settings.rank, self.settings.seed
         fit, held_out = self.folder.observed_part("fit"), self.folder.observed_part("rank")
         self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
-        clusters = HeadClusters(wanted.reducer, seed=seed)  # type: ignore[arg-type]
+        clusters = HeadClusters(wanted.reducer, seed=seed)
         scorer = HeadScorer(self.folder.mae, features=wanted.features, clusters=clusters, seed=seed)
         table = scorer.evaluate(
             self.folder.observations,
@@ -261,9 +261,9 @@ class Study:
             self.folder.swept,
             self.folder.ranking,
             sizes=wanted.sizes,
-            choices=wanted.choices,  # type: ignore[arg-type]
+            choices=wanted.choices,
             random_seeds=wanted.random_seeds,
-            method=wanted.method,  # type: ignore[arg-type]
+            method=wanted.method,
             reference=self.folder.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
             balance=wanted.balance,
             seed=self.settings.seed,
