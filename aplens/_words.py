@@ -1,10 +1,17 @@
-"""Values that come from outside: how errors show them, and what they are."""
+"""How text and values that came from outside are shown, and what they are."""
 
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 from numbers import Integral
 from typing import Any
+
+#: General categories that show nothing, reorder text, or are no characters at all.
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
+
+#: Invisible characters that emoji and several scripts are made with: joiners, tags of flags.
+_JOINING = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
 
 
 def shorten(value: Any) -> str:
@@ -23,6 +30,25 @@ def is_whole(value: Any) -> bool:
 def split_features(name: str) -> list[str]:
     """The kinds of features that a name such as "surprise+confidence" joins."""
     return name.split("+")
+
+
+def displayable(text: str, keep: str = "") -> str:
+    """Text in which every character can be seen and stands where it was written.
+
+    Control characters but those to `keep`, marks that reorder text, unusual blanks and what is no
+    character at all are written as their numbers. Emoji and all scripts stay as they are.
+    """
+    return "".join(c if c in keep else _show_character(c) for c in text)
+
+
+def spell_out(character: str) -> str:
+    """A character as its number."""
+    return f"\\u{{{ord(character):04X}}}"
+
+
+def _show_character(character: str) -> str:
+    hidden = character != " " and unicodedata.category(character) in _UNSEEN
+    return spell_out(character) if hidden and character not in _JOINING else character
 
 
 _SHORT = reprlib.Repr()

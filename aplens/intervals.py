@@ -26,8 +26,12 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def __format__(self, spec: str) -> str:
+        value, *ends = (format(number, spec or ".3f") for number in self)
+        return value if np.isnan(self[1:]).any() else f"{value} [{', '.join(ends)}]"
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return format(self)
 
 
 class FileBootstrap:

@@ -23,7 +23,6 @@ import transformers
 from zoo import ZOO, Variant, save
 
 import aplens
-from aplens._markdown import table_lines
 from aplens.models import UnsupportedModelError
 from aplens.models.agreement import Difference, difference, run_original
 from aplens.models.writing import require_acting
@@ -89,7 +88,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     major = version("transformer-lens").partition(".")[0]
-    table = "\n".join(table_lines(HEADER, rows()))
+    lines = (HEADER, ["---"] * len(HEADER), *rows())
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
     start, end = f"<!-- TransformerLens {major} -->", f"<!-- end of {major} -->"
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(start)

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "aplens"
 #: The rooms from the ground up: each uses only rooms that stand before it.
 ROOMS = (
     "files",  # the private modules: atomic writes, checked documents, words, processes
+    "tables",
     "style",
     "intervals",
     "plots",

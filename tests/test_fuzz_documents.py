@@ -17,7 +17,13 @@ from aplens.heads import ModelShape
 from aplens.interventions import AblationSweep
 from aplens.interventions.results import Setting, SettingResult
 from aplens.study import StudySettings
-from aplens.study.saved import PREDICTOR_COLUMNS, read_corpora, read_ranking, read_sweep, read_table
+from aplens.study.folder import (
+    PREDICTOR_COLUMNS,
+    read_corpora,
+    read_ranking,
+    read_sweep,
+    read_table,
+)
 from aplens.study.stages import StageRecord
 
 RANKING = HeadRanking.from_values(

@@ -11,10 +11,10 @@ import torch
 from aplens import HeadRanking, parse_heads
 from aplens.heads import ModelShape, all_heads
 from aplens.interventions import AblationSweep, Setting, SettingResult
-from aplens.mae import Reconstruction
+from aplens.mae import BASELINES, Reconstruction
 from aplens.patterns import PatchGrid
-from aplens.viz import ReportData, SampleScenario, render_report, write_report
-from aplens.viz.sections import summarize
+from aplens.study import findings, sections
+from aplens.study.report import render_page
 
 HOSTILE = (
     "</code></pre></script><script>document.title = 'pwned'</script>"
@@ -41,6 +41,7 @@ def make_ranking(n_layers=12, n_heads=9):
             }
         ),
         model=ModelShape("tiny", n_layers, n_heads),
+        metadata={"auc": [0.6, 0.5, 0.7], "confidence_auc": [0.8, 0.7, 0.9]},
     )
 
 
@@ -123,7 +124,7 @@ def reconstruction_error(own=0.0057):
     error = np.array([0.0141, 0.0109, 0.0059, own])
     return pd.DataFrame(
         {
-            "predictor": ["position mean", "head mean", "additive fit", "AP-MAE"],
+            "predictor": [*BASELINES[:3], "AP-MAE"],
             "error": error,
             "low": error - 0.0003,
             "high": error + 0.0003,
@@ -131,46 +132,42 @@ def reconstruction_error(own=0.0057):
     )
 
 
-def full_report(**changes):
-    parts = {
-        "title": "SmolLM2-135M-Instruct on java.base",
-        "facts": {
-            "Model": "SmolLM2-135M-Instruct (HookedTransformer, float32)",
-            "Corpus": "/usr/lib/jvm/java-17/lib/src.zip, 2,000 scenarios from 913 files",
-            "Command": "aplens run study.toml --set 'title=\"<x>\"'",
-            "Seeds": "scenarios 0, split 0, random heads 0 to 2",
-            "Date": "2026-01-01",
-        },
-        "notes": ["No JDK was found: the corpus is Python's standard library."],
-        "task_accuracy": task_accuracy(),
-        "reconstruction": make_reconstruction(),
-        "reconstruction_labels": ["L5H3", "L9H6", "L0H1"],
-        "reconstruction_error": reconstruction_error(),
-        "reconstruction_baselines": ("position mean", "head mean", "additive fit"),
-        "predictors": predictors(),
-        "ranking": make_ranking(),
-        "sweep": make_sweep(),
-        "timings": {"mine": 12.3, "observe": 204.0, "ablate": 95.5},
-        "samples": [
-            SampleScenario(
-                "boolean_literals",
-                "java/util/BitSet.java",
-                417,
-                "\n".join(f"    int line{i} = {i};" for i in range(30)) + "\n    return ",
-                " true",
-                " false",
-                0.61,
-                False,
-            ),
-            SampleScenario("eol", "<script>.java", 3, HOSTILE, "\u202e;\n", ";", 0.97, True),
+FACTS = {
+    "Model": "SmolLM2-135M-Instruct (HookedTransformer, float32)",
+    "Corpus": "/usr/lib/jvm/java-17/lib/src.zip, 2,000 scenarios from 913 files",
+    "Command": "aplens run study.toml --set 'title=\"<x>\"'",
+    "Date": "2026-01-01",
+}
+
+
+def full_page():
+    labels = ["L5H3", "L9H6", "L0H1"]
+    long = "\n".join(f"    int line{i} = {i};" for i in range(30)) + "\n    return "
+    place, tokens = "java/util/BitSet.java:417", (" true", " false")
+    return render_page(
+        "SmolLM2-135M-Instruct on java.base",
+        FACTS,
+        ["No JDK was found: the corpus is Python's standard library."],
+        [
+            sections.show_tasks(task_accuracy()),
+            sections.show_reconstruction(make_reconstruction(), labels, reconstruction_error()),
+            sections.show_predictors(predictors()),
+            sections.show_ranking(make_ranking()),
+            sections.show_sweep(make_sweep()),
+            sections.show_times({"mine": 12.3, "observe": 204.0, "ablate": 95.5}),
         ],
-    }
-    return ReportData(**(parts | changes))
+        [
+            sections.show_sample("boolean_literals", place, long, tokens, 0.61, False),
+            sections.show_sample("eol", "<script>.java:3", HOSTILE, ("\u202e;\n", ";"), 0.97, True),
+        ],
+    )
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_report(tmp_path_factory.mktemp("report") / "deep" / "r.html", full_report())
+    path = tmp_path_factory.mktemp("report") / "r.html"
+    path.write_text(full_page(), encoding="utf-8")
+    return path
 
 
 class Page(HTMLParser):
@@ -192,7 +189,6 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_else(written):
-    assert [entry.name for entry in written.parent.iterdir()] == ["r.html"]
     html = written.read_text(encoding="utf-8")
     page = Page(html)
     assert html.startswith("<!DOCTYPE html>")
@@ -233,18 +229,16 @@ def test_every_part_is_there_with_its_numbers(written):
     assert {th["scope"] for th in page.all("th")} == {"col", "row"}
 
 
-def test_what_is_missing_is_left_out():
-    page = Page(render_report(ReportData(title="Nothing yet", facts={"Model": "tiny"})))
-    assert "Nothing yet" in page.text
+def test_a_sweep_of_no_setting_says_why():
+    sweep = make_sweep()
+    sweep.results.clear()
+    page = Page(render_page("x", {}, [], [sections.show_sweep(sweep)], []))
+    assert "Not run: neutral, 100 heads: only 61 qualify" in page.text
     assert not page.all("img")
-    assert not page.all("table")
-    page = Page(render_report(full_report(reconstruction=None, ranking=None, sweep=None)))
-    assert len(page.all("img")) == 3
-    assert "Ablating" not in page.text
 
 
-def test_the_same_report_gives_the_same_bytes(written):
-    assert render_report(full_report()) == written.read_text(encoding="utf-8")
+def test_the_same_results_give_the_same_bytes(written):
+    assert full_page() == written.read_text(encoding="utf-8")
 
 
 def test_hostile_source_code_stays_text(written):
@@ -258,44 +252,35 @@ def test_hostile_source_code_stays_text(written):
     assert "👩‍💻 and Hebrew שלום" in page.text
     assert r"\u{202E}esrever\u{202C}" in page.text
     assert r"nul = '\u{0000}'; char half = '\u{D83D}'" in page.text
-    assert r"\u{202E};⏎" in page.text
+    assert r"\u{202E};↵" in page.text
     assert not re.search("[\u202a-\u202e\u2066-\u2069\x00]", page.text)
 
 
-def findings_of(report):
-    return "\n".join(summarize(report))
-
-
 def test_the_summary_says_who_won_by_the_intervals():
-    lost = findings_of(full_report())
-    assert "right on 74% of 2,000 scenarios, from 49% (identifiers) to 82%" in lost
+    of_tasks = findings.describe_task_accuracy
+    assert "right on 74% of 2,000 scenarios, from 49% (identifiers) to 82%" in of_tasks(
+        task_accuracy()
+    )
+    total = {"task": "all", "n": 2000, "accuracy": 0.9, "low": 0.88, "high": 0.92}
+    counted = pd.concat([task_accuracy(), pd.DataFrame([total])])
+    assert "right on 90% of 2,000 scenarios, from 49% (identifiers) to 82%" in of_tasks(counted)
+
+    lost = findings.describe_predictors(predictors())
     assert "embeddings predict best whether an answer is right: AUC 0.700 [0.670, 0.730]" in lost
     assert "AP-MAE did worse than the confidence: the intervals do not overlap" in lost
     assert "Both together reach 0.830 [0.800, 0.860]. The intervals overlap" in lost
-    assert "The intervals overlap: no clear difference from that baseline" in lost
-
-    total = {"task": "all", "n": 2000, "accuracy": 0.9, "low": 0.88, "high": 0.92}
-    counted = pd.concat([task_accuracy(), pd.DataFrame([total])])
-    assert "right on 90% of 2,000 scenarios, from 49% (identifiers) to 82%" in findings_of(
-        full_report(task_accuracy=counted)
-    )
-
-    won = findings_of(
-        full_report(
-            predictors=predictors(best=0.9), reconstruction_error=reconstruction_error(0.004)
-        )
-    )
+    won = findings.describe_predictors(predictors(best=0.9))
     assert "AP-MAE beat the confidence: the intervals do not overlap" in won
-    assert "AP-MAE beat that baseline: the intervals do not overlap" in won
-
-    tied = findings_of(
-        full_report(
-            predictors=predictors(best=0.82),
-            reconstruction_error=reconstruction_error().assign(low=np.nan, high=np.nan),
-        )
-    )
+    tied = findings.describe_predictors(predictors(best=0.82))
     assert "no clear difference from the confidence" in tied
-    assert "AP-MAE: ahead of that baseline, without an interval" in tied
+
+    of_errors = findings.describe_reconstruction
+    error = reconstruction_error()
+    assert "The intervals overlap: no clear difference from that baseline" in of_errors(error)
+    won = of_errors(reconstruction_error(0.004))
+    assert "AP-MAE beat that baseline: the intervals do not overlap" in won
+    unknown = of_errors(reconstruction_error().assign(low=np.nan, high=np.nan))
+    assert "AP-MAE: ahead of that baseline, without an interval" in unknown
 
 
 def ablation(chosen, random):
@@ -317,8 +302,12 @@ def ablation(chosen, random):
     return AblationSweep(np.arange(100), files, clean, results, [], {"method": "zero"})
 
 
+def describe(sweep):
+    return findings.describe_ablation(sweep.summary(), sweep.clean_accuracy)
+
+
 def test_the_summary_compares_ablations_with_random_heads():
-    helped = findings_of(full_report(sweep=ablation((0.6, 0.3), (0.5, 0.45))))
+    helped = describe(ablation((0.6, 0.3), (0.5, 0.45)))
     assert "at best 60.0% (1 head); the unchanged model has 50.0%" in helped
     assert "clearly raised accuracy at 1 of 2 sizes, most with 1 head: +10.0 points" in helped
     assert "clearly beat random heads at 1 of 2 sizes" in helped
@@ -326,7 +315,7 @@ def test_the_summary_compares_ablations_with_random_heads():
     assert "not corrected for trying several sizes" in helped
     assert "falls to 30.0% with 2 heads (toward incorrect)" in helped
 
-    useless = findings_of(full_report(sweep=ablation((0.5,), (0.5,))))
+    useless = describe(ablation((0.5,), (0.5,)))
     assert "clearly raised accuracy at no size (1 tried)" in useless
     assert "did not clearly beat random heads at any size (1 tried)" in useless
     assert "falls to" not in useless

@@ -22,9 +22,10 @@ from aplens._sums import sketch_files
 from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep
 from aplens.scenarios import Scenario, Scenarios
-from aplens.study import Reporter, Study, StudySettings
+from aplens.study import Reporter, Study, StudyFolder, StudySettings
 from aplens.study.config import RankSettings
 from aplens.study.report import _notes
+from aplens.study.run import of_languages
 from aplens.study.stages import Stage, StageRecord, run_stages
 
 ROOT = Path(__file__).parent.parent
@@ -262,7 +263,7 @@ def test_the_command_says_what_it_wrote_and_ends_with_the_results(finished):
         assert (folder / name).exists()
     assert "there is no jdk-that-is-not-there: using" in output
     end = output[output.index("Top heads") :]
-    assert "nothing ablated: accuracy 0.500" in end
+    assert "nothing ablated: accuracy 50.0%" in end
     assert end.strip().endswith(f"Report: {folder / 'report.html'}")
 
 
@@ -270,13 +271,13 @@ def test_parts_share_no_file_and_the_sweep_used_only_its_own(finished):
     _, folder, _ = finished
     settings = StudySettings.from_toml(folder.parent / "small.toml")
     study = Study(settings, folder)
-    files = {name: set(part.files) for name, part in study.parts.items()}
+    files = {name: set(part.files) for name, part in study.folder.parts.items()}
     names = list(files)
     assert names == ["autoencoder", "fit", "rank", "ablate"]
     assert all(files[a].isdisjoint(files[b]) for a in names for b in names if a < b)
-    assert set(study.sweep.files) <= files["ablate"]
-    assert set(study.observations.files) == files["fit"] | files["rank"]
-    assert len(study.ranking) == 4
+    assert set(study.folder.sweep.files) <= files["ablate"]
+    assert set(study.folder.observations.files) == files["fit"] | files["rank"]
+    assert len(study.folder.ranking) == 4
 
 
 def test_the_report_holds_the_rankings_heads_and_hostile_titles_stay_text(finished):
@@ -315,7 +316,7 @@ def test_a_study_with_an_emptied_table_is_refused_by_name(finished, tmp_path, fi
     path.write_text(json.dumps([{}] if file == "corpus.json" else document | emptied[file]))
     study = Study(StudySettings.from_toml(folder.parent / "small.toml"), tmp_path / "out")
     with pytest.raises(ValueError, match=words) as caught:
-        study.summary() if file != "corpus.json" else _notes(study)
+        study.summary() if file != "corpus.json" else _notes(study.folder)
     assert str(path) in str(caught.value)
 
 
@@ -414,7 +415,7 @@ def test_several_corpora_are_one_study_with_files_of_their_own(tmp_path, tiny_sa
         CORPUS.format(corpus=one, language="prose", prefix=""),
     ]
     study = mined(tmp_path, tiny_saved, tables)
-    scenarios = study.scenarios
+    scenarios = study.folder.scenarios
     assert {language: scenarios.languages.count(language) for language in ("java", "prose")} == {
         "java": 36,
         "prose": 18,
@@ -425,9 +426,9 @@ def test_several_corpora_are_one_study_with_files_of_their_own(tmp_path, tiny_sa
     assert study.reporter.steps == sorted(study.reporter.steps)
     # Each beginning has all languages.
     assert {"java", "prose"} == set(scenarios.languages[:6])
-    corpora = json.loads((study.folder / "corpus.json").read_text())
+    corpora = json.loads((study.folder.path / "corpus.json").read_text())
     assert [corpus["language"] for corpus in corpora] == ["java", "java", "java", "prose"]
-    for part in study.parts.values():
+    for part in study.folder.parts.values():
         assert set(part.languages) == {"java", "prose"}
 
 
@@ -448,8 +449,10 @@ def test_one_corpus_keeps_the_names_of_its_files(tmp_path, tiny_saved):
     folder = sources_of(tmp_path, "one")
     table = CORPUS.format(corpus=folder, language="java", prefix="part1/") + CODE_TASKS
     study = mined(tmp_path, tiny_saved, [table])
-    assert all(file.startswith("part1/") for file in study.scenarios.files)
-    assert mined(tmp_path, tiny_saved, [table.replace("[[scenarios]]", "[scenarios]")]).scenarios
+    assert all(file.startswith("part1/") for file in study.folder.scenarios.files)
+    assert mined(
+        tmp_path, tiny_saved, [table.replace("[[scenarios]]", "[scenarios]")]
+    ).folder.scenarios
 
 
 def test_training_needs_only_the_parts_that_it_uses(tmp_path, tiny_saved):
@@ -461,7 +464,7 @@ def test_training_needs_only_the_parts_that_it_uses(tmp_path, tiny_saved):
     text += "[mae.training]\npatterns = 64\n"
     study = mined(tmp_path, tiny_saved, [text])
     study.run("train")
-    assert study.mae.config.n_ctx == 32
+    assert study.folder.mae.config.n_ctx == 32
     with pytest.raises(ValueError, match=r"split\.rank is 0, but stage 'observe' takes"):
         study.run("ablate")
 
@@ -495,7 +498,7 @@ def test_a_strangers_task_that_is_a_path_is_refused_on_load(tmp_path):
         with pytest.raises(
             ValueError, match=r"scenarios\.parquet is damaged: .*task must"
         ) as caught:
-            _ = study.scenarios
+            _ = study.folder.scenarios
         assert repr(task) in str(caught.value)
 
 
@@ -592,8 +595,6 @@ def test_impossible_replacements_are_refused(tmp_path, change, message):
 
 
 def test_training_on_some_of_the_languages(tmp_path):
-    from aplens.study.parts import of_languages
-
     both = Scenarios(
         Scenario("random", language, f"{i}", 1, "x", (1, 2, 3), 4, "left_to_right")
         for i, language in enumerate(["java", "java", "java", "python", "python"])
@@ -610,7 +611,7 @@ def test_a_report_says_that_a_pretrained_apmae_may_know_the_files(tmp_path):
         settings = StudySettings.from_toml(
             write_toml(tmp_path, f'[mae]\npretrained = "{pretrained}"')
         )
-        notes = " ".join(_notes(Study(settings, tmp_path)))
+        notes = " ".join(_notes(StudyFolder(tmp_path, settings)))
         assert ("aplens-base was trained before" in notes) is bool(pretrained)
 
 

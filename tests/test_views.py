@@ -20,12 +20,13 @@ from scoring_helpers import make_mae, make_observations, make_scenarios
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from aplens import AttentionPatterns, Head, HeadRanking, collect_patterns, log_normalize
+from aplens._words import displayable
 from aplens.heads import ModelShape
 from aplens.scenarios import Scenarios
 from aplens.scoring import Observations
 from aplens.scoring.clusters import HeadClusters
 from aplens.viz import View, show_clusters, show_heads, show_reconstruction
-from aplens.viz.embed import displayable, displayable_token, to_json
+from aplens.viz.embed import displayable_token, to_json
 from aplens.viz.heads_view import _build_heads_view, quantize
 from aplens.viz.pixels import draw_pattern
 from aplens.viz.tokens import readable_text, token_texts

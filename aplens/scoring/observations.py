@@ -123,7 +123,7 @@ class Observations:
     @property
     def kept(self) -> set[Keep]:
         """What `observe` kept of every head beside its embedding."""
-        return {HEAD_NUMBERS[name] for name in self._numbers}
+        return {HEAD_NUMBERS[name] for name in self._sources if name in HEAD_NUMBERS}
 
     def numbers(self, name: str) -> Float[np.ndarray, "scenario head number"]:
         """Numbers of every head, loaded when first asked for.

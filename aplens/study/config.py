@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import tomllib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from aplens._documents import check
+from aplens._io import require_file_name
 from aplens._words import shorten
-from aplens.study.checks import check_values
+from aplens.study.reading import Count, Seed, check_fields, read_settings
 
-Kind = TypeVar("Kind")
+Choice = Literal["toward_incorrect", "toward_correct", "neutral", "random"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,14 @@ class ModelSettings:
         kind: "hooked", "bridge" or "auto".
         dtype: Of the parameters: "float32", "bfloat16" or "float16".
         n_devices: GPUs to spread it over.
-        device_map: Of a bridge, "auto" or "balanced"; none when empty.
+        device_map: Of a bridge, "auto" or "balanced"; none when left out.
     """
 
     name: str = "smollm2-135m"
-    kind: str = "auto"
-    dtype: str = "float32"
-    n_devices: int = 1
-    device_map: str = ""
+    kind: Literal["auto", "hooked", "bridge"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    n_devices: Count = 1
+    device_map: Literal["auto", "balanced"] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,10 @@ class ScenarioSettings:
     language: str = "java"
     prefix: str = ""
     tasks: tuple[str, ...] = ()
-    per_task: int = 500
-    per_file: int = 4
-    context_length: int = 256
-    style: str = "auto"
+    per_task: Count = 500
+    per_file: Count = 4
+    context_length: Count = 256
+    style: Literal["auto", "left_to_right", "fim"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -89,15 +87,15 @@ class MAESettings:
     """`[mae]`: the AP-MAE to use.
 
     Attributes:
-        pretrained: A name, folder or hub id; when empty one is trained on this study's model.
+        pretrained: A name, folder or hub id; when left out one is trained on this study's model.
         preset: Of the one to train: "small", "paper" or "paper_tiny".
         config: Changes to the preset; see `aplens.APMAEConfig`.
         training: Changes to the training settings; see `aplens.mae.TrainingSettings`.
         languages: Train on prompts of these languages only; on all when empty.
     """
 
-    pretrained: str = ""
-    preset: str = "small"
+    pretrained: str | None = None
+    preset: Literal["small", "paper", "paper_tiny"] = "small"
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     languages: tuple[str, ...] = ()
@@ -115,15 +113,15 @@ class ObserveSettings:
         held_out: Whether to observe the part `ablate` as well. Predictors are then compared on all
             parts, each file predicted by one that has not seen it. The ranking still sees `fit` and
             `rank` alone.
-        precision: "bfloat16", or the model's own when empty.
+        precision: "bfloat16", or the model's own when left out.
     """
 
-    batch_size: int = 8
-    shard_size: int = 64
+    batch_size: Count = 8
+    shard_size: Count = 64
     surprise: bool = False
     patterns: bool = False
     held_out: bool = False
-    precision: str = ""
+    precision: Literal["bfloat16"] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +137,8 @@ class RankSettings:
     """
 
     features: str = "clusters"
-    reducer: str = "auto"
-    folds: int = 5
+    reducer: Literal["auto", "umap", "pca"] = "auto"
+    folds: Annotated[int, 2, 2**31 - 1] = 5
     compare: tuple[str, ...] = ()
 
 
@@ -148,18 +146,18 @@ class RankSettings:
 class AblateSettings:
     """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`.
 
-    `precision` is "bfloat16", or the model's own when empty. `per_task`: at most this many of a
-    task's held-out scenarios; all when 0.
+    `precision` is "bfloat16", or the model's own when left out. `per_task`: at most this many of a
+    task's held-out scenarios; all when left out.
     """
 
-    method: str = "zero"
-    sizes: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
-    choices: tuple[str, ...] = ("toward_incorrect", "toward_correct", "neutral", "random")
-    random_seeds: tuple[int, ...] = (0, 1, 2)
+    method: Literal["zero", "mean", "resample"] = "zero"
+    sizes: tuple[Count, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
+    choices: tuple[Choice, ...] = ("toward_incorrect", "toward_correct", "neutral", "random")
+    random_seeds: tuple[Seed, ...] = (0, 1, 2)
     balance: bool = True
-    per_task: int = 0
-    batch_size: int = 16
-    precision: str = ""
+    per_task: Count | None = None
+    batch_size: Count = 16
+    precision: Literal["bfloat16"] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class StudySettings:
     """Everything a study needs to know."""
 
     title: str = "AP-MAE study"
-    seed: int = 0
+    seed: Seed = 0
     model: ModelSettings = field(default_factory=ModelSettings)
     scenarios: tuple[ScenarioSettings, ...] = (ScenarioSettings(),)
     split: SplitSettings = field(default_factory=SplitSettings)
@@ -189,7 +187,16 @@ class StudySettings:
             values = [getattr(corpus, key) for corpus in self.scenarios]
             if len(set(values)) > 1:
                 raise ValueError(f"scenarios must have one {key} for every corpus, got {values}")
-        check_values(self)
+        check_fields(self)
+        several = len(self.scenarios) > 1
+        for i, table in enumerate(self.scenarios):
+            _check_scenarios(table, f"scenarios[{i}]." if several else "scenarios.")
+        _check_split(self.split)
+        _check_mae(self.mae)
+        _check_features(self)
+        for name in ("sizes", "choices"):
+            if not getattr(self.ablate, name):
+                raise ValueError(f"ablate.{name} must not be empty")
 
     @property
     def context_length(self) -> int:
@@ -203,7 +210,8 @@ class StudySettings:
         Args:
             path: The file.
             changes: Settings that replace the file's, each a line of TOML, such as
-                'mae.config.base = "none"'. A word that is no TOML value stands for itself.
+                'mae.config.base = "none"'. A word that is no TOML value stands for itself; "" for a
+                key that may be left out leaves it out.
 
         Raises:
             FileNotFoundError: When there is no such file.
@@ -218,86 +226,46 @@ class StudySettings:
         return dataclasses.asdict(self)
 
 
-def read_settings(
-    kind: type[Kind],
-    path: str | os.PathLike[str],
-    changes: Iterable[str] = (),
-) -> Kind:
-    """Read a settings dataclass from a TOML file.
+def _check_scenarios(table: ScenarioSettings, where: str) -> None:
+    from aplens.scenarios import list_tasks
 
-    Args:
-        kind: The dataclass; its fields may be dataclasses themselves, one or several.
-        path: The file.
-        changes: As for `StudySettings.from_toml`.
-
-    Raises:
-        FileNotFoundError: When there is no such file.
-        OSError: When it cannot be read.
-        ValueError: When it is not TOML, or a key is unknown, of the wrong type or refused; the
-            message names the file and the key.
-    """
-    try:
-        # Editors that put a byte order mark before UTF-8 are the TOML reader's only surprise.
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # covers TOMLDecodeError and UnicodeDecodeError
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is not valid TOML: it is nested too deeply") from error
-    for change in changes:
-        _merge(table, _read_change(change))
-    try:
-        settings: Kind = _read(kind, table, "")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return settings
+    if not table.corpus or not all(table.corpus):
+        raise ValueError(f"{where}corpus must name at least one corpus, got {list(table.corpus)}")
+    list_tasks(table.language)
+    for i, task in enumerate(table.tasks):
+        require_file_name(task, f"{where}tasks[{i}]")
 
 
-def _read_change(line: str) -> dict[str, Any]:
-    key, _, value = line.partition("=")
-    for attempt in (line, f"{key} = '{value.strip()}'"):
-        # A ValueError is more than a TOMLDecodeError: an impossible date, a number without end.
-        with suppress(ValueError, RecursionError):
-            if change := tomllib.loads(attempt):
-                return change
-    raise ValueError(f"expected a setting such as mae.config.base=none, got {shorten(line)}")
+def _check_split(split: SplitSettings) -> None:
+    shares = dataclasses.asdict(split)
+    if min(shares.values()) < 0 or not math.isclose(sum(shares.values()), 1, rel_tol=1e-5):
+        raise ValueError(f"split must have shares of 0 or more that sum to 1, got {shares}")
 
 
-def _merge(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(table.get(key), dict):
-            _merge(table[key], value)
-        else:
-            table[key] = value
+def _check_mae(mae: MAESettings) -> None:
+    from aplens.mae import APMAEConfig, TrainingSettings
+
+    preset = getattr(APMAEConfig, mae.preset)()
+    makers: dict[str, tuple[Any, Any]] = {
+        "config": (APMAEConfig, partial(dataclasses.replace, preset)),
+        "training": (TrainingSettings, TrainingSettings),
+    }
+    for key, (kind, make) in makers.items():
+        changes, known = getattr(mae, key), [one.name for one in dataclasses.fields(kind)]
+        if unknown := sorted(changes.keys() - set(known)):
+            raise ValueError(f"unknown key mae.{key}.{unknown[0]!r}; known here: {sorted(known)}")
+        try:
+            make(**changes)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"mae.{key}: {error}") from error
 
 
-def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
-    """Fill a settings dataclass from a TOML table, refusing what it does not know."""
-    hints = get_type_hints(kind)
-    unknown = sorted(set(table) - set(hints))
-    if unknown:
-        raise ValueError(f"unknown key {where}{shorten(unknown[0])}; known here: {sorted(hints)}")
-    return kind(
-        **{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()}
-    )
+def _check_features(settings: StudySettings) -> None:
+    from aplens.scoring.clusters import HeadClusters
+    from aplens.scoring.features import keep_for, make_features
 
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, UnionType):  # a table that may be missing
-        hint = get_args(hint)[0]
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a table, got {shorten(value)}")
-        return _read(hint, value, f"{where}.")
-    if get_origin(hint) is tuple:
-        item_hint = get_args(hint)[0]
-        if not isinstance(value, list):
-            return (_convert(item_hint, value, where),)
-        return tuple(_convert(item_hint, item, f"{where}[{i}]") for i, item in enumerate(value))
-    expected = get_origin(hint) or hint
-    if expected is float and type(value) in (int, float):
-        return check(value, float, where)
-    if type(value) is not expected:  # not isinstance: true is no whole number
-        raise ValueError(f"{where} must be of type {expected.__name__}, got {shorten(value)}")
-    if expected is str and "\0" in value:  # no file or model has such a name
-        raise ValueError(f"{where} must not have a NUL character, got {shorten(value)}")
-    return value
+    for features in (settings.rank.features, *settings.rank.compare):
+        make_features(features, HeadClusters("pca"))
+        of_surprise = "surprise" in keep_for(features)
+        if of_surprise and not settings.observe.surprise:
+            raise ValueError(f"features {shorten(features)} need observe.surprise = true")

@@ -6,26 +6,21 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aplens._io import atomic_write, write_json
 from aplens._processes import join_processes
 from aplens._sums import sketch_files
 from aplens.study.config import ScenarioSettings, StudySettings
-from aplens.study.parts import first_of_each, of_languages
-from aplens.study.saved import PREDICTOR_COLUMNS, read_ranking, read_sweep, read_table
+from aplens.study.folder import StudyFolder
 from aplens.study.stages import Reporter, Stage, run_stages
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
 
-    from aplens.heads import HeadRanking
-    from aplens.interventions import AblationSweep
-    from aplens.mae import APMAE, TrainingProgress
+    from aplens.mae import TrainingProgress
     from aplens.scenarios import Scenarios
-    from aplens.scoring import Keep, Observations
+    from aplens.scoring import Keep
     from aplens.study.corpora import StudyCorpus
 
 _MESSAGES = {
@@ -58,7 +53,7 @@ class Study:
 
     Args:
         settings: What to do.
-        folder: Where its results go; what is already there is gone on with.
+        folder: Where its results go, and are read from; what is already there is gone on with.
         reporter: Told what happens (default: nobody).
         command: How the study was started, for its report.
     """
@@ -71,7 +66,7 @@ class Study:
         command: str = "",
     ) -> None:
         self.settings = settings
-        self.folder = Path(folder)
+        self.folder = StudyFolder(folder, settings)
         self.reporter = reporter or Reporter()
         self.command = command
 
@@ -90,7 +85,8 @@ class Study:
             raise ValueError(f"unknown stage {until!r}: the stages are {list(STAGES)}")
         stages = self._stages(until)
         self._require_parts([one.name for one in stages])
-        run_stages(stages, self.folder, self.reporter, redo=redo)
+        self.folder = StudyFolder(self.folder.path, self.settings)  # what was read may be redone
+        run_stages(stages, self.folder.path, self.reporter, redo=redo)
 
     def _require_parts(self, stages: Sequence[str]) -> None:
         """Before hours of earlier stages, not in the one that misses them."""
@@ -103,8 +99,6 @@ class Study:
                         f"split.{part} is 0, but stage {stage!r} takes the scenarios of that part"
                     )
 
-    # --- what the stages leave behind ----------------------------------------------------------
-
     @cached_property
     def model(self) -> Any:
         """The hooked model."""
@@ -114,76 +108,11 @@ class Study:
         wanted = self.settings.model
         return load_model(
             wanted.name,
-            wanted.kind,  # type: ignore[arg-type]
+            wanted.kind,
             dtype=_dtype(wanted.dtype),  # type: ignore[arg-type]
             n_devices=wanted.n_devices,
-            device_map=wanted.device_map or None,
+            device_map=wanted.device_map,
         )
-
-    @cached_property
-    def scenarios(self) -> Scenarios:
-        """All scenarios mined."""
-        from aplens.scenarios import Scenarios
-
-        return Scenarios.load(self.folder / "scenarios.parquet")
-
-    @cached_property
-    def parts(self) -> dict[str, Scenarios]:
-        """The scenarios by purpose; no source file is in two parts."""
-        shares = dataclasses.asdict(self.settings.split)
-        used = {name: share for name, share in shares.items() if share > 0}
-        return self.scenarios.split(used, self.settings.seed)
-
-    @cached_property
-    def mae(self) -> APMAE:
-        """The AP-MAE that encodes."""
-        from aplens.mae import APMAE
-
-        return APMAE.from_pretrained(self.folder / "mae")
-
-    @cached_property
-    def observations(self) -> Observations:
-        """What was observed on `fit`, `rank` and, where it was asked for, `ablate`, in this order.
-
-        `observed_part` takes one of them.
-        """
-        from aplens.scoring import Observations
-
-        return Observations.open(self.folder / "observations")
-
-    @property
-    def observed_parts(self) -> tuple[str, ...]:
-        """The parts that are observed, in the order of `observations`."""
-        return ("fit", "rank", "ablate") if self.settings.observe.held_out else ("fit", "rank")
-
-    def observed_part(self, name: str) -> Observations:
-        """What was observed on one part.
-
-        Raises:
-            ValueError: When that part was not observed.
-        """
-        start = 0
-        for part in self.observed_parts:
-            stop = start + len(self.parts[part])
-            if part == name:
-                return self.observations.select(range(start, stop))
-            start = stop
-        raise ValueError(f"part {name!r} is not observed: set observe.held_out = true")
-
-    @cached_property
-    def ranking(self) -> HeadRanking:
-        """The heads, ranked."""
-        return read_ranking(self.folder / "ranking.json")
-
-    @cached_property
-    def predictors(self) -> pd.DataFrame:
-        """How well each set of features predicts correctness; see `evaluate_predictors`."""
-        return read_table(self.folder / "predictors.parquet", PREDICTOR_COLUMNS)
-
-    @cached_property
-    def sweep(self) -> AblationSweep:
-        """The ablations."""
-        return read_sweep(self.folder / "ablations" / "sweep.json")
 
     # --- the stages ----------------------------------------------------------------------------
 
@@ -227,8 +156,8 @@ class Study:
             self.reporter.say(found.note or f"from {found.name}")
             mined.append(self._mine_corpus(table, found, prefix, sum(map(len, mined)), sum(totals)))
         scenarios = interleave(mined)
-        scenarios.save(self.folder / "scenarios.parquet")
-        write_json(self.folder / "corpus.json", [found.describe() for found in corpora])
+        scenarios.save(self.folder.path / "scenarios.parquet")
+        write_json(self.folder.path / "corpus.json", [found.describe() for found in corpora])
         n_files = len(set(scenarios.files))
         n_tasks = len(scenarios.counts())
         self.reporter.say(f"{len(scenarios)} scenarios of {n_tasks} tasks from {n_files} files")
@@ -247,7 +176,7 @@ class Study:
             per_task=wanted.per_task,
             per_file=wanted.per_file,
             context_length=wanted.context_length,
-            style=wanted.style,  # type: ignore[arg-type]
+            style=wanted.style,
             seed=self.settings.seed,
             progress=lambda done, _: self.reporter.update(before + done, total),
         )
@@ -256,7 +185,7 @@ class Study:
     def _train(self) -> None:
         from aplens.mae import APMAE, APMAEConfig, TrainingSettings, train_apmae
 
-        wanted, folder = self.settings.mae, self.folder / "mae"
+        wanted, folder = self.settings.mae, self.folder.path / "mae"
         if wanted.pretrained:
             self.reporter.say(f"nothing to train: {wanted.pretrained} is pretrained")
             if join_processes().is_main:
@@ -266,10 +195,10 @@ class Study:
         recipe = TrainingSettings.small if wanted.preset == "small" else TrainingSettings
         result = train_apmae(
             self.model,
-            of_languages(self.parts["autoencoder"], wanted.languages),
+            of_languages(self.folder.parts["autoencoder"], wanted.languages),
             config,
             folder,
-            validation=self.parts["fit"],
+            validation=self.folder.parts["fit"],
             settings=recipe(**{"seed": self.settings.seed, **wanted.training}),
             progress=self._show_training,
         )
@@ -296,9 +225,9 @@ class Study:
         keep += ["patterns"] if wanted.patterns else []
         observe(
             self.model,
-            Scenarios(s for part in self.observed_parts for s in self.parts[part]),
-            self.mae,
-            self.folder / "observations",
+            Scenarios(s for part in self.folder.observed_parts for s in self.folder.parts[part]),
+            self.folder.mae,
+            self.folder.path / "observations",
             batch_size=wanted.batch_size,
             shard_size=wanted.shard_size,
             keep=keep,
@@ -310,63 +239,72 @@ class Study:
         from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer
 
         wanted, seed = self.settings.rank, self.settings.seed
-        fit, held_out = self.observed_part("fit"), self.observed_part("rank")
+        fit, held_out = self.folder.observed_part("fit"), self.folder.observed_part("rank")
         self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
-        clusters = HeadClusters(wanted.reducer, seed=seed)  # type: ignore[arg-type]
-        scorer = HeadScorer(self.mae, features=wanted.features, clusters=clusters, seed=seed)
+        clusters = HeadClusters(wanted.reducer, seed=seed)
+        scorer = HeadScorer(self.folder.mae, features=wanted.features, clusters=clusters, seed=seed)
         table = scorer.evaluate(
-            self.observations,
+            self.folder.observations,
             features=wanted.compare or FEATURE_SETS,
             n_folds=wanted.folds,
             progress=self.reporter.update,
-            keep=self.folder / "predictions.json",
+            keep=self.folder.path / "predictions.json",
         )
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
-        scorer.fit(fit).rank(held_out).save(self.folder / "ranking.json")
-        with atomic_write(self.folder / "predictors.parquet") as temporary:
+        scorer.fit(fit).rank(held_out).save(self.folder.path / "ranking.json")
+        with atomic_write(self.folder.path / "predictors.parquet") as temporary:
             table.to_parquet(temporary, index=False)
 
     def _ablate(self) -> None:
         from aplens.interventions import sweep_ablations
 
         wanted = self.settings.ablate
-        held_out = self.parts["ablate"]
-        if wanted.per_task:
-            held_out = held_out.select(first_of_each(held_out.tasks, wanted.per_task))
         sweep_ablations(
             self.model,
-            held_out,
-            self.ranking,
+            self.folder.swept,
+            self.folder.ranking,
             sizes=wanted.sizes,
-            choices=wanted.choices,  # type: ignore[arg-type]
+            choices=wanted.choices,
             random_seeds=wanted.random_seeds,
-            method=wanted.method,  # type: ignore[arg-type]
-            reference=self.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
+            method=wanted.method,
+            reference=self.folder.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
             balance=wanted.balance,
             seed=self.settings.seed,
             batch_size=wanted.batch_size,
             precision=_dtype(wanted.precision),
-            folder=self.folder / "ablations",
+            folder=self.folder.path / "ablations",
             progress=self.reporter.update,
         )
 
     def _report(self) -> None:
-        from aplens.study.report import gather_report
-        from aplens.study.results import results_to_markdown
-        from aplens.viz import write_report
+        from aplens.study.report import write_report
 
-        with atomic_write(self.folder / "results.md") as temporary:
-            temporary.write_text(results_to_markdown(self), encoding="utf-8")
-        write_report(self.folder / "report.html", gather_report(self))
+        write_report(self.folder, self.model, self.command)
 
     def summary(self) -> str:
-        """The ranking's first heads, the ablation table and the report's path, as plain text."""
+        """The study's main tables and the report's path, as plain text."""
         from aplens.study.report import summarize
 
-        return summarize(self)
+        return summarize(self.folder)
 
 
-def _dtype(name: str) -> torch.dtype | None:
+def of_languages(scenarios: Scenarios, languages: Sequence[str]) -> Scenarios:
+    """The scenarios of these languages; all when none is named.
+
+    Raises:
+        ValueError: When there are no scenarios of a language.
+    """
+    there = set(scenarios.languages)
+    if missing := set(languages) - there:
+        raise ValueError(
+            f"mae.languages names {sorted(missing)}, but the prompts to train on are of "
+            f"{sorted(there)}"
+        )
+    wanted = languages or there
+    return scenarios.select([i for i, each in enumerate(scenarios.languages) if each in wanted])
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
     """The format that torch calls so; None for no name. `check_values` knows the names."""
     import torch
 

@@ -120,7 +120,8 @@ class StageRecord:
         now = _jsonable(stage.settings)
         before = _jsonable(stage.defaults) | entry["settings"]
         for key in [*entry["settings"], *now]:
-            if now.get(key) != before.get(key):
+            # Folders of older versions have "" or 0 where a setting was left out.
+            if (now.get(key) or None) != (before.get(key) or None):
                 raise ValueError(
                     f"{self.folder} holds stage {stage.name!r} with {key} = "
                     f"{shorten(before.get(key))}, now {shorten(now.get(key))}: {way_out}"

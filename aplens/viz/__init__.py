@@ -1,4 +1,4 @@
-"""Figures, views for notebooks, and the HTML report."""
+"""Figures, and views for notebooks."""
 
 from aplens.plots import (
     plot_ablation_curve,
@@ -13,11 +13,8 @@ from aplens.plots import (
 from aplens.viz.embed import View
 from aplens.viz.heads_view import show_heads
 from aplens.viz.pattern_views import show_clusters, show_reconstruction
-from aplens.viz.report import ReportData, SampleScenario, render_report, write_report
 
 __all__ = [
-    "ReportData",
-    "SampleScenario",
     "View",
     "plot_ablation_curve",
     "plot_head_map",
@@ -27,9 +24,7 @@ __all__ = [
     "plot_reconstruction_error",
     "plot_shap_summary",
     "plot_task_accuracy",
-    "render_report",
     "show_clusters",
     "show_heads",
     "show_reconstruction",
-    "write_report",
 ]

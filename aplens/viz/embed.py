@@ -14,22 +14,16 @@ import hashlib
 import html
 import json
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aplens._io import atomic_write
+from aplens._words import displayable
 
 #: Characters of a token that an axis has room for.
 _LONGEST_TOKEN = 24
-
-#: General categories that show nothing, reorder text, or are no characters at all.
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
-
-#: Invisible characters that emoji and several scripts are made with: joiners, tags of flags.
-_JOINING = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
 
 _MARKS = {"\n": "↵", "\t": "→", " ": "·", "\x7f": "␡"} | {
     chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"
@@ -96,12 +90,13 @@ def build_view(
 
 
 def render_template(name: str, **context: Any) -> str:
-    """A template of this package, its variables escaped."""
+    """A template of this package; every text in it is escaped, and can be seen."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("aplens.viz"),
         autoescape=True,
+        finalize=lambda value: displayable(value, "\n\t") if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -122,29 +117,10 @@ def pack(data: bytes) -> str:
     return base64.b64encode(gzip.compress(data, mtime=0)).decode("ascii")
 
 
-def displayable(text: str) -> str:
-    """Text in which every character can be seen and stands where it was written.
-
-    Control characters, marks that reorder text, unusual blanks and what is no character at all are
-    written as their numbers. Emoji and all scripts stay as they are.
-    """
-    return "".join(_show_character(character) for character in text)
-
-
 def displayable_token(token: str) -> str:
     """A token on one line, with marks for blanks and control characters, cut when very long."""
     shown = displayable("".join(_MARKS.get(character, character) for character in token))
     return shown if len(shown) <= _LONGEST_TOKEN else shown[: _LONGEST_TOKEN - 1] + "…"
-
-
-def spell_out(character: str) -> str:
-    """A character as its number."""
-    return f"\\u{{{ord(character):04X}}}"
-
-
-def _show_character(character: str) -> str:
-    hidden = character != " " and unicodedata.category(character) in _UNSEEN
-    return spell_out(character) if hidden and character not in _JOINING else character
 
 
 def _sha256(script: str) -> str:

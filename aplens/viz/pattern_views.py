@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aplens._words import displayable
 from aplens.heads import Head, HeadRanking, HeadsLike, parse_heads
 from aplens.models import describe_model
 from aplens.patterns import AttentionPatterns
@@ -12,7 +13,7 @@ from aplens.patterns.collect import select_heads
 from aplens.scenarios import Scenario, Scenarios
 from aplens.scoring.clusters import Reducer
 from aplens.style import HIDDEN
-from aplens.viz.embed import View, build_view, displayable
+from aplens.viz.embed import View, build_view
 from aplens.viz.pixels import draw_pattern, draw_scale
 from aplens.viz.tokens import readable_text
 from aplens.viz.typical import ClusterPatterns, find_typical_patterns

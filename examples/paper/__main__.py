@@ -237,11 +237,12 @@ def tables(
 
     with reporting() as (console, _):
         if table is Table.predictors:
-            lines = [*made.predictors(folders)]
+            found = [*made.predictors(folders)]
         else:
             make = getattr(made, table.value)
-            lines = [line for folder in folders for line in make(folder)]
-        console.print("\n".join(lines), markup=False, soft_wrap=True)
+            found = [one for folder in folders for one in make(folder)]
+        text = "\n\n".join(one.to_markdown() for one in found)
+        console.print(text, markup=False, soft_wrap=True)
 
 
 @app.command()

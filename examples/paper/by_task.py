@@ -18,7 +18,7 @@ from aplens.intervals import MEAN_OF_TASKS
 from aplens.interventions import AblationSweep
 from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer, evaluate_predictors
 from paper.files import write_table
-from paper.parts import dtype_of, first_of_each, of_task
+from paper.parts import dtype_of, of_task
 from paper.trials import GateTrials, name_heads
 
 if TYPE_CHECKING:
@@ -34,13 +34,11 @@ def tabulate_by_task(
     study: Study, settings: ByTaskSettings, folder: Path
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """A study's results task by task, each a title and a table that is kept in the folder."""
-    held_out = study.parts["ablate"]
-    if per_task := study.settings.ablate.per_task:
-        held_out = held_out.select(first_of_each(held_out.tasks, per_task))
+    held_out = study.folder.swept
     predictors = evaluate_by_task(study)
     write_table(folder / "predictors.parquet", predictors)
     yield "Predictors of correctness, task by task", predictors
-    trials = tabulate_sweep(study.sweep, held_out.tasks, study.settings.seed)
+    trials = tabulate_sweep(study.folder.sweep, held_out.tasks, study.settings.seed)
     write_table(folder / "trials.parquet", trials)
     yield "Ablations, balanced and task by task", trials
     if settings.own_rankings:
@@ -55,13 +53,13 @@ def evaluate_by_task(study: Study) -> pd.DataFrame:
     """The predictions that the study's stage `rank` kept, judged task by task."""
     rank, seed = study.settings.rank, study.settings.seed
     table = evaluate_predictors(
-        study.observations,
+        study.folder.observations,
         features=rank.compare or FEATURE_SETS,
         n_folds=rank.folds,
         by_task=True,
         seed=seed,
         progress=study.reporter.update,
-        keep=study.folder / "predictions.json",
+        keep=study.folder.path / "predictions.json",
         clusters=HeadClusters(rank.reducer, seed=seed),  # type: ignore[arg-type]
     )
     return table[table["task"] != "all"].reset_index(drop=True)
@@ -82,8 +80,8 @@ def rank_tasks(study: Study, tasks: Sequence[str], folder: Path) -> dict[str, He
             rankings[task] = HeadRanking.load(path)
             continue
         clusters = HeadClusters(rank.reducer, seed=seed)  # type: ignore[arg-type]
-        scorer = HeadScorer(study.mae, features=rank.features, clusters=clusters, seed=seed)
-        parts = (study.observed_part(part) for part in ("fit", "rank"))
+        scorer = HeadScorer(study.folder.mae, features=rank.features, clusters=clusters, seed=seed)
+        parts = (study.folder.observed_part(part) for part in ("fit", "rank"))
         fit, held_out = (part.select(part.table["task"].to_numpy() == task) for part in parts)
         try:
             rankings[task] = scorer.fit(fit).rank(held_out)
@@ -116,7 +114,7 @@ def sweep_tasks(
             choices=ablate.choices,  # type: ignore[arg-type]
             random_seeds=ablate.random_seeds,
             method=ablate.method,  # type: ignore[arg-type]
-            reference=study.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
+            reference=study.folder.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
             balance=False,  # balanced by weights: of one task there are few to throw away
             seed=study.settings.seed,
             batch_size=ablate.batch_size,

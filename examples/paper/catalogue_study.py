@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aplens.mae import APMAE
-from aplens.study import Reporter, Study, StudySettings, code, frame_to_markdown
+from aplens.study import Reporter, Study, StudySettings
+from aplens.tables import Table, code
 from paper.catalogue import (
     PatternSample,
     TemplateCatalogue,
@@ -60,7 +61,7 @@ def catalogue_study(
         The tables, in Markdown.
 
     Raises:
-        ValueError: When `mae.pretrained` is empty, or as `TemplateCatalogue.fit`.
+        ValueError: When `mae.pretrained` is left out, or as `TemplateCatalogue.fit`.
         CheckpointError: When the AP-MAE cannot be loaded.
     """
     if not settings.mae.pretrained:
@@ -82,12 +83,12 @@ def catalogue_study(
 
 def _sample_languages(study: Study, name: str, mae: APMAE, n: int) -> list[PatternSample]:
     samples = []
-    for language in sorted(set(study.scenarios.languages)):
+    for language in sorted(set(study.folder.scenarios.languages)):
         places = _first_of_files(study, language, n)
         samples.append(
             sample_patterns(
                 study.model,
-                study.scenarios.select(places),
+                study.folder.scenarios.select(places),
                 mae,
                 f"{name}, {language}",
                 progress=study.reporter.update,
@@ -100,7 +101,7 @@ def _first_of_files(study: Study, language: str, n: int) -> list[int]:
     """Places of n prompts of a language, one of each file before a second of any."""
     rounds: dict[str, int] = {}
     order = []
-    scenarios = study.scenarios
+    scenarios = study.folder.scenarios
     for place, (file, each) in enumerate(zip(scenarios.files, scenarios.languages, strict=True)):
         if each == language:
             order.append((rounds.setdefault(file, 0), place))
@@ -142,7 +143,7 @@ def _write(
 ) -> list[Path]:
     text = f"Made by {code(command)}.\n"
     for name, table in tables.items():
-        text += f"\n## {name}\n\n{frame_to_markdown(table)}\n"
+        text += f"\n{Table.from_frame(table, caption=name).to_markdown()}\n"
     paths = [folder / "catalogue.md", folder / "catalogue.safetensors", folder / "templates.png"]
     for name, table in tables.items():
         write_table(folder / f"{name}.parquet", table)

@@ -15,11 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-import pandas as pd
 import typer
 
 from aplens.intervals import MEAN_OF_TASKS
-from aplens.study import Reporter, Study, StudySettings, frame_to_markdown, read_settings, reporting
+from aplens.study import Reporter, Study, StudySettings, read_settings, reporting
+from aplens.tables import Table
 from paper.files import claim, write_table, write_text
 from paper.settings import PaperSettings
 
@@ -35,8 +35,8 @@ Changes = Annotated[
     ),
 ]
 
-#: Given a study, a command's table and its folder: titles and tables.
-Work: TypeAlias = Callable[[Study, Any, Path], Iterable[tuple[str, pd.DataFrame]]]
+#: Given a study, a command's table and its folder: what it found.
+Work: TypeAlias = Callable[[Study, Any, Path], Iterable[Table]]
 
 _PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "over_statistics"]
 _PREDICTORS += ["over_hand_made", "calibration_error"]
@@ -49,12 +49,12 @@ def gates(file: File, folder: Folder = None, changes: Changes = None) -> None:
     """Scale heads, task by task, and see which held-out predictions change."""
     from paper.task_gates import gate_tasks
 
-    def work(study: Study, wanted: Any, place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    def work(study: Study, wanted: Any, place: Path) -> Iterator[Table]:
         table = gate_tasks(study, wanted, place)
-        write_table(study.folder / "gates.parquet", table)
+        write_table(study.folder.path / "gates.parquet", table)
         means = table["task"] == MEAN_OF_TASKS
-        yield "Gates, mean of tasks", _columns(table[means], _TRIALS)
-        yield "Gates, task by task", _columns(table[~means], _TRIALS)
+        yield Table.from_frame(table[means], _TRIALS, caption="Gates, mean of tasks")
+        yield Table.from_frame(table[~means], _TRIALS, caption="Gates, task by task")
 
     # A task's gates depend on neither of the two that are left out.
     _run("gates", "rank", file, folder, changes, work, apart=("tasks", "predictor"))
@@ -64,10 +64,11 @@ def tries(file: File, folder: Folder = None, changes: Changes = None) -> None:
     """Predict correctness in other ways: other classifiers, fewer files, one task at a time."""
     from paper.tries import try_predictors
 
-    def work(study: Study, wanted: Any, place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    def work(study: Study, wanted: Any, place: Path) -> Iterator[Table]:
         table = try_predictors(study, wanted, place)
-        write_table(study.folder / "tries.parquet", table)
-        yield "Other predictors of correctness", _columns(table, ["tried", "task", *_PREDICTORS])
+        write_table(study.folder.path / "tries.parquet", table)
+        columns = ["tried", "task", *_PREDICTORS]
+        yield Table.from_frame(table, columns, caption="Other predictors of correctness")
 
     _run("tries", "observe", file, folder, changes, work)
 
@@ -76,10 +77,10 @@ def truth(file: File, folder: Folder = None, changes: Changes = None) -> None:
     """Ablate every head by itself, and compare rankings with what that does."""
     from paper.truth import rank_against_truth
 
-    def work(study: Study, wanted: Any, place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    def work(study: Study, wanted: Any, place: Path) -> Iterator[Table]:
         table = rank_against_truth(study, wanted)
-        write_table(study.folder / "truth.parquet", table)
-        yield "Rankings against every head's own ablation", table
+        write_table(study.folder.path / "truth.parquet", table)
+        yield Table.from_frame(table, caption="Rankings against every head's own ablation")
 
     _run("truth", "rank", file, folder, changes, work)
 
@@ -88,10 +89,10 @@ def by_task(file: File, folder: Folder = None, changes: Changes = None) -> None:
     """Judge a study's predictors and ablations task by task; rank heads for each task by itself."""
     from paper.by_task import tabulate_by_task
 
-    def work(study: Study, wanted: Any, place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    def work(study: Study, wanted: Any, place: Path) -> Iterator[Table]:
         names = list(dict.fromkeys(["task", *_PREDICTORS, *_TRIALS, *_RANKINGS]))
         for title, table in tabulate_by_task(study, wanted, place):
-            yield title, _columns(table, names)
+            yield Table.from_frame(table, names, caption=title)
 
     _run("by_task", "ablate", file, folder, changes, work, apart=("own_rankings",))
 
@@ -114,19 +115,18 @@ def _run(
         if wanted is None:
             raise ValueError(f"{file} has no table [{name}]")
         study.run(until)
-        started, place = time.monotonic(), study.folder / name
+        started, place = time.monotonic(), study.folder.path / name
         reporter.start(name, f"on {study.settings.title}")
         own = {key: value for key, value in asdict(wanted).items() if key not in apart}
         claim(place, {**own, "study": _depends_on(study.settings, until)})
-        lines = [f"Command: `{command}`, seed {study.settings.seed}.", ""]
-        for title, table in work(study, wanted, place):
-            lines += [f"## {title}", "", frame_to_markdown(table), ""]
-        written = study.folder / f"{name}.md"
-        write_text(written, "\n".join(lines))
-        wrote = [study.folder / f"{name}.parquet", place, written]
+        tables = [table.to_markdown() for table in work(study, wanted, place)]
+        first = f"Command: `{command}`, seed {study.settings.seed}."
+        written = study.folder.path / f"{name}.md"
+        write_text(written, "\n\n".join([first, *tables]) + "\n")
+        wrote = [study.folder.path / f"{name}.parquet", place, written]
         seconds = time.monotonic() - started
         reporter.finish(name, seconds, [path for path in wrote if path.exists()])
-        console.print("\n".join(lines[2:]), markup=False, soft_wrap=True)
+        console.print("\n\n".join(tables), markup=False, soft_wrap=True)
 
 
 def open_study(
@@ -157,9 +157,3 @@ def _depends_on(settings: StudySettings, until: str) -> dict[str, Any]:
     """The study's settings, but for what changes nothing up to that stage."""
     apart = {"title"} if until == "ablate" else {"title", "ablate"}
     return {key: value for key, value in settings.to_dict().items() if key not in apart}
-
-
-def _columns(frame: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
-    """Some columns, each with its interval where it has one."""
-    wanted = [name + end for name in names for end in ("", "_low", "_high")]
-    return frame[[name for name in wanted if name in frame]]

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from aplens.intervals import MEAN_OF_TASKS
-from aplens.interventions import AblationSweep
 from aplens.plots import draw_ablation_curve
+from aplens.study import StudyFolder
 from aplens.style import CORRECT, GREEN, GREY, INCORRECT, INK, WIDTH, new_figure, tidy
 
 #: Features of the learning curve, with their colours and markers; those are drawn that were tried.
@@ -39,7 +39,7 @@ TRAINING_SHARE = 0.8
 
 def draw_scenarios(folder: Path, together: Path | None) -> Figure:
     """AUC against the number of scenarios fitted on; two studies together stand apart."""
-    whole = pd.read_parquet(folder / "predictors.parquet")
+    whole = StudyFolder(folder).predictors
     shares = pd.read_parquet(folder / "tries.parquet")
     if "train_share" not in shares:
         raise ValueError(f"{folder / 'tries.parquet'} has no train_share: run `tries` again")
@@ -112,7 +112,7 @@ def draw_gates(studies: dict[str, Path]) -> Figure:
 
 def draw_sweeps(folders: list[Path]) -> Figure:
     """Accuracy against the number of heads ablated, one panel a method."""
-    sweeps = [AblationSweep.load(folder / "ablations" / "sweep.json") for folder in folders]
+    sweeps = [StudyFolder(folder).sweep for folder in folders]
     figure = new_figure(WIDTH, 3.4)
     panels = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
     for axes, sweep in zip(panels, sweeps, strict=True):

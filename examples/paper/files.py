@@ -68,12 +68,19 @@ def claim(folder: Path, setup: Any) -> None:
     if not path.exists():
         write_document(path, now)
         return
-    before = read_document(path)
+    before, now = _given(read_document(path)), _given(now)
     if different := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
         raise ValueError(
             f"{folder} holds results with another {', '.join(different)}: delete it, or choose "
             "another folder with -o"
         )
+
+
+def _given(value: Any) -> Any:
+    """A setup without what was left out, which older versions noted as "" or 0."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _given(one) for key, one in value.items() if one not in (None, "", 0)}
 
 
 def _checksum(content: Any) -> str:

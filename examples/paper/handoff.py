@@ -12,6 +12,7 @@ What is finished is kept in the folder, and the same command goes on.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ from aplens.scoring import (
 )
 from aplens.study import Reporter
 from aplens.style import CORRECT, GREY, INK, WIDTH, new_figure, tidy
+from aplens.tables import Table
 from paper.files import write_text
 from paper.handoff_tasks import TASKS, Task, load_task
 
@@ -343,20 +345,15 @@ def _most_important(heads: tuple[Head, ...], effects: np.ndarray, n: int) -> set
 
 def to_markdown(frame: pd.DataFrame, n: int) -> str:
     """The table of `tabulate`, cheapest method first, both truths beside each other."""
-    columns = [(truth, column) for truth in TRUTHS for column in ("once", "twice")]
-    names = {"once": f"first {n}", "twice": f"first {2 * n}"}
-    heads = [f"{truth}: {names[column]}" for truth, column in columns]
-    lines = ["| method | prompts run | " + " | ".join(heads) + " |", "|---|" + "---|" * 5]
-    table = frame.set_index(["method", "truth"])
-    for method in frame.sort_values("cost", kind="stable")["method"].unique():
-        cells = []
-        for truth, column in columns:
-            row = table.loc[(method, truth)]
-            low, high = row[f"{column}_low"], row[f"{column}_high"]
-            cells.append(f"{row[column]:.2f} [{low:.2f}, {high:.2f}]")
-        cost = table.loc[(method, TRUTHS[0]), "cost"]
-        lines.append(f"| {method} | {cost:,.0f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    measures = [f"{c}{end}" for c in ("once", "twice") for end in ("", "_low", "_high")]
+    wide = frame.pivot(index=["method", "cost"], columns="truth", values=measures)
+    wide.columns = [re.sub(r"^(once|twice)(.*)", rf"{truth}_\1\2", c) for c, truth in wide.columns]
+    columns = {"method": "method", "cost": "prompts run"}
+    for truth in TRUTHS:
+        columns |= {f"{truth}_once": f"{truth}: first {n}", f"{truth}_twice": f"first {2 * n}"}
+    ordered = wide.reset_index().sort_values("cost", kind="stable")
+    formats = dict.fromkeys(columns, ".2f") | {"cost": ",.0f"}
+    return Table.from_frame(ordered, columns, formats=formats).to_markdown()
 
 
 def tables(folder: Path) -> str:

@@ -24,6 +24,6 @@ def first_of_each(tasks: Sequence[str], n: int) -> list[int]:
     return np.flatnonzero(names.groupby(names).cumcount() < n).tolist()
 
 
-def dtype_of(name: str) -> torch.dtype | None:
+def dtype_of(name: str | None) -> torch.dtype | None:
     """The format that torch calls so; None for no name."""
     return getattr(torch, name) if name else None

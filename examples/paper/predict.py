@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from aplens.scoring import HEAD_NUMBERS, Observations, evaluate_predictors
-from aplens.study import code, frame_to_markdown
+from aplens.study import StudyFolder
+from aplens.tables import Table, code
 
 _FIGURES = ("auc", "accuracy", "over_confidence", "over_statistics", "over_hand_made")
 _FIGURES += ("calibration_error",)
@@ -38,7 +38,7 @@ def predict_together(
         FileNotFoundError: When a folder has no observations.
         ValueError: As `Observations.open`, `join_observations` and `evaluate_predictors`.
     """
-    parts = [Observations.open(Path(folder) / "observations") for folder in folders]
+    parts = [StudyFolder(folder).observations for folder in folders]
     return evaluate_predictors(join_observations(parts), features=features, **options)
 
 
@@ -79,8 +79,6 @@ def predictions_to_markdown(table: pd.DataFrame, command: str) -> str:
     whole = table[table["task"] == "all"].iloc[0]
     lines = [f"Command: {code(command)}.", ""]
     lines += [f"{whole['n_scenarios']} scenarios of {whole['n_files']} source files.", ""]
-    names = [name + end for name in _FIGURES for end in ("", "_low", "_high")]
-    shown = ["features", *(name for name in names if name in table)]
-    if (table["task"] != "all").any():
-        shown = ["task", *shown]
-    return "\n".join([*lines, frame_to_markdown(table[shown]), ""])
+    by_task = (table["task"] != "all").any()
+    shown = [*(["task"] if by_task else []), "features", *_FIGURES]
+    return "\n".join([*lines, Table.from_frame(table, shown).to_markdown(), ""])

@@ -27,17 +27,17 @@ class GateSettings:
         patterns: Whether to learn exponents of the patterns as well (`paper.exponents`).
         beside_bias: Whether to learn gates, and exponents where there are any, a second time with
             the answer bias added to the logits: what heads give that the bias does not.
-        per_task: At most this many of a task's held-out scenarios; all when 0.
+        per_task: At most this many of a task's held-out scenarios; all when left out.
         greedy: At most this many heads are zeroed one after another, each the one that helps the
-            answers of the part `rank` most; no such search when 0.
+            answers of the part `rank` most; no such search when left out.
         greedy_tried: How many heads the search tries at each step, those first by the gradient.
         epochs: Passes over the part `fit` to learn gates.
         learning_rate: Of learning.
         penalty: Nats for a gate at 0 or 2.
         predictor: The features of the predictor of errors, which decides where gates are applied;
-            needs the study's `observe.held_out`. None when empty.
+            needs the study's `observe.held_out`. None when left out.
         batch_size: Prompts a pass.
-        precision: "bfloat16", or the model's own when empty.
+        precision: "bfloat16", or the model's own when left out.
     """
 
     tasks: tuple[str, ...] = ()
@@ -46,15 +46,15 @@ class GateSettings:
     combine: bool = False
     patterns: bool = False
     beside_bias: bool = False
-    per_task: int = 0
-    greedy: int = 0
+    per_task: int | None = None
+    greedy: int | None = None
     greedy_tried: int = 8
     epochs: int = 2
     learning_rate: float = 0.03
     penalty: float = 0.01
-    predictor: str = ""
+    predictor: str | None = None
     batch_size: int = 8
-    precision: str = ""
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -63,13 +63,14 @@ class GateSettings:
             if not values or not all(0 < value < math.inf for value in values):
                 raise ValueError(f"gates.{key} must be numbers above 0, got {list(values)}")
         _require_at_least("gates", self, 1, "epochs", "batch_size", "greedy_tried")
-        _require_at_least("gates", self, 0, "greedy", "per_task")
+        given = [key for key in ("greedy", "per_task") if getattr(self, key) is not None]
+        _require_at_least("gates", self, 1, *given)
         if not (self.learning_rate > 0 and self.penalty >= 0):
             raise ValueError(
                 "gates.learning_rate must be above 0 and gates.penalty 0 or more, got "
                 f"{self.learning_rate} and {self.penalty}"
             )
-        _require_choice("gates.precision", self.precision, ("", "bfloat16"))
+        _require_choice("gates.precision", self.precision, (None, "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,18 @@ class TruthSettings:
         per_task: Held-out scenarios of each task on which every head is ablated.
         attribution_per_task: Scenarios of the part `rank` from which ablations are estimated.
         batch_size: Prompts a pass.
-        precision: "bfloat16", or the model's own when empty.
+        precision: "bfloat16", or the model's own when left out.
     """
 
     per_task: int = 4
     attribution_per_task: int = 4
     batch_size: int = 16
-    precision: str = ""
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
         _require_at_least("truth", self, 1, "per_task", "attribution_per_task", "batch_size")
-        _require_choice("truth.precision", self.precision, ("", "bfloat16"))
+        _require_choice("truth.precision", self.precision, (None, "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,6 @@ def _require_at_least(table: str, settings: Any, least: int, *keys: str) -> None
             raise ValueError(f"{table}.{key} must be {least} or more, got {getattr(settings, key)}")
 
 
-def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def _require_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")

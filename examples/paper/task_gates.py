@@ -108,15 +108,15 @@ def gate_tasks(study: Study, settings: GateSettings, folder: Path) -> pd.DataFra
         As `GateTrials.to_frame`, with a column `gated`: whether the intervention was applied only
         where `settings.predictor` expects an error.
     """
-    tasks = sorted(set(settings.tasks or study.parts["ablate"].tasks))
+    tasks = sorted(set(settings.tasks or study.folder.parts["ablate"].tasks))
     kept = slice(settings.per_task or None)
-    held_out = [of_task(study.parts["ablate"], task)[kept] for task in tasks]
+    held_out = [of_task(study.folder.parts["ablate"], task)[kept] for task in tasks]
     results = []
     for number, (task, scenarios) in enumerate(zip(tasks, held_out, strict=True)):
         path = folder / f"{task}.json"
         result = load_task(path, scenarios)
         if result is None:
-            fit, rank = (of_task(study.parts[part], task) for part in ("fit", "rank"))
+            fit, rank = (of_task(study.folder.parts[part], task) for part in ("fit", "rank"))
             tell = partial(_tell, study, task, number, len(tasks))
             result = gate_task(study, fit, rank, scenarios, settings, tell)
             result.save(path)
@@ -139,11 +139,11 @@ def _expected_errors(
     study: Study, features: str, held_out: Sequence[Scenarios]
 ) -> NDArray[np.bool_]:
     """Whether a predictor that saw `fit` and `rank` expects an error, in the order given."""
-    n = len(study.parts["fit"]) + len(study.parts["rank"])
+    n = len(study.folder.parts["fit"]) + len(study.folder.parts["rank"])
     predictor = CorrectnessPredictor(features, seed=study.settings.seed)
-    predictor.fit(study.observations.select(range(n)))
-    expected = predictor.decision_function(study.observed_part("ablate")) > 0
-    tasks = np.array(study.parts["ablate"].tasks)
+    predictor.fit(study.folder.observations.select(range(n)))
+    expected = predictor.decision_function(study.folder.observed_part("ablate")) > 0
+    tasks = np.array(study.folder.parts["ablate"].tasks)
     by_task = [expected[tasks == part.tasks[0]][: len(part)] for part in held_out]
     return np.concatenate(by_task)
 
@@ -201,7 +201,7 @@ def gate_task(
     }
     chosen = {"step": step, "n_zeroed": size, "bias_weight": weight}
     if settings.combine:
-        both = _average_ranks(harmful, study.ranking)
+        both = _average_ranks(harmful, study.folder.ranking)
         chosen["n_combined"], gates[COMBINED] = trial.choose_size(
             shape, both, settings.zeroed, COMBINED
         )

@@ -33,7 +33,7 @@ def try_predictors(study: Study, settings: TrySettings, folder: Path) -> pd.Data
         first column `tried` and a last one, `train_share`: the share of the training files that
         was fitted on.
     """
-    observations, rank, seed = study.observations, study.settings.rank, study.settings.seed
+    observations, rank, seed = study.folder.observations, study.settings.rank, study.settings.seed
     options: dict[str, Any] = {
         "n_folds": rank.folds,
         "seed": seed,

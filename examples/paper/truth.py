@@ -39,7 +39,7 @@ def rank_against_truth(study: Study, settings: TruthSettings) -> pd.DataFrame:
         As `compare_rankings`.
     """
     held_out, ranked_on = (
-        study.parts[part].select(first_of_each(study.parts[part].tasks, n))
+        study.folder.parts[part].select(first_of_each(study.folder.parts[part].tasks, n))
         for part, n in (("ablate", settings.per_task), ("rank", settings.attribution_per_task))
     )
     size = settings.batch_size
@@ -48,8 +48,8 @@ def rank_against_truth(study: Study, settings: TruthSettings) -> pd.DataFrame:
             study.model, held_out, batch_size=size, progress=study.reporter.update
         )
         estimates = estimate_effects(study.model, ranked_on, batch_size=size)
-    importance = study.ranking.to_frame().set_index(["layer", "head"])["importance"]
-    entropy = study.observed_part("rank").numbers("statistics")[
+    importance = study.folder.ranking.to_frame().set_index(["layer", "head"])["importance"]
+    entropy = study.folder.observed_part("rank").numbers("statistics")[
         :, :, STATISTICS.index("last_entropy")
     ]
     scores = {

@@ -148,7 +148,7 @@ def test_the_command_evaluates_a_study_and_writes_its_tables(tmp_path, any_model
     scenarios = in_files(make_scenarios(60, seed=3), "corpus")
     monkeypatch.setattr(Study, "model", any_model)
     monkeypatch.setattr(
-        Study, "_mine", lambda self: scenarios.save(self.folder / "scenarios.parquet")
+        Study, "_mine", lambda self: scenarios.save(self.folder.path / "scenarios.parquet")
     )
     monkeypatch.setattr("aplens.study.stages.StageRecord.is_done", lambda *_: False)
     (tmp_path / "study.toml").write_text('[model]\nname = "own"\n')

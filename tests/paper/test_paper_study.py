@@ -106,20 +106,20 @@ def study(file, said):
 
 
 def held_out(study, task):
-    scenarios = study.parts["ablate"]
+    scenarios = study.folder.parts["ablate"]
     return scenarios.select([i for i, each in enumerate(scenarios.tasks) if each == task])
 
 
 def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
-    tasks = sorted(set(study.parts["ablate"].tasks))
-    names = [path.stem for path in (study.folder / "gates").iterdir()]
+    tasks = sorted(set(study.folder.parts["ablate"].tasks))
+    names = [path.stem for path in (study.folder.path / "gates").iterdir()]
     assert sorted(names) == sorted([*tasks, "setup"])
     for task in tasks:
-        found = TaskGates.load(study.folder / "gates" / f"{task}.json")
+        found = TaskGates.load(study.folder.path / "gates" / f"{task}.json")
         assert found.chosen["step"] in (1.0, 4.0)
         scenarios = held_out(study, task)
         np.testing.assert_array_equal(found.clean, try_scales(study.model, scenarios))
-        fit = study.parts["fit"]
+        fit = study.folder.parts["fit"]
         answers = fit.targets()[[each == task for each in fit.tasks]]
         bias = found.chosen["bias_weight"] * answer_bias(answers, study.model.cfg.d_vocab)
         for name, gates in found.gates.items():
@@ -145,14 +145,14 @@ def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
 
 
 def test_the_table_compares_with_baselines_everywhere_and_where_errors_are_expected(study):
-    frame = pd.read_parquet(study.folder / "gates.parquet")
+    frame = pd.read_parquet(study.folder.path / "gates.parquet")
     names = ["gradient", "learned", "zeroed", "shuffled", "answer bias", "learned + answer bias"]
     names += ["zeroed by gradient and SHAP", "zeroed greedily", "patterns sharpened"]
     names += ["patterns sharpened + answer bias"]
     names += ["learned beside the bias", "patterns sharpened beside the bias"]
     wanted = [*names, *(f"{name} where an error is expected" for name in names)]
     assert set(frame["intervention"]) == set(wanted)
-    tasks = {*study.parts["ablate"].tasks, "mean of tasks"}
+    tasks = {*study.folder.parts["ablate"].tasks, "mean of tasks"}
     assert (frame.groupby("intervention")["task"].agg(set) == tasks).all()
     rows = frame.set_index(["intervention", "task"])
     for baseline in ("answer bias", "answer bias where an error is expected"):
@@ -167,7 +167,7 @@ def test_the_table_compares_with_baselines_everywhere_and_where_errors_are_expec
 
 
 def test_rankings_are_compared_with_every_heads_own_ablation(study):
-    frame = pd.read_parquet(study.folder / "truth.parquet").set_index("ranking")
+    frame = pd.read_parquet(study.folder.path / "truth.parquet").set_index("ranking")
     assert list(frame.index)[-2:] == ["random", "the other half of the prompts"]
     assert {"SHAP of statistics", "attribution"} <= set(frame.index)
     assert frame["correlation"].abs().max() <= 1
@@ -207,8 +207,8 @@ def test_a_ranking_that_is_the_truth_and_one_that_is_its_opposite():
 
 
 def test_gates_of_other_scenarios_are_not_taken_for_these(study):
-    task = sorted(set(study.parts["ablate"].tasks))[0]
-    path, scenarios = study.folder / "gates" / f"{task}.json", held_out(study, task)
+    task = sorted(set(study.folder.parts["ablate"].tasks))[0]
+    path, scenarios = study.folder.path / "gates" / f"{task}.json", held_out(study, task)
     assert load_task(path, scenarios) is not None
     assert load_task(path.with_name("none.json"), scenarios) is None
     backwards = scenarios.select(range(len(scenarios))[::-1])  # as many, in another order
@@ -218,35 +218,43 @@ def test_gates_of_other_scenarios_are_not_taken_for_these(study):
 
 
 def test_the_sweep_is_shown_task_by_task(study, said):
-    frame = pd.read_parquet(study.folder / "by_task" / "trials.parquet").set_index("intervention")
-    summary = study.sweep.summary().set_index(["choice", "size"])
+    frame = pd.read_parquet(study.folder.path / "by_task" / "trials.parquet").set_index(
+        "intervention"
+    )
+    summary = study.folder.sweep.summary().set_index(["choice", "size"])
     for name, rows in frame.groupby(level=0):
         each = rows[rows["task"] != "mean of tasks"]
-        assert set(each["task"]) <= set(study.parts["ablate"].tasks)  # balancing drops scenarios
-        assert each["n"].sum() == len(study.sweep.clean)
+        assert set(each["task"]) <= set(
+            study.folder.parts["ablate"].tasks
+        )  # balancing drops scenarios
+        assert each["n"].sum() == len(study.folder.sweep.clean)
         if name == "toward incorrect, 1 head":
             changed = each["incorrect_to_correct"] - each["correct_to_incorrect"]
             expected = summary.loc[("toward_incorrect", 1), "change"]
             assert changed.sum() / each["n"].sum() == pytest.approx(expected)
     assert "toward incorrect, 1 head" in frame.index
-    text = (study.folder / "by_task.md").read_text("utf-8")
+    text = (study.folder.path / "by_task.md").read_text("utf-8")
     assert "| toward incorrect, 1 head |" in text
     assert text.count("\n## ") == 4
 
 
 def test_predictors_are_judged_task_by_task_on_the_predictions_that_were_kept(study):
-    frame = pd.read_parquet(study.folder / "by_task" / "predictors.parquet")
+    frame = pd.read_parquet(study.folder.path / "by_task" / "predictors.parquet")
     assert set(frame["features"]) == {"task", "confidence", "surprise"}
-    assert set(frame["task"]) == set(study.observations.table["task"])
+    assert set(frame["task"]) == set(study.folder.observations.table["task"])
     one = frame[frame["features"] == "confidence"]
-    assert one["n_scenarios"].sum() == len(study.observations)
+    assert one["n_scenarios"].sum() == len(study.folder.observations)
 
 
 def test_each_task_is_swept_by_a_ranking_of_its_own(study, said):
-    folder, fit, rank = study.folder / "by_task", study.parts["fit"], study.parts["rank"]
+    folder, fit, rank = (
+        study.folder.path / "by_task",
+        study.folder.parts["fit"],
+        study.folder.parts["rank"],
+    )
     rankings = {path.stem: HeadRanking.load(path) for path in (folder / "rankings").iterdir()}
     assert rankings
-    for task in set(study.parts["ablate"].tasks) - set(rankings):
+    for task in set(study.folder.parts["ablate"].tasks) - set(rankings):
         assert f"{task}: not ranked by itself: " in said["by-task"]
     frame = pd.read_parquet(folder / "own_rankings.parquet").set_index(["intervention", "task"])
     for task, ranking in rankings.items():
@@ -266,11 +274,11 @@ def test_each_task_is_swept_by_a_ranking_of_its_own(study, said):
         assert row["incorrect_to_correct"] == (first.correct & ~sweep.clean).sum()
         assert row["correct_to_incorrect"] == (~first.correct & sweep.clean).sum()
         assert row["over_baseline"] == row["gain"] - frame.loc[("random, 1 head", task), "gain"]
-    assert rankings["numeric_literals"].top(4) != study.ranking.top(4)
+    assert rankings["numeric_literals"].top(4) != study.folder.ranking.top(4)
 
 
 def test_a_damaged_ranking_of_a_task_stops_the_command(file, study, tmp_path):
-    shutil.copytree(study.folder, tmp_path / "out")
+    shutil.copytree(study.folder.path, tmp_path / "out")
     ranking = tmp_path / "out" / "by_task" / "rankings" / "numeric_literals.json"
     ranking.write_text(ranking.read_text()[:-20])
     result = run("by-task", file, "-o", tmp_path / "out")
@@ -279,7 +287,7 @@ def test_a_damaged_ranking_of_a_task_stops_the_command(file, study, tmp_path):
 
 
 def test_other_predictors_are_tried_on_the_same_scenarios(study):
-    tries = pd.read_parquet(study.folder / "tries.parquet")
+    tries = pd.read_parquet(study.folder.path / "tries.parquet")
     assert list(dict.fromkeys(tries["tried"])) == [
         "nothing fitted",
         "boosting",
@@ -291,11 +299,11 @@ def test_other_predictors_are_tried_on_the_same_scenarios(study):
     assert read["boosting"] == {"confidence", "surprise+confidence"}
     assert read["one predictor a task, balanced"] == {"statistics", "confidence"}
     rows = tries.set_index("tried")
-    table = study.observations.table
+    table = study.folder.observations.table
     expected = roc_auc_score(table["correct"], table["top_probability"])
     assert rows.loc["nothing fitted", "auc"] == pytest.approx(expected)
     assert rows.loc["outcomes shuffled", "auc_low"] < 0.5
-    n = sum(len(study.parts[name]) for name in ("fit", "rank", "ablate"))
+    n = sum(len(study.folder.parts[name]) for name in ("fit", "rank", "ablate"))
     assert rows.loc["boosting", "n_scenarios"].eq(n).all()
     assert rows.loc["0.5 of the files", "train_share"].eq(0.5).all()
     assert rows.loc["boosting", "train_share"].eq(1).all()
@@ -303,7 +311,7 @@ def test_other_predictors_are_tried_on_the_same_scenarios(study):
 
 def test_the_tables_are_there_in_markdown(study, said):
     for name, titles in (("gates", 2), ("tries", 1), ("truth", 1)):
-        text = (study.folder / f"{name}.md").read_text(encoding="utf-8")
+        text = (study.folder.path / f"{name}.md").read_text(encoding="utf-8")
         assert text.startswith("Command: `python -m paper")
         assert text.count("\n## ") == titles
         assert text.splitlines()[-2] in said[name]
@@ -312,8 +320,8 @@ def test_the_tables_are_there_in_markdown(study, said):
 
 
 def test_gates_of_some_tasks_only(file, study, tmp_path):
-    task = sorted(set(study.parts["ablate"].tasks))[-1]
-    shutil.copytree(study.folder, tmp_path / "out")
+    task = sorted(set(study.folder.parts["ablate"].tasks))[-1]
+    shutil.copytree(study.folder.path, tmp_path / "out")
     shutil.copy(file.with_name("small.toml"), tmp_path)
     other = tmp_path / "other.toml"
     other.write_text(PAPER.replace("[gates]\n", f'[gates]\ntasks = ["{task}"]\n'))
@@ -321,7 +329,7 @@ def test_gates_of_some_tasks_only(file, study, tmp_path):
     assert result.exit_code == 0, result.output
     frame = pd.read_parquet(tmp_path / "out" / "gates.parquet")
     assert set(frame["task"]) == {task, "mean of tasks"}
-    whole = pd.read_parquet(study.folder / "gates.parquet")
+    whole = pd.read_parquet(study.folder.path / "gates.parquet")
     before = whole[whole["task"] == task].reset_index(drop=True)
     after = frame[frame["task"] == task].reset_index(drop=True)
     counts = ["intervention", "n", "incorrect_to_correct", "correct_to_incorrect"]
@@ -329,7 +337,7 @@ def test_gates_of_some_tasks_only(file, study, tmp_path):
 
 
 def test_results_with_other_settings_are_refused_by_name(file, study, tmp_path):
-    shutil.copytree(study.folder, tmp_path / "out")
+    shutil.copytree(study.folder.path, tmp_path / "out")
     shutil.copy(file.with_name("small.toml"), tmp_path)
     other = tmp_path / "other.toml"
     other.write_text(PAPER.replace("greedy = 2", "greedy = 1"))
@@ -340,19 +348,19 @@ def test_results_with_other_settings_are_refused_by_name(file, study, tmp_path):
 
 def test_an_interrupted_run_keeps_its_tasks_and_goes_on_to_the_same(file, study, tmp_path):
     settings = read_settings(PaperSettings, file).gates
-    tasks = sorted(set(study.parts["ablate"].tasks))
-    again = Study(study.settings, study.folder, Notes(stop_at=f"{tasks[2]}: learning"))
+    tasks = sorted(set(study.folder.parts["ablate"].tasks))
+    again = Study(study.settings, study.folder.path, Notes(stop_at=f"{tasks[2]}: learning"))
     with pytest.raises(KeyboardInterrupt):
         gate_tasks(again, settings, tmp_path / "gates")
     assert sorted(path.stem for path in (tmp_path / "gates").iterdir()) == tasks[:2]
     again.reporter = Notes()
     table = gate_tasks(again, settings, tmp_path / "gates")
     assert not any(note.startswith(f"{tasks[0]}:") for note in again.reporter.notes)
-    pd.testing.assert_frame_equal(table, pd.read_parquet(study.folder / "gates.parquet"))
+    pd.testing.assert_frame_equal(table, pd.read_parquet(study.folder.path / "gates.parquet"))
 
 
 def test_damaged_gates_of_a_task_are_named(study, tmp_path):
-    whole = (study.folder / "gates" / "eol.json").read_text()
+    whole = (study.folder.path / "gates" / "eol.json").read_text()
     copy = tmp_path / "task.json"
     content = json.loads(whole)
     content["content"]["chosen"]["step"] = 3.0

@@ -89,7 +89,7 @@ def studies_of(
 def _evaluate_model(
     study: Study, maes: dict[str, APMAE], evaluation: EvaluationSettings
 ) -> Evaluation:
-    missing = [name for name in (_REFERENCE, _HELD_OUT) if name not in study.parts]
+    missing = [name for name in (_REFERENCE, _HELD_OUT) if name not in study.folder.parts]
     if missing:
         raise ValueError(
             f"an evaluation needs the study's parts {_REFERENCE!r} and {_HELD_OUT!r}: give "
@@ -98,8 +98,8 @@ def _evaluate_model(
     return evaluate_apmaes(
         study.model,
         maes,
-        study.parts[_REFERENCE],
-        study.parts[_HELD_OUT],
+        study.folder.parts[_REFERENCE],
+        study.folder.parts[_HELD_OUT],
         evaluation,
         study.reporter.update,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aplens.patterns import DETECTED
-from aplens.study import code, escape, table_lines
+from aplens.tables import Table, code, escape
 from paper.evaluation.measure import REPEATED, Evaluation, EvaluationSettings
 from paper.evaluation.probes import LAYER
 from paper.evaluation.reconstruction import ALL, LAYER_THIRDS
@@ -63,11 +63,11 @@ def _reconstruction_by(frame: pd.DataFrame, by: str, names: Sequence[str]) -> It
         f"{'domain' if by == 'domain' else 'layer'}, its ratio to the mean patch's. {_INTERVAL}"
     )
     yield ""
-    yield from table_lines(
-        ["predictor", "error × 1000", *map(escape, names)],
+    yield from _lines(
+        ["predictor", "error × 1000", *names],
         (
             [
-                escape(str(predictor)),
+                str(predictor),
                 _error(row),
                 *(_interval(ratios.loc[(str(predictor), name)], "ratio") for name in names),
             ]
@@ -87,11 +87,11 @@ def _probes(frame: pd.DataFrame) -> Iterator[str]:
         )
         yield ""
         targets = part.set_index(["input", "target"])
-        yield from table_lines(
+        yield from _lines(
             ["input", "dims", *(name.replace("_", " ") for name in (*DETECTED, LAYER))],
             (
                 [
-                    escape(name),
+                    name,
                     str(targets.loc[(name, LAYER), "dims"]),
                     *(_interval(targets.loc[(name, target)]) for target in (*DETECTED, LAYER)),
                 ]
@@ -107,13 +107,17 @@ def _correctness(frame: pd.DataFrame) -> Iterator[str]:
         f"logistic regression over all heads. {_INTERVAL}"
     )
     yield ""
-    yield from table_lines(
+    yield from _lines(
         ["input", "AUC", "accuracy"],
         (
-            [escape(row["input"]), _interval(row, "auc"), _interval(row, "accuracy")]
+            [row["input"], _interval(row, "auc"), _interval(row, "accuracy")]
             for _, row in frame.iterrows()
         ),
     )
+
+
+def _lines(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield from (Table(headers, list(rows)).to_markdown(), "")
 
 
 def _interval(row: Any, name: str = "value") -> str:

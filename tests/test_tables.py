@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Tables as Markdown, HTML and text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from aplens._markdown import code, escape, frame_to_markdown
+from aplens.tables import Table, code, escape
 
 HOSTILE = [
     "</title><script>alert(1)</script>",
@@ -22,22 +22,46 @@ HOSTILE = [
 ]
 
 
+FRAME = pd.DataFrame(
+    {
+        "name": ["a|b", "c"],
+        "auc": [-0.51234, float("nan")],
+        "auc_low": [-0.6, float("nan")],
+        "auc_high": [0.4, float("nan")],
+        "n_seen": [3, 4],
+    }
+)
+
+
 def test_bounds_share_a_cell_with_their_figure_and_nan_is_a_dash():
-    frame = pd.DataFrame(
-        {
-            "name": ["a|b", "c"],
-            "auc": [0.51234, float("nan")],
-            "auc_low": [0.4, float("nan")],
-            "auc_high": [0.6, float("nan")],
-            "n_seen": [3, 4],
-        }
-    )
-    assert frame_to_markdown(frame).splitlines() == [
+    assert Table.from_frame(FRAME).to_markdown().splitlines() == [
         "| name | auc | n seen |",
         "| --- | --- | --- |",
-        "| a\\|b | 0.512 [0.400, 0.600] | 3 |",
+        "| a\\|b | -0.512 [-0.600, 0.400] | 3 |",
         "| c | – | 4 |",
     ]
+    assert Table.from_frame(FRAME, caption="Some *figures*").to_text().splitlines() == [
+        "Some *figures*",
+        "name  auc                     n seen",
+        "a|b   -0.512 [-0.600, 0.400]  3",
+        "c     –                       4",
+    ]
+
+
+def test_columns_are_chosen_named_and_formatted():
+    columns = {"n_seen": "seen", "auc": "points", "gone": "gone"}
+    table = Table.from_frame(FRAME, columns, formats={"auc": "+.1%"})
+    assert table.headers == ["seen", "points"]
+    assert table.rows == [["3", "-51.2 [-60.0, +40.0]"], ["4", "–"]]
+
+
+def test_a_page_has_a_true_minus_and_nothing_hidden():
+    hostile = "<script>\u202e"
+    page = Table.from_frame(FRAME.assign(name=hostile), caption=hostile).to_html()
+    assert "<td>−0.512\u00a0[−0.600,\u00a00.400]</td>" in page
+    assert "<script" not in page
+    assert "\u202e" not in page
+    assert page.count(r"&lt;script&gt;\u{202E}") == 3  # the caption, and each row's name
 
 
 def read(text):
@@ -56,7 +80,7 @@ def test_text_out_of_data_reads_as_it_stands_in_headings_and_tables(text):
     one_line = " ".join(re.split(r"[\n\r\u2028]+", text))
     assert read(f"# {escape(text)}") == (["h1"], [one_line])
     frame = pd.DataFrame({text: [text]})
-    tags, shown = read(frame_to_markdown(frame))
+    tags, shown = read(Table.from_frame(frame).to_markdown())
     assert tags == ["table", "thead", "tr", "th", "tbody", "tr", "td"]
     assert shown == [one_line.replace("_", " ").strip(), one_line]
 

@@ -1,0 +1,419 @@
+"""What a study found, part by part: tables, and the sections of its page around them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from aplens import plots
+from aplens.mae import BASELINES
+from aplens.study import findings
+from aplens.style import to_svg
+from aplens.tables import Table
+from aplens.viz.embed import displayable_token
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aplens.heads import HeadRanking
+    from aplens.interventions import AblationSweep
+    from aplens.mae import Reconstruction
+    from aplens.study.folder import StudyFolder
+
+_TOP_HEADS = 15
+_SAMPLE_LINES = 14
+
+_SWEEP_COLUMNS = {
+    "ablated": "ablated",
+    "accuracy": "accuracy, %",
+    "change": "change, points",
+    "over_random": "over random, points",
+    "incorrect_to_correct": "incorrect → correct",
+    "correct_to_incorrect": "correct → incorrect",
+    "seed": "seed",
+    "heads": "heads",
+}
+_SWEEP_FORMATS = {
+    "accuracy": ".1%",
+    "change": "+.1%",
+    "over_random": "+.1%",
+    "incorrect_to_correct": ".1f",
+    "correct_to_incorrect": ".1f",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the address of its own data."""
+
+    source: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+        name: Its address inside the page.
+        title: Its heading.
+        text: Paragraphs.
+        pictures: Figures.
+        tables: The numbers.
+        folded: More numbers, which open on a click.
+        finding: What these say, for the top of the page.
+    """
+
+    name: str
+    title: str
+    text: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+    folded: Sequence[Table] = ()
+    finding: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A scenario's source code and tokens as they are to be shown."""
+
+    task: str
+    place: str
+    code: str
+    target: str
+    predicted: str
+    confidence: str
+    correct: bool
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def main_tables(folder: StudyFolder) -> list[Table]:
+    """The tables that the page, `results.md` and the terminal share."""
+    return [
+        tabulate_tasks(task_accuracy(folder.observations.table)),
+        *tabulate_predictors(folder.predictors),
+        tabulate_heads(folder.ranking),
+        tabulate_sweep(folder.sweep),
+    ]
+
+
+def task_accuracy(table: pd.DataFrame) -> pd.DataFrame:
+    """The model's accuracy on each task, with 95 % intervals that resample source files.
+
+    Args:
+        table: Observed scenarios: columns `task`, `file`, `correct`.
+
+    Returns:
+        Columns `task` ("all" for all of them together), `n`, `accuracy`, `low`, `high`.
+    """
+    import pandas as pd
+
+    from aplens.intervals import FileBootstrap
+
+    rows: list[dict[str, Any]] = []
+    for task, group in [("all", table), *table.groupby("task", sort=True)]:
+        estimate = FileBootstrap(list(group["file"])).mean(group["correct"].to_numpy(dtype=float))
+        names = ("accuracy", "low", "high")
+        rows.append({"task": task, "n": len(group), **dict(zip(names, estimate, strict=True))})
+    return pd.DataFrame(rows)
+
+
+def tabulate_tasks(frame: pd.DataFrame) -> Table:
+    """`task_accuracy`, the best task first."""
+    return Table.from_frame(
+        _with_ends(frame, "accuracy").sort_values("accuracy", ascending=False),
+        {"task": "task", "n": "scenarios", "accuracy": "accuracy, %"},
+        caption="Accuracy by task",
+        formats={"accuracy": ".1%"},
+    )
+
+
+def tabulate_predictors(frame: pd.DataFrame) -> list[Table]:
+    """How good each predictor of correctness is, and what it is beyond simpler ones."""
+    ordered = frame.sort_values("auc", ascending=False)
+    kinds = ["baseline" if _is_baseline(name) else "AP-MAE" for name in ordered["features"]]
+    figures = {"auc": "AUC", "accuracy": "accuracy, %", "calibration_error": "calibration error"}
+    beyond = {
+        "over_confidence": "over confidence",
+        "over_statistics": "over statistics",
+        "over_hand_made": "over hand-made",
+    }
+    tables = [
+        Table.from_frame(
+            ordered.assign(kind=kinds),
+            {"features": "features", "kind": "kind", **figures},
+            caption="Predictors of correctness",
+            formats={"accuracy": ".1%"},
+        )
+    ]
+    if any(name in frame for name in beyond):
+        tables.append(
+            Table.from_frame(
+                ordered,
+                {"features": "features", **beyond},
+                caption="Their AUC beyond that of simpler features",
+                formats=dict.fromkeys(beyond, "+.3f"),
+            )
+        )
+    return tables
+
+
+def tabulate_heads(ranking: HeadRanking) -> Table:
+    """The first heads of a ranking."""
+    scores = ("importance", "mean", "toward_incorrect", "toward_correct")
+    frame = ranking.to_frame().head(_TOP_HEADS)
+    return Table.from_frame(
+        frame.assign(name=frame.index),
+        {"name": "head"} | {score: score.replace("_", " ") for score in scores},
+        caption=f"Top heads of {ranking.model.name} (SHAP, log-odds of an incorrect prediction)",
+        formats=dict.fromkeys(scores, "#.3g") | {"mean": "+#.3g"},
+    )
+
+
+def tabulate_sweep(sweep: AblationSweep) -> Table:
+    """Each choice and number of heads; random heads are averaged over draws."""
+    caption = (
+        f"Heads ablated ({sweep.setup['method']}) on {len(sweep.clean):,} held-out scenarios; "
+        f"nothing ablated: accuracy {sweep.clean_accuracy:.1%}"
+    )
+    return _tabulate_settings(sweep.summary(), caption)
+
+
+def _tabulate_settings(frame: pd.DataFrame, caption: str) -> Table:
+    named = [
+        f"{size} {choice.replace('_', ' ')}"
+        for size, choice in zip(frame["size"], frame["choice"], strict=True)
+    ]
+    return Table.from_frame(
+        _with_ends(frame, "accuracy").assign(ablated=named),
+        _SWEEP_COLUMNS,
+        caption=caption,
+        formats=_SWEEP_FORMATS,
+    )
+
+
+def _with_ends(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A frame whose `low` and `high` are of this figure."""
+    return frame.rename(columns={end: f"{name}_{end}" for end in ("low", "high")})
+
+
+def _is_baseline(features: str) -> bool:
+    return plots.is_baseline(features, plots.PREDICTOR_BASELINES)
+
+
+# --- sections ----------------------------------------------------------------------------------
+
+
+def show_tasks(frame: pd.DataFrame) -> Section:
+    """How often the unchanged model is right."""
+    return Section(
+        "tasks",
+        "The model's accuracy by task",
+        text=["The unchanged model's most probable next token against the file's own."],
+        pictures=[
+            _picture(
+                plots.plot_task_accuracy(frame),
+                f"Dot plot: accuracy on each of {len(frame)} tasks with 95 % intervals.",
+                "Share of scenarios whose first token the model predicts, by task. Intervals are "
+                "bootstrapped over source files.",
+            )
+        ],
+        folded=[tabulate_tasks(frame)],
+        finding=findings.describe_task_accuracy(frame),
+    )
+
+
+def show_reconstruction(
+    reconstruction: Reconstruction, labels: Sequence[str], errors: pd.DataFrame
+) -> Section:
+    """Some patterns that AP-MAE filled in, and its error beside that of simpler predictors.
+
+    Args:
+        reconstruction: A few patterns as `APMAE.reconstruct` returned them.
+        labels: A name for each of them.
+        errors: As `compare_reconstruction` returns them.
+    """
+    ordered = errors.sort_values("error")
+    return Section(
+        "reconstruction",
+        "Reconstruction of masked attention patterns",
+        pictures=[
+            _picture(
+                plots.plot_reconstruction(reconstruction, labels),
+                "Attention patterns of some heads: original, with patches masked, and as AP-MAE "
+                "reconstructs them.",
+                "Log-normalized attention of some heads; grey patches were hidden from AP-MAE. "
+                "Nothing lies above the diagonal: no token attends to a later one.",
+            ),
+            _picture(
+                plots.plot_reconstruction_error(ordered, BASELINES),
+                f"Dot plot: squared error on masked patches of {len(errors)} predictors.",
+                "Mean squared error on masked patches, on source files never trained on. Grey: "
+                "predictors that are no AP-MAE.",
+            ),
+        ],
+        folded=[
+            _tabulate_patterns(reconstruction, labels),
+            Table.from_frame(
+                _with_ends(ordered, "error"),
+                {"predictor": "predictor", "error": "squared error"},
+                caption="Reconstruction error",
+                formats={"error": ".4f"},
+            ),
+        ],
+        finding=findings.describe_reconstruction(errors),
+    )
+
+
+def _tabulate_patterns(reconstruction: Reconstruction, labels: Sequence[str]) -> Table:
+    errors = reconstruction.error.reshape(-1).tolist()
+    hidden = reconstruction.mask.reshape(len(errors), -1).float().mean(dim=-1).tolist()
+    rows = [
+        [label, f"{share:.0%}", f"{error:.4f}"]
+        for label, share, error in zip(labels, hidden, errors, strict=True)
+    ]
+    return Table(["pattern", "patches hidden", "squared error"], rows, "Patterns shown")
+
+
+def show_predictors(frame: pd.DataFrame) -> Section:
+    """What predicts whether the model is right."""
+    return Section(
+        "predictors",
+        "Predicting whether the model is right",
+        text=[
+            "Without knowing the answer, and on source files not fitted on. A predictor is worth "
+            "something only against the baselines, the model's own confidence first of all."
+        ],
+        pictures=[
+            _picture(
+                plots.plot_predictors(frame),
+                f"Dot plot: AUC of {len(frame)} sets of features with 95 % intervals.",
+                "Area under the ROC curve. Grey: features that need no AP-MAE. Intervals are "
+                "bootstrapped over source files.",
+            )
+        ],
+        tables=tabulate_predictors(frame),
+        finding=findings.describe_predictors(frame),
+    )
+
+
+def show_ranking(ranking: HeadRanking) -> Section:
+    """The heads that the predictor reads."""
+    scores = ranking.to_frame().pivot_table(index="layer", columns="head", values="mean")
+    best = str(ranking.top(1)[0])
+    scores = scores.rename(columns="head {}".format).rename_axis(columns=None)
+    every = Table.from_frame(
+        scores.reset_index(),
+        caption="Mean SHAP value of every head",
+        formats=dict.fromkeys(map(str, scores), "+#.3g"),
+    )
+    return Section(
+        "heads",
+        "The heads, ranked",
+        text=[
+            "SHAP values of the correctness predictor, in log-odds of an incorrect prediction, "
+            "averaged over scenarios. They say which heads the predictor reads, not which heads "
+            "cause an error: that is for the ablations."
+        ],
+        pictures=[
+            _picture(
+                plots.plot_head_map(ranking, "mean"),
+                f"Heat map, layers by heads: mean SHAP value of {len(ranking)} heads.",
+                "Mean SHAP value of every head. Red pushes the prediction toward incorrect, blue "
+                "toward correct.",
+            ),
+            _picture(
+                plots.plot_shap_summary(ranking, _TOP_HEADS),
+                f"Bar chart: SHAP values of the most important heads, {best} first.",
+                "The most important heads: how far each pushes toward incorrect (right) and toward "
+                "correct (left).",
+            ),
+        ],
+        tables=[tabulate_heads(ranking)],
+        folded=[every],
+        finding=findings.describe_ranking(ranking),
+    )
+
+
+def show_sweep(sweep: AblationSweep) -> Section:
+    """What ablating heads does."""
+    text = [
+        f"{len(sweep.clean):,} scenarios that neither the predictor nor the ranking saw; the "
+        f"unchanged model is right on {sweep.clean_accuracy:.1%} of them."
+    ]
+    if sweep.skipped:
+        text.append(f"Not run: {'; '.join(sweep.skipped)}.")
+    if not sweep.results:
+        return Section("ablation", "Ablating heads", text)
+    return Section(
+        "ablation",
+        "Ablating heads",
+        text,
+        pictures=[
+            _picture(
+                sweep.plot(),
+                "Line plot: accuracy against the number of ablated heads, one line for each way "
+                "of choosing them, and the unchanged model's accuracy as a dotted line.",
+                "Accuracy with more and more heads ablated; random heads are averaged over draws. "
+                "Intervals are those of the change from the unchanged model on the same scenarios, "
+                "bootstrapped over source files.",
+            )
+        ],
+        tables=[tabulate_sweep(sweep)],
+        folded=[_tabulate_settings(sweep.to_frame(), "Every setting")],
+        finding=findings.describe_ablation(sweep.summary(), sweep.clean_accuracy),
+    )
+
+
+def show_times(seconds: dict[str, float]) -> Section:
+    """How long each stage took, in seconds."""
+    rows = [[stage, _duration(taken)] for stage, taken in seconds.items()]
+    rows.append(["all", _duration(sum(seconds.values()))])
+    table = Table(["stage", "time"], rows, "Time by stage")
+    return Section("timings", "How long it took", tables=[table])
+
+
+def show_sample(
+    task: str,
+    place: str,
+    prompt: str,
+    tokens: tuple[str, str],
+    confidence: float,
+    correct: bool,
+) -> Sample:
+    """A scenario, its source code cut to the last lines.
+
+    Args:
+        task: Its task.
+        place: Its file inside the corpus, and the line.
+        prompt: What the model was given, as text.
+        tokens: The token the file goes on with, and the model's most probable one, as text.
+        confidence: That token's probability.
+        correct: Whether the two tokens are the same (texts of two tokens can be equal).
+    """
+    lines = prompt.replace("\r\n", "\n").split("\n")
+    shown = lines[-_SAMPLE_LINES:]
+    cut = ["…"] if len(lines) > len(shown) else []
+    target, predicted = map(displayable_token, tokens)
+    code = "\n".join([*cut, *shown])
+    return Sample(task, place, code, target, predicted, f"{confidence:.0%}", correct)
+
+
+def _picture(figure: Figure, alt: str, caption: str) -> Picture:
+    # An <img> of data, not inline SVG: ids of several figures cannot clash, and it has a plain alt.
+    data = base64.b64encode(to_svg(figure)).decode()
+    return Picture(f"data:image/svg+xml;base64,{data}", alt, caption)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
