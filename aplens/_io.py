@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,7 +278,9 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("aplens"))
 
 
+@cache
 def _umask() -> int:
+    """Asked for once: it can only be read by setting it, for all threads, for a moment."""
     current = os.umask(0)
     os.umask(current)
     return current

@@ -3,7 +3,7 @@
 from aplens.interventions.ablation import AblationMethod, ablate_heads
 from aplens.interventions.effects import HeadEffects, Metric, estimate_effects, measure_effects
 from aplens.interventions.head_numbers import ScalesLike, change_heads
-from aplens.interventions.results import (
+from aplens.interventions.outcomes import (
     CHOICES,
     AblationSweep,
     Choice,
@@ -11,7 +11,7 @@ from aplens.interventions.results import (
     SettingResult,
 )
 from aplens.interventions.scaling import scale_heads
-from aplens.interventions.sweep import PAPER_SIZES, sweep_ablations
+from aplens.interventions.sweep import PAPER_SIZES, SweepPlan, sweep_ablations
 
 __all__ = [
     "CHOICES",
@@ -24,6 +24,7 @@ __all__ = [
     "ScalesLike",
     "Setting",
     "SettingResult",
+    "SweepPlan",
     "ablate_heads",
     "change_heads",
     "estimate_effects",

@@ -95,7 +95,7 @@ def _check_mae(mae: MAESettings) -> None:
 
 def _check_ablate(settings: StudySettings) -> None:
     from aplens.interventions import AblationMethod
-    from aplens.interventions.results import CHOICES
+    from aplens.interventions.outcomes import CHOICES
 
     ablate = settings.ablate
     _require_choice("ablate.method", ablate.method, get_args(AblationMethod))

@@ -201,7 +201,7 @@ class Study:
         # A model in a folder may be trained on there, and all later stages are made from it.
         weights = {"weights of the model": sketch_files(settings.model.name)}
         mine = dataclasses.replace(mine, settings={**mine.settings, **weights})
-        ranked = ["ranking.json", "predictors.parquet", "predictions.json"]
+        ranked = ["ranking.json", "predictors.parquet", "predictions"]
         stages = [
             mine,
             stage("train", ["mae"], self._train, settings.mae, settings.split),
@@ -317,7 +317,7 @@ class Study:
             features=wanted.compare or FEATURE_SETS,
             n_folds=wanted.folds,
             progress=self.reporter.update,
-            keep=self.folder / "predictions.json",
+            keep=self.folder / "predictions",
         )
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
         scorer.fit(fit).rank(held_out).save(self.folder / "ranking.json")
@@ -325,7 +325,7 @@ class Study:
             table.to_parquet(temporary, index=False)
 
     def _ablate(self) -> None:
-        from aplens.interventions import sweep_ablations
+        from aplens.interventions import SweepPlan, sweep_ablations
 
         wanted = self.settings.ablate
         held_out = self.parts["ablate"]
@@ -335,13 +335,15 @@ class Study:
             self.model,
             held_out,
             self.ranking,
-            sizes=wanted.sizes,
-            choices=wanted.choices,  # type: ignore[arg-type]
-            random_seeds=wanted.random_seeds,
+            SweepPlan(
+                sizes=wanted.sizes,
+                choices=wanted.choices,  # type: ignore[arg-type]
+                random_seeds=wanted.random_seeds,
+                balance=wanted.balance,
+                seed=self.settings.seed,
+            ),
             method=wanted.method,  # type: ignore[arg-type]
             reference=self.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
-            balance=wanted.balance,
-            seed=self.settings.seed,
             batch_size=wanted.batch_size,
             precision=_dtype(wanted.precision),
             folder=self.folder / "ablations",
