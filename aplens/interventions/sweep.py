@@ -165,8 +165,7 @@ def sweep_ablations(
         sweep.skipped = list(dict.fromkeys([*sweep.skipped, *skipped]))
         if path is not None:
             sweep.save(path)
-        unfinished = None if path is None else path.with_name(_UNFINISHED)
-        outcomes = PartialOutcomes(unfinished, setup)
+        outcomes = PartialOutcomes(path and path.with_name(_UNFINISHED), setup)
         runner = _Runner(model, substitute, precision)
         swept = scenarios.select(sweep.index)
         _run_settings(runner, swept, wanted, batch_size, outcomes, progress)

@@ -87,7 +87,7 @@ class StageRecord:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """How long each stage took, interrupted runs included, in the order they first began.
+        """How long each stage took, interrupted runs included, in the order of stages.
 
         Of a run that was killed all but the last seconds are counted.
         """
@@ -131,11 +131,9 @@ class StageRecord:
         return all((self.folder / name).exists() for name in names)
 
     def _require_same(self, stage: Stage, upstream: str, entry: Mapping[str, Any]) -> None:
-        before = {**_jsonable(stage.defaults), **entry["settings"]}
         now = _jsonable(stage.settings)
-        # A default speaks only for a setting that there is.
-        before = {key: before[key] for key in before if key in now or key in entry["settings"]}
-        differences = list(describe_differences(before, now))
+        new = {key: value for key, value in _jsonable(stage.defaults).items() if key in now}
+        differences = list(describe_differences(new | entry["settings"], now))
         if entry["upstream"] != upstream:
             differences.append("it was made from other inputs than the stages before it now have")
         if differences:
@@ -145,7 +143,7 @@ class StageRecord:
             )
 
     @contextmanager
-    def noting(self, stage: Stage, upstream: str) -> Iterator[None]:
+    def noting(self, stage: Stage, upstream: str, place: int) -> Iterator[None]:
         """Note a stage's settings before it starts, its time while it runs, and how it ended.
 
         So a half-done stage is never mixed with one of other settings, and the time of a run that
@@ -153,7 +151,7 @@ class StageRecord:
         """
         started, before = time.monotonic(), self._entry(stage.name)
         entry = {
-            "place": before.get("place", len(list(self._store))),
+            "place": place,
             "settings": _jsonable(stage.settings),
             "upstream": upstream,
         }
@@ -186,10 +184,8 @@ class StageRecord:
     def forget(self, stages: Sequence[Stage]) -> None:
         """Remove what these stages wrote, so that they run again from their beginning."""
         for stage in stages:
-            for path in (
-                self._store.file(stage.name),
-                *(self.folder / name for name in stage.outputs),
-            ):
+            outputs = [self.folder / name for name in stage.outputs]
+            for path in [self._store.file(stage.name), *outputs]:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
@@ -242,7 +238,7 @@ def run_stages(
         if record and redo is not None:
             record.forget(stages[names.index(redo) :])
         upstream = ""
-        for stage in stages:
+        for place, stage in enumerate(stages):
             wrote = [folder / name for name in stage.outputs]
             done = record.is_done(stage, upstream) if record else False
             if processes.from_main(done):
@@ -251,7 +247,7 @@ def run_stages(
                 started = time.monotonic()
                 for path in filter(Path.is_dir, [*wrote, folder / _NOTES]):
                     clear_abandoned(path)
-                with record.noting(stage, upstream):
+                with record.noting(stage, upstream, place):
                     reporter.start(stage.name, stage.message)
                     stage.run()
                     processes.wait()
