@@ -24,6 +24,7 @@ from .heads import Head as Head
 from .heads import HeadRanking as HeadRanking
 from .heads import parse_heads as parse_heads
 from .interventions import AblationSweep as AblationSweep
+from .interventions import SweepPlan as SweepPlan
 from .interventions import ablate_heads as ablate_heads
 from .interventions import estimate_effects as estimate_effects
 from .interventions import measure_effects as measure_effects

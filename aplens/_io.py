@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,6 @@ CACHE_VARIABLE = "APLENS_CACHE"
 
 #: What the name of a folder begins with in which a file is being written.
 _PARTIAL = ".partial-"
-#: A temporary file of safetensors: older versions left it in the folder itself when killed.
-_OF_SAFETENSORS = ".tmp" + 6 * "[A-Za-z0-9]"
 _LOCK = ".lock"
 
 #: A disk that is full, over a quota, read-only or broken, and a file over the size limit.
@@ -74,7 +73,6 @@ def own_folder(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterato
         ) from None
     try:
         _remove(path.glob(f"{_PARTIAL}*"))
-        _remove(file for file in path.glob(_OF_SAFETENSORS) if file.is_file())
         yield path
     finally:
         lock.release()
@@ -277,7 +275,9 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("aplens"))
 
 
+@cache
 def _umask() -> int:
+    """Asked for once: it can only be read by setting it, for all threads, for a moment."""
     current = os.umask(0)
     os.umask(current)
     return current

@@ -62,18 +62,17 @@ def main() -> None:
 def measure(kind: str, options: argparse.Namespace) -> None:
     model = aplens.load_model("smollm2-135m", kind)  # type: ignore[arg-type]
     scenarios = real_scenarios(model, options.scenarios, options.tokens)
-    arguments: dict[str, Any] = {
-        "sizes": options.sizes,
-        "choices": ("toward_incorrect", "toward_correct", "random"),
-        "random_seeds": (0, 1),
-        "balance": False,
-        "batch_size": options.batch_size,
-    }
+    plan = aplens.SweepPlan(
+        sizes=options.sizes,
+        choices=("toward_incorrect", "toward_correct", "random"),
+        random_seeds=(0, 1),
+        balance=False,
+    )
     sweeps: dict[str, AblationSweep] = {}
 
     def run(name: str, **more: Any) -> None:
         sweeps[name] = aplens.sweep_ablations(
-            model, scenarios, draw_ranking(model), **arguments, **more
+            model, scenarios, draw_ranking(model), plan, batch_size=options.batch_size, **more
         )
 
     run("warm-up")

@@ -84,8 +84,7 @@ def sweep(folder: str, tell: Callable[[int], None]) -> None:
         model,
         make_scenarios(20),
         HeadRanking.from_values(info.heads, values, info),
-        sizes=(1, 2, 3),
-        balance=False,
+        aplens.SweepPlan(sizes=(1, 2, 3), balance=False),
         batch_size=4,
         folder=folder,
         progress=lambda done, _: tell(done),
@@ -98,7 +97,7 @@ def rank(folder: str, tell: Callable[[int], None]) -> None:
         features=("confidence", "statistics", "embeddings"),
         n_folds=3,
         progress=lambda done, _: tell(done),
-        keep=Path(folder) / "predictions.json",
+        keep=Path(folder) / "predictions",
     )
     table.to_parquet(Path(folder) / "table.parquet")
 

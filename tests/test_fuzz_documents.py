@@ -1,4 +1,4 @@
-"""Rankings, sweeps, records of stages and studies: read in full, or refused by name."""
+"""Rankings, sweeps and studies: read in full, or refused by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aplens import Head, HeadRanking
 from aplens._io import read_json
 from aplens.heads import ModelShape
 from aplens.interventions import AblationSweep
-from aplens.interventions.results import Setting, SettingResult
+from aplens.interventions.outcomes import Setting, SettingResult
 from aplens.study import StudySettings
 from aplens.study.folder import (
     PREDICTOR_COLUMNS,
@@ -24,7 +24,6 @@ from aplens.study.folder import (
     read_sweep,
     read_table,
 )
-from aplens.study.stages import StageRecord
 
 RANKING = HeadRanking.from_values(
     [Head(0, 0), Head(0, 1), Head(1, 0)],
@@ -56,18 +55,6 @@ SWEEP = AblationSweep(
     skipped=["neutral, 9 heads: only 1 qualify"],
     setup={"model": "tiny", "seed": 0, "method": "zero"},
 )
-STAGES = {
-    "mine": {
-        "finished": True,
-        "settings": {"seed": 0},
-        "upstream": "",
-        "wrote": {"scenarios.parquet": {"size": 1, "mtime_ns": 2, "sha256": "0f"}},
-        "seconds": 1.5,
-    },
-    "train": {"finished": False, "settings": {}, "upstream": "0f", "wrote": {}, "seconds": 0},
-}
-
-
 CORPORA = [{"name": "the JDK", "language": "java", "note": ""}]
 
 
@@ -95,18 +82,9 @@ def load_sweep(path):
         sweep.summary()
 
 
-def load_stages(path):
-    path.rename(path.parent / "stages.json")
-    try:
-        assert all(seconds >= 0 for seconds in StageRecord(path.parent).seconds.values())
-    except ValueError as error:
-        raise ValueError(str(error).replace("stages.json", path.name)) from error
-
-
 READERS = {
     "ranking": load_ranking,
     "sweep": load_sweep,
-    "stages": load_stages,
     "study ranking": read_ranking,
     "study sweep": read_sweep,
     "corpora": read_corpora,
@@ -125,7 +103,6 @@ def documents(folder):
     return {
         "ranking": document_of(RANKING, folder),
         "sweep": document_of(SWEEP, folder),
-        "stages": STAGES,
         "study ranking": document_of(STUDY_RANKING, folder),
         "study sweep": document_of(SWEEP, folder),
         "corpora": CORPORA,
@@ -142,7 +119,6 @@ def test_a_document_with_one_wrong_node(kind, documents, folder, data):
 #: Keys under which anything may stand, or that files of older versions lack.
 FREE = {"ranking": {"method"}, "sweep": {"model", "seed", "method"}}
 FREE |= {"study ranking": {"signed"}, "study sweep": {"model", "seed"}, "corpora": {"language"}}
-FREE["stages"] = {"mine", "train", "seed", "scenarios.parquet", "size", "mtime_ns"}
 
 
 def keys_of(node, path=()):
@@ -265,10 +241,6 @@ def change(document, *path, to):
         ("study sweep", ["setup"], {}, "setup.method is missing"),
         ("corpora", [0], {}, r"\[0\].name is missing"),
         ("corpora", [0, "note"], None, r"\[0\].note must be a text"),
-        ("stages", ["mine"], [], "mine must be a table"),
-        ("stages", ["mine", "seconds"], "1", "mine.seconds must be a finite number"),
-        ("stages", ["mine", "finished"], 1, "mine.finished must be true or false"),
-        ("stages", ["mine", "settings"], None, "mine.settings must be a table"),
     ],
 )
 def test_the_wrong_node_is_named(kind, path, to, words, documents, folder):

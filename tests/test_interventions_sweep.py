@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,25 @@ from hypothesis import strategies as st
 from aplens import Head, HeadRanking, Scenario, Scenarios, parse_heads
 from aplens._io import FolderInUseError, own_folder
 from aplens.heads import ModelShape
-from aplens.interventions import AblationSweep, Setting, SettingResult, ablate_heads
-from aplens.interventions import sweep_ablations as run_sweep
+from aplens.interventions import (
+    AblationSweep,
+    Setting,
+    SettingResult,
+    SweepPlan,
+    ablate_heads,
+    sweep_ablations,
+)
 from aplens.interventions.sharing import plan_runs
 from aplens.models import z_hook_name
 
 N_SCENARIOS = 24
+
+
+def run_sweep(model, scenarios, ranking, **options):
+    """With the plan's options among the others."""
+    names = [field.name for field in fields(SweepPlan)]
+    plan = SweepPlan(**{name: options.pop(name) for name in names if name in options})
+    return sweep_ablations(model, scenarios, ranking, plan, **options)
 
 
 def make_ranking(n_layers=3, n_heads=4, seed=0):
@@ -209,7 +222,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
             progress=stop_after_two_batches,
         )
     assert AblationSweep.load(tmp_path / "sweep.json").results == []
-    assert (tmp_path / "unfinished.json").exists()
+    assert (tmp_path / "unfinished" / "outcomes.json").exists()
 
     def go_on():
         return run_sweep(tiny_model, scenarios, ranking, **arguments, folder=tmp_path)
@@ -217,25 +230,27 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
     prompts, resumed = count_passes(tiny_model, go_on)
     assert 0 < prompts <= 10 * 4  # no clean pass again, and only the last batch of four
     pd.testing.assert_frame_equal(resumed.to_frame(), whole.to_frame())
-    assert not (tmp_path / "unfinished.json").exists()
+    assert not (tmp_path / "unfinished").exists()
 
     prompts, again = count_passes(tiny_model, go_on)
     assert prompts == 0
     pd.testing.assert_frame_equal(again.to_frame(), whole.to_frame())
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "not valid JSON"),
-        ("[]", "not an unfinished sweep"),
-        ('{"format": "aplens.unfinished_sweep", "version": 1, "setup": {}}', "another sweep"),
-    ],
-)
-def test_a_damaged_or_foreign_unfinished_sweep_is_named(any_model, tmp_path, content, words):
-    (tmp_path / "unfinished.json").write_text(content)
-    with pytest.raises(ValueError, match=f"unfinished.json.*{words}"):
-        run_sweep(any_model, make_scenarios(any_model), make_ranking(), sizes=(1,), folder=tmp_path)
+def test_damaged_outcomes_are_named_and_run_again(tiny_model, tmp_path):
+    given = tiny_model, make_scenarios(tiny_model), make_ranking()
+    options = {"sizes": (1,), "batch_size": 8}
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(*given, **options, folder=tmp_path, progress=stop)
+    kept = tmp_path / "unfinished" / "outcomes.json"
+    kept.write_text(kept.read_text().replace("0", "1", 1))
+    with pytest.warns(UserWarning, match=r"outcomes\.json is damaged.*done again"):
+        again = run_sweep(*given, **options, folder=tmp_path)
+    pd.testing.assert_frame_equal(again.to_frame(), run_sweep(*given, **options).to_frame())
 
 
 def test_a_sweep_of_scenarios_that_are_not_there_is_named(any_model, tmp_path):
@@ -330,7 +345,7 @@ def test_a_folder_takes_more_sizes_but_no_other_sweep(any_model, tmp_path):
         {"balance": False},
     ):
         (key,) = other.keys() - {"reference"}
-        with pytest.raises(ValueError, match=f"another sweep .*{key} was"):
+        with pytest.raises(ValueError, match=f"something else .*{key} was"):
             run_sweep(any_model, scenarios, ranking, sizes=(1,), **arguments, **other)
     with pytest.raises(ValueError, match="scenarios was"):
         run_sweep(any_model, scenarios[:20], ranking, sizes=(1,), **arguments)

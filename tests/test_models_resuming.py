@@ -12,7 +12,7 @@ from scoring_helpers import make_scenarios
 
 from aplens import Head, HeadRanking
 from aplens.heads import ModelShape
-from aplens.interventions import ablate_heads, measure_effects, sweep_ablations
+from aplens.interventions import SweepPlan, ablate_heads, measure_effects, sweep_ablations
 from aplens.interventions.sharing import plan_runs
 from aplens.models import can_start_midway, describe_model, keep_residuals, start_at
 
@@ -95,7 +95,7 @@ def test_a_sweep_of_such_a_model_is_that_of_running_all_of_it(model):
     heads = [Head(layer, head) for layer in range(3) for head in range(4)]
     ranking = HeadRanking.from_values(heads, values, model=ModelShape("tiny", 3, 4))
     with pytest.warns(UserWarning, match="residual stream"):
-        sweep = sweep_ablations(model, scenarios, ranking, sizes=(1, 4), balance=False)
+        sweep = sweep_ablations(model, scenarios, ranking, SweepPlan(sizes=(1, 4), balance=False))
     for result in sweep.results:
         with ablate_heads(model, result.heads):
             predicted = model(scenarios.tokens())[:, -1].argmax(-1)

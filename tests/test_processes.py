@@ -119,8 +119,8 @@ def test_training_is_shared_and_goes_on_after_a_process_was_killed(tmp_path):
 def test_a_sweep_that_was_killed_goes_on(tmp_path):
     run_alone("sweep", tmp_path / "one")
     run_alone("sweep", tmp_path / "two", dies_at=100)
-    unfinished = json.loads((tmp_path / "two" / "unfinished.json").read_text())
-    assert {len(bits) for bits in unfinished["outcomes"].values()} == {8}  # two batches of four
+    unfinished = json.loads((tmp_path / "two" / "unfinished" / "outcomes.json").read_text())
+    assert {len(bits) for bits in unfinished["value"].values()} == {8}  # two batches of four
     run_alone("sweep", tmp_path / "two")
     assert shard_files(tmp_path / "two") == shard_files(tmp_path / "one")
 
@@ -130,7 +130,7 @@ def test_ranking_that_was_killed_goes_on(tmp_path):
         (tmp_path / name).mkdir()
     run_alone("rank", tmp_path / "one")
     run_alone("rank", tmp_path / "two", dies_at=5)
-    kept = json.loads((tmp_path / "two" / "predictions.json").read_text())["predictions"]
+    kept = list((tmp_path / "two" / "predictions").glob("*-fold-*.json"))
     assert 0 < len(kept) < 9  # of three feature sets on three folds
     run_alone("rank", tmp_path / "two")
     one, two = (pd.read_parquet(tmp_path / name / "table.parquet") for name in ("one", "two"))

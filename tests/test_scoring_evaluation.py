@@ -138,7 +138,7 @@ def test_what_cannot_be_evaluated_is_refused():
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_table(tmp_path, monkeypatch):
-    observations, file = make_observations(n=90), tmp_path / "predictions.json"
+    observations, folder = make_observations(n=90), tmp_path / "predictions"
     options = {"features": ["confidence", "embeddings"], "n_folds": 3}
     expected = evaluate_predictors(observations, **options)
 
@@ -147,7 +147,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_table(tmp_path, monkeypat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_predictors(observations, **options, keep=file, progress=stop_at)
+        evaluate_predictors(observations, **options, keep=folder, progress=stop_at)
     fitted = []
     real = CorrectnessPredictor.fit
 
@@ -156,25 +156,26 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_table(tmp_path, monkeypat
         return real(self, observations)
 
     monkeypatch.setattr(CorrectnessPredictor, "fit", counting)
-    assert evaluate_predictors(observations, **options, keep=file).equals(expected)
+    assert evaluate_predictors(observations, **options, keep=folder).equals(expected)
     assert len(fitted) == 3
-    assert evaluate_predictors(observations, **options, keep=file).equals(expected)
+    assert evaluate_predictors(observations, **options, keep=folder).equals(expected)
     assert len(fitted) == 3
+    (folder / "confidence-fold-1.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"confidence-fold-1\.json is not valid.*done again"):
+        assert evaluate_predictors(observations, **options, keep=folder).equals(expected)
+    assert len(fitted) == 4
 
 
 def test_predictions_of_something_else_are_refused(tmp_path):
-    observations, file = make_observations(n=90), tmp_path / "predictions.json"
-    evaluate_predictors(observations, features=["confidence"], n_folds=3, keep=file)
+    observations, folder = make_observations(n=90), tmp_path / "predictions"
+    evaluate_predictors(observations, features=["confidence"], n_folds=3, keep=folder)
     for others, changes, difference in [
         (make_observations(n=90, seed=1), {}, "data was"),
         (observations, {"seed": 1}, "seed was 0, is 1"),
         (observations, {"clusters": HeadClusters("pca", seed=3)}, "settings was"),
     ]:
         with pytest.raises(ValueError, match=difference):
-            evaluate_predictors(others, features=["confidence"], n_folds=3, keep=file, **changes)
-    file.write_text('{"format": "aplens.predictions", "version": 1, "predictions": {"a": ["x"]}}')
-    with pytest.raises(ValueError, match=r"predictions\.json"):
-        evaluate_predictors(observations, features=["confidence"], n_folds=3, keep=file)
+            evaluate_predictors(others, features=["confidence"], n_folds=3, keep=folder, **changes)
 
 
 def test_fewer_training_files_predict_worse_on_the_same_scenarios(tmp_path):
@@ -184,7 +185,7 @@ def test_fewer_training_files_predict_worse_on_the_same_scenarios(tmp_path):
             observations,
             features=["embeddings"],
             train_share=share,
-            keep=tmp_path / f"{share}.json",
+            keep=tmp_path / f"{share}",
         ).iloc[0]
         for share in (1.0, 0.1)
     )
@@ -192,7 +193,7 @@ def test_fewer_training_files_predict_worse_on_the_same_scenarios(tmp_path):
     assert part["auc"] < whole["auc"]
     with pytest.raises(ValueError, match="predictions of something else"):
         evaluate_predictors(
-            observations, features=["embeddings"], train_share=0.2, keep=tmp_path / "0.1.json"
+            observations, features=["embeddings"], train_share=0.2, keep=tmp_path / "0.1"
         )
     for wrong in (0, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"at most 1, got {wrong}"):

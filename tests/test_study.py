@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_a_stage_whose_file_is_gone_runs_again(tmp_path):
 def test_other_settings_are_refused_until_the_stage_is_redone(tmp_path):
     run_and_tell(tmp_path, two_stages(tmp_path))
     changed = two_stages(tmp_path, second_setting=2)
-    with pytest.raises(ValueError, match=r"'second' with y = 1, now 2.*--redo second"):
+    with pytest.raises(ValueError, match=r"'second' \(y was 1, is 2\).*--redo second"):
         run_and_tell(tmp_path, changed)
     assert run_and_tell(tmp_path, changed, redo="second") == [
         ("skip", "first"),
@@ -170,7 +171,7 @@ def test_a_setting_that_is_new_counts_as_its_default(tmp_path):
         ("skip", "first"),
         ("skip", "second"),
     ]
-    with pytest.raises(ValueError, match="'first' with new = 0, now 1"):
+    with pytest.raises(ValueError, match=r"'first' \(new was 0, is 1\)"):
         run_and_tell(tmp_path, [with_new(1), stages[1]])
 
 
@@ -178,7 +179,7 @@ def test_a_setting_that_is_gone_is_refused(tmp_path):
     run_and_tell(tmp_path, two_stages(tmp_path))
     first, second = two_stages(tmp_path)
     first = Stage("first", "", {}, ["a.txt"], first.run)
-    with pytest.raises(ValueError, match=r"'first' with x = \[1, 2\], now None"):
+    with pytest.raises(ValueError, match=r"'first' \(x was \[1, 2\], is None\)"):
         run_and_tell(tmp_path, [first, second])
 
 
@@ -194,14 +195,14 @@ def test_a_lost_file_that_comes_back_as_another_disowns_what_was_made_of_it(tmp_
     again = run_and_tell(tmp_path, writing(tmp_path, "a"))
     assert again == [("start", "first"), ("skip", "second")]  # the same again changes nothing
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(ValueError, match=r"'second' made from other inputs.*--redo second"):
+    with pytest.raises(ValueError, match=r"'second' .*made from other inputs.*--redo second"):
         run_and_tell(tmp_path, writing(tmp_path, "other"))
 
 
 def test_a_stage_done_again_alone_disowns_what_was_made_of_it(tmp_path):
     run_and_tell(tmp_path, writing(tmp_path, "a"))
     run_and_tell(tmp_path, writing(tmp_path, "other")[:1], redo="first")
-    with pytest.raises(ValueError, match="'second' made from other inputs"):
+    with pytest.raises(ValueError, match=r"'second' .*made from other inputs"):
         run_and_tell(tmp_path, writing(tmp_path, "other"))
 
 
@@ -234,6 +235,52 @@ def test_time_is_added_up_over_interruptions(tmp_path):
     before = StageRecord(tmp_path).seconds
     run_and_tell(tmp_path, two_stages(tmp_path))
     assert StageRecord(tmp_path).seconds["second"] >= before["second"]
+
+
+#: Runs a stage of ten minutes, having said so.
+KILLED = """
+import sys, time
+from pathlib import Path
+from aplens.study.stages import Reporter, Stage, run_stages
+
+def work():
+    print("started", flush=True)
+    time.sleep(600)
+
+run_stages([Stage("long", "", {}, ["a.txt"], work)], Path(sys.argv[1]), Reporter())
+"""
+
+
+def test_the_time_of_a_run_that_was_killed_is_counted(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "started\n"
+        begun = time.monotonic()
+        time.sleep(7)
+        ran = time.monotonic() - begun
+        process.send_signal(signal.SIGKILL)
+    counted = StageRecord(tmp_path).seconds["long"]
+    assert ran - 5 <= counted <= ran + 5  # a busy machine may be late
+    done = Stage("long", "", {}, ["a.txt"], lambda: (tmp_path / "a.txt").write_text("a"))
+    assert run_and_tell(tmp_path, [done]) == [("start", "long")]
+    assert StageRecord(tmp_path).seconds["long"] >= counted
+
+
+def test_a_damaged_note_of_a_stage_is_named_and_the_advice_works(tmp_path):
+    run_and_tell(tmp_path, two_stages(tmp_path))
+    note = tmp_path / "stages" / "second.json"
+    note.write_text(note.read_text().replace('"y": 1', '"y": 2'))
+    with pytest.raises(ValueError, match=r"second\.json is damaged.*--redo second"):
+        run_and_tell(tmp_path, two_stages(tmp_path))
+    again = run_and_tell(tmp_path, two_stages(tmp_path), redo="second")
+    assert again == [("skip", "first"), ("start", "second")]
+
+
+def test_a_folder_of_an_older_aplens_is_refused(tmp_path):
+    (tmp_path / "stages.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"stages\.json is of an older aplens.*another folder"):
+        run_and_tell(tmp_path, two_stages(tmp_path))
 
 
 def test_settings_made_in_python_are_checked_as_a_files_are():
@@ -337,7 +384,7 @@ def test_one_changed_setting_is_refused_by_name(finished):
     command = [str(changed) if part == str(path) else part for part in command]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
-    assert "stage 'ablate' with sizes = [1, 3], now [2]" in result.stdout
+    assert "stage 'ablate' (sizes was [1, 3], is [2])" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
 
 
@@ -354,10 +401,12 @@ def test_errors_are_one_line_and_exit_code_one(tmp_path):
 
 def test_stage_settings_are_recorded_as_json(finished):
     _, folder, _ = finished
-    record = json.loads((folder / "stages.json").read_text())
-    assert list(record) == ["mine", "train", "observe", "rank", "ablate", "report"]
-    assert all(entry["finished"] for entry in record.values())
-    assert record["ablate"]["settings"]["sizes"] == [1, 3]
+    seconds = StageRecord(folder).seconds
+    assert list(seconds) == ["mine", "train", "observe", "rank", "ablate", "report"]
+    assert all(number > 0 for number in seconds.values())
+    note = json.loads((folder / "stages" / "ablate.json").read_text())["value"]
+    assert note["finished"]
+    assert note["settings"]["sizes"] == [1, 3]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "studies").glob("*.toml")))
@@ -437,11 +486,11 @@ def test_changed_corpora_are_refused_by_number(tmp_path, tiny_saved):
     table = CORPUS.format(corpus=folder, language="java", prefix="") + CODE_TASKS
     prose = CORPUS.format(corpus=folder, language="prose", prefix="")
     mined(tmp_path, tiny_saved, [table, prose, prose])
-    with pytest.raises(ValueError, match=r"scenarios\[1\].per_file = 2, now 3"):
+    with pytest.raises(ValueError, match=r"scenarios\[1\].per_file was 2, is 3"):
         mined(tmp_path, tiny_saved, [table, prose.replace("file = 2", "file = 3"), prose])
-    with pytest.raises(ValueError, match="corpora = 3, now 2"):
+    with pytest.raises(ValueError, match="corpora was 3, is 2"):
         mined(tmp_path, tiny_saved, [table, prose])
-    with pytest.raises(ValueError, match="stage 'mine' with corpora = 3, now None"):
+    with pytest.raises(ValueError, match=r"stage 'mine' \(corpora was 3, is None"):
         mined(tmp_path, tiny_saved, [table])
 
 

@@ -8,7 +8,7 @@ from aplens.interventions.effects import (
     measure_effects,
 )
 from aplens.interventions.head_numbers import ScalesLike, change_heads
-from aplens.interventions.results import (
+from aplens.interventions.outcomes import (
     CHOICES,
     AblationSweep,
     Choice,
@@ -16,7 +16,7 @@ from aplens.interventions.results import (
     SettingResult,
 )
 from aplens.interventions.scaling import scale_heads
-from aplens.interventions.sweep import PAPER_SIZES, sweep_ablations
+from aplens.interventions.sweep import PAPER_SIZES, SweepPlan, sweep_ablations
 
 __all__ = [
     "CHOICES",
@@ -29,6 +29,7 @@ __all__ = [
     "ScalesLike",
     "Setting",
     "SettingResult",
+    "SweepPlan",
     "ablate_heads",
     "change_heads",
     "estimate_effects",

@@ -8,30 +8,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aplens._documents import read_document
-from aplens._io import describe_differences, write_json
-from aplens.interventions.results import Setting, read_bits, write_bits
+from aplens._store import Store
+from aplens.interventions.outcomes import Setting, read_bits, write_bits
 
-_FORMAT = "aplens.unfinished_sweep"
+_KEY = "outcomes"
 
 
 class PartialOutcomes:
     """Whether the model was correct on the first scenarios, for each setting.
 
     Args:
-        path: The file, JSON; None keeps nothing.
+        folder: Where they are kept; None keeps nothing.
         setup: What the outcomes depend on; those of another setup are refused.
 
+    Warns:
+        UserWarning: What was kept is damaged: the sweep begins again.
+
     Raises:
-        ValueError: When the file is damaged, or belongs to another sweep.
+        ValueError: As `Store`.
     """
 
-    def __init__(self, path: Path | None, setup: dict[str, Any]) -> None:
-        self._path = path
-        self._setup = setup
+    def __init__(self, folder: Path | None, setup: dict[str, Any]) -> None:
+        self._store = None if folder is None else Store(folder, "outcomes of a sweep", setup)
         self._bits: dict[str, str] = {}
-        if path is not None and path.exists():
-            self._bits = _read(path, setup)
+        if self._store is not None and self._store.is_sound(_KEY):
+            self._bits = self._store.read(_KEY)
 
     def count(self, setting: Setting) -> int:
         """Scenarios whose outcome is known."""
@@ -47,37 +48,16 @@ class PartialOutcomes:
         self._bits[_name(setting)] = before + write_bits(correct)
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
-        if self._path is not None:
-            content = {
-                "format": _FORMAT,
-                "version": 1,
-                "setup": self._setup,
-                "outcomes": self._bits,
-            }
-            write_json(self._path, content)
+        """Keep what is known."""
+        if self._store is not None:
+            self._store.write(_KEY, self._bits)
 
     def discard(self) -> None:
-        """Remove the file: the sweep is done."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        """Remove what was kept: the sweep is done."""
+        if self._store is not None:
+            self._store.discard()
 
 
 def _name(setting: Setting) -> str:
     seed = "" if setting.seed is None else f", seed {setting.seed}"
     return f"{setting.choice}, {setting.size} heads{seed}"
-
-
-def _read(path: Path, setup: dict[str, Any]) -> dict[str, str]:
-    content = read_document(path, "an unfinished sweep", _FORMAT, 1)
-    if differences := list(describe_differences(content.get("setup"), setup)):
-        raise ValueError(
-            f"{path} holds another sweep ({'; '.join(differences)}): choose another folder, or "
-            "delete it"
-        )
-    outcomes = content.get("outcomes")
-    if not isinstance(outcomes, dict) or not all(
-        isinstance(bits, str) and set(bits) <= {"0", "1"} for bits in outcomes.values()
-    ):
-        raise ValueError(f"{path} is damaged: its outcomes are no strings of 0 and 1")
-    return outcomes

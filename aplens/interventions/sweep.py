@@ -6,7 +6,7 @@ As in the paper: sizes × choices of heads, on as many correct as incorrect held
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aplens._io import describe_differences, fingerprint, hash_tokens, own_folder
+from aplens._io import fingerprint, hash_tokens, own_folder
 from aplens._seeds import read_seed
+from aplens._store import require_same
 from aplens.heads import Head, HeadRanking
 from aplens.interventions.ablation import (
     AblationMethod,
@@ -27,8 +28,8 @@ from aplens.interventions.ablation import (
     ablate_with,
     make_substitute,
 )
+from aplens.interventions.outcomes import CHOICES, AblationSweep, Choice, Setting, SettingResult
 from aplens.interventions.partial import PartialOutcomes
-from aplens.interventions.results import CHOICES, AblationSweep, Choice, Setting, SettingResult
 from aplens.interventions.sharing import plan_runs
 from aplens.models import (
     Residuals,
@@ -54,21 +55,53 @@ PAPER_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 400, 600, 800)
 MARGIN = 0.75
 
 _FILE = "sweep.json"
-_UNFINISHED = "unfinished.json"
+_UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """Which heads a sweep ablates, and on which scenarios.
+
+    Args:
+        sizes: Numbers of heads. A size with fewer qualifying heads (see `HeadRanking.top`) is
+            skipped, and `AblationSweep.skipped` says so.
+        choices: How heads are chosen.
+        random_seeds: One draw of random heads for each.
+        balance: Use equally many correct and incorrect scenarios, as the paper does.
+        seed: Draws the balanced scenarios, and `resample`'s prompts.
+
+    Raises:
+        ValueError: When a size is below 1, a choice unknown, one of them empty, or a seed no whole
+            number from 0 to 2**63 - 1.
+    """
+
+    sizes: Sequence[int] = PAPER_SIZES
+    choices: Sequence[Choice] = CHOICES
+    random_seeds: Sequence[int] = (0, 1, 2)
+    balance: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        seeds = tuple(read_seed(one, "each of random_seeds") for one in self.random_seeds)
+        object.__setattr__(self, "random_seeds", seeds)
+        object.__setattr__(self, "seed", read_seed(self.seed))
+        if len(self.sizes) == 0 or min(self.sizes) < 1:
+            raise ValueError(f"sizes must be numbers of heads from 1 up, got {tuple(self.sizes)}")
+        unknown = [choice for choice in self.choices if choice not in CHOICES]
+        if unknown or not self.choices:
+            raise ValueError(f"choices must be some of {list(CHOICES)}, got {list(self.choices)}")
+        if "random" in self.choices and not seeds:
+            raise ValueError("the choice 'random' needs at least one of random_seeds")
 
 
 def sweep_ablations(
     model: Any,
     scenarios: Scenarios,
     ranking: HeadRanking,
+    plan: SweepPlan | None = None,
     *,
-    sizes: Sequence[int] = PAPER_SIZES,
-    choices: Sequence[Choice] = CHOICES,
-    random_seeds: Sequence[int] = (0, 1, 2),
     method: AblationMethod = "zero",
     reference: Int[Tensor, "prompt pos"] | None = None,
-    balance: bool = True,
-    seed: int = 0,
     batch_size: int = 16,
     precision: torch.dtype | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -82,21 +115,16 @@ def sweep_ablations(
         model: A HookedTransformer or TransformerBridge.
         scenarios: The held-out scenarios.
         ranking: The heads to choose from.
-        sizes: Numbers of heads. A size with fewer qualifying heads (see `HeadRanking.top`) is
-            skipped, and `AblationSweep.skipped` says so.
-        choices: How heads are chosen.
-        random_seeds: One draw of random heads for each.
+        plan: How many heads, how chosen, on which scenarios (default: `SweepPlan()`, the paper's).
         method: As in `ablate_heads`.
         reference: As in `ablate_heads`; needed by `mean` and `resample`. Take prompts that are not
             among `scenarios`. `resample` keeps every swept head's output on all of them in memory.
-        balance: Use equally many correct and incorrect scenarios, as the paper does.
-        seed: Draws the balanced scenarios, and `resample`'s prompts.
         batch_size: Prompts a forward pass.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16 (default:
             as it is). Where the target's logit and the best other one are then within `MARGIN`, the
             prompt is run again as the model is: outcomes differ only where bfloat16 is off by more.
-        folder: Where to keep `sweep.json` and, until the sweep is done, the outcomes so far in
-            `unfinished.json`, rewritten after every batch of prompts. What is found there is not
+        folder: Where to keep `sweep.json` and, until the sweep is done, the outcomes so far in the
+            folder `unfinished`, rewritten after every batch of prompts. What is found there is not
             run again; settings that are not asked for come back too.
         progress: Called with (settings × scenarios done, settings × scenarios in all).
 
@@ -104,41 +132,36 @@ def sweep_ablations(
     computes before they differ (`aplens.interventions.sharing`), and only the last position is
     unembedded.
 
+    Warns:
+        UserWarning: The outcomes in `unfinished` are damaged, and run again.
+
     Raises:
         FolderInUseError: When another run is writing into the folder.
-        ValueError: When an argument makes no sense for this model, a seed is no whole number from 0
-            to 2**63 - 1, a target is none of the model's tokens, balancing finds only correct or
-            only incorrect scenarios, the folder holds another sweep, or a damaged one, or the
-            model is broken: its logits contain NaN or infinity, or its patterns are no attention.
+        ValueError: When an argument makes no sense for this model, a target is none of the model's
+            tokens, balancing finds only correct or only incorrect scenarios, the folder holds
+            another sweep, or a damaged one, or the model is broken: its logits contain NaN or
+            infinity, or its patterns are no attention.
     """
-    seed = read_seed(seed)
-    random_seeds = [read_seed(one, "each of random_seeds") for one in random_seeds]
-    _check(model, scenarios, ranking, sizes, choices, random_seeds, batch_size)
+    plan = plan or SweepPlan()
+    _check(model, scenarios, ranking, batch_size)
     compute_in(model, precision)  # refuses another precision before anything runs
     if method == "resample" and reference is None:
         # Outputs drawn from the batch itself would depend on how scenarios fall into batches.
         raise ValueError("a sweep with method 'resample' needs reference=, a tensor of tokens")
-    chosen, skipped = _choose_heads(ranking, sizes, choices, random_seeds)
-    setup = _describe_setup(
-        model,
-        scenarios,
-        ranking,
-        method,
-        reference,
-        balance,
-        seed,
-        batch_size=batch_size,
-        precision=precision,
-    )
+    chosen, skipped = _choose_heads(ranking, plan)
+    setup = _describe_setup(model, scenarios, ranking, plan, method, reference)
+    setup["precision"] = None if precision is None else str(precision)
+    if method == "resample":  # a prompt's donor depends on its place in the batch
+        setup["batch_size"] = batch_size
     with nullcontext() if folder is None else own_folder(folder):
         path = None if folder is None else Path(folder) / _FILE
         sweep = None if path is None or not path.exists() else _resume(path, setup, len(scenarios))
         known = set() if sweep is None else {result.setting for result in sweep.results}
         wanted = {setting: heads for setting, heads in chosen.items() if setting not in known}
         heads = tuple(dict.fromkeys(head for group in wanted.values() for head in group))
-        substitute = make_substitute(model, heads, method, reference, seed)
+        substitute = make_substitute(model, heads, method, reference, plan.seed)
         if sweep is None:
-            sweep = _start(model, scenarios, balance, seed, batch_size, setup)
+            sweep = _start(model, scenarios, plan, batch_size, setup)
         sweep.skipped = list(dict.fromkeys([*sweep.skipped, *skipped]))
         if path is not None:
             sweep.save(path)
@@ -245,15 +268,7 @@ def _margins(
     return (of_target - of_others).float().abs().cpu()
 
 
-def _check(
-    model: Any,
-    scenarios: Scenarios,
-    ranking: HeadRanking,
-    sizes: Sequence[int],
-    choices: Sequence[Choice],
-    random_seeds: Sequence[int],
-    batch_size: int,
-) -> None:
+def _check(model: Any, scenarios: Scenarios, ranking: HeadRanking, batch_size: int) -> None:
     info = describe_model(model)
     of = ranking.model
     if (of.n_layers, of.n_heads) != (info.n_layers, info.n_heads):
@@ -264,28 +279,18 @@ def _check(
     if len(scenarios) == 0:
         raise ValueError("there are no scenarios to sweep")
     require_answers(model, scenarios)
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"sizes must be numbers of heads from 1 up, got {tuple(sizes)}")
-    unknown = [choice for choice in choices if choice not in CHOICES]
-    if unknown or not choices:
-        raise ValueError(f"choices must be some of {list(CHOICES)}, got {list(choices)}")
-    if "random" in choices and not random_seeds:
-        raise ValueError("the choice 'random' needs at least one of random_seeds")
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
 
 
 def _choose_heads(
-    ranking: HeadRanking,
-    sizes: Iterable[int],
-    choices: Sequence[Choice],
-    random_seeds: Sequence[int],
+    ranking: HeadRanking, plan: SweepPlan
 ) -> tuple[dict[Setting, tuple[Head, ...]], list[str]]:
     """The heads of every setting, small sizes first, and what had to be skipped."""
     chosen: dict[Setting, tuple[Head, ...]] = {}
     skipped: list[str] = []
-    for size in sorted(set(sizes)):
-        for choice in choices:
+    for size in sorted(set(plan.sizes)):
+        for choice in plan.choices:
             if choice == "random":
                 available = len(ranking)
             else:
@@ -293,7 +298,7 @@ def _choose_heads(
             if size > available:
                 skipped.append(f"{choice}, {size} heads: only {available} qualify")
             elif choice == "random":
-                for seed in random_seeds:
+                for seed in plan.random_seeds:
                     chosen[Setting(choice, size, seed)] = ranking.random(size, seed)
             else:
                 chosen[Setting(choice, size, None)] = ranking.top(size, by=choice)
@@ -304,17 +309,13 @@ def _describe_setup(
     model: Any,
     scenarios: Scenarios,
     ranking: HeadRanking,
+    plan: SweepPlan,
     method: AblationMethod,
     reference: Tensor | None,
-    balance: bool,
-    seed: int,
-    *,
-    batch_size: int,
-    precision: torch.dtype | None,
 ) -> dict[str, Any]:
-    """Everything that decides a setting's outcome; a folder's results must agree in all of it."""
+    """What decides a setting's outcome; a folder's results must agree in all of it."""
     info, prompts = describe_model(model), scenarios.prompts()
-    setup = {
+    return {
         "model": info.name,
         "kind": info.kind,
         "dtype": str(info.dtype),
@@ -322,23 +323,14 @@ def _describe_setup(
         "ranking": fingerprint(ranking.to_frame().to_dict(orient="list")),
         "method": method,
         "reference": None if reference is None else hash_tokens(reference),
-        "balance": balance,
-        "seed": seed,
-        "precision": None if precision is None else str(precision),
+        "balance": plan.balance,
+        "seed": plan.seed,
     }
-    if method == "resample":  # a prompt's donor depends on its place in the batch
-        setup["batch_size"] = batch_size
-    return setup
 
 
 def _resume(path: Path, setup: dict[str, Any], n_scenarios: int) -> AblationSweep:
     sweep = AblationSweep.load(path)
-    different = list(describe_differences(sweep.setup, setup))
-    if different:
-        raise ValueError(
-            f"{path} holds another sweep ({'; '.join(different)}): choose another folder, or "
-            "delete it"
-        )
+    require_same(path, "an ablation sweep", sweep.setup, setup)
     if len(sweep.index) and sweep.index.max() >= n_scenarios:
         raise ValueError(
             f"{path} is a damaged ablation sweep: its index has {sweep.index.max()}, of "
@@ -348,16 +340,11 @@ def _resume(path: Path, setup: dict[str, Any], n_scenarios: int) -> AblationSwee
 
 
 def _start(
-    model: Any,
-    scenarios: Scenarios,
-    balance: bool,
-    seed: int,
-    batch_size: int,
-    setup: dict[str, Any],
+    model: Any, scenarios: Scenarios, plan: SweepPlan, batch_size: int, setup: dict[str, Any]
 ) -> AblationSweep:
     """Run the unchanged model once, and pick the scenarios."""
     correct = _outcomes(model, scenarios, batch_size)
-    index = _balanced(correct, seed) if balance else np.arange(len(correct))
+    index = _balanced(correct, plan.seed) if plan.balance else np.arange(len(correct))
     files = scenarios.files
     return AblationSweep(index, [files[i] for i in index], correct[index], setup=setup)
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from aplens._io import fingerprint
+from aplens._store import Store
 from aplens.intervals import FileBootstrap, estimate_from
 from aplens.scoring.clusters import HeadClusters
 from aplens.scoring.features import keep_for
 from aplens.scoring.observations import Observations, incorrect_labels
 from aplens.scoring.observing import Progress
-from aplens.scoring.predictions import FoldPredictions, describe_data
 from aplens.scoring.predictor import FEATURE_SETS, CorrectnessPredictor
 from aplens.scoring.splits import assign_folds, draw_files
 
@@ -59,8 +60,8 @@ def evaluate_predictors(
             scenarios would have given, judged on the same ones.
         seed: Decides the folds, the resamples and the predictors.
         progress: Called with (predictors fitted, predictors in all).
-        keep: A file in which predictions are kept as they are made; run again, only those that are
-            missing are made.
+        keep: A folder in which predictions are kept as they are made; run again, only those that
+            are missing or damaged are made.
         settings: Handed to every `CorrectnessPredictor`.
 
     Returns:
@@ -73,8 +74,7 @@ def evaluate_predictors(
 
     Raises:
         ValueError: When there is only one outcome, fewer files than folds, a share that is not
-            above 0 and at most 1, or NaN; or `keep` is damaged, or holds predictions of something
-            else.
+            above 0 and at most 1, or NaN; or `keep` holds predictions of something else.
     """
     if not 0 < train_share <= 1:
         raise ValueError(f"train_share must be above 0 and at most 1, got {train_share}")
@@ -90,7 +90,7 @@ def evaluate_predictors(
         train_share=train_share,
         seed=seed,
         progress=progress,
-        made=FoldPredictions(keep, setup),
+        made=None if keep is None else Store(keep, "predictions", setup),
         **settings,
     )
     return score_table(observations, scores, folds=folds, by_task=by_task, seed=seed)
@@ -110,7 +110,7 @@ def cross_validate(
     train_share: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
-    made: FoldPredictions | None = None,
+    made: Store | None = None,
     **settings: Any,
 ) -> dict[str, Float[np.ndarray, " scenario"]]:
     """Probabilities of *incorrect* on every fold, from predictors fitted on the other folds.
@@ -122,10 +122,9 @@ def cross_validate(
         train_share: As for `evaluate_predictors`.
         seed: Of the predictors, and of the files drawn.
         progress: As for `evaluate_predictors`.
-        made: Predictions that were made before; new ones are put there.
+        made: Where predictions are kept; those that are there are not made again.
         settings: As for `evaluate_predictors`.
     """
-    made = made or FoldPredictions(None, {})
     n_folds = int(folds.max()) + 1
     scores = {name: np.empty(len(observations)) for name in features}
     for fold in range(n_folds):
@@ -134,15 +133,20 @@ def cross_validate(
         if train_share < 1:
             train = train.select(draw_files(train.files, train_share, seed + fold))
         for number, name in enumerate(features):
-            predicted = made.get(name, fold, len(test))
-            if predicted is None:
-                predictor = CorrectnessPredictor(name, seed=seed, **settings).fit(train)
-                predicted = predictor.predict_proba(test)[:, 1]
-                made.put(name, fold, predicted)
-            scores[name][held_out] = predicted
+            predict = partial(
+                _predict, CorrectnessPredictor(name, seed=seed, **settings), train, test
+            )
+            kept = predict() if made is None else made.recall(f"{name}-fold-{fold}", predict)
+            scores[name][held_out] = kept
             if progress is not None:
                 progress(fold * len(features) + number + 1, n_folds * len(features))
     return scores
+
+
+def _predict(
+    predictor: CorrectnessPredictor, train: Observations, test: Observations
+) -> list[float]:
+    return predictor.fit(train).predict_proba(test)[:, 1].tolist()
 
 
 def _describe_setup(
@@ -154,11 +158,22 @@ def _describe_setup(
         for name, value in settings.items()
     }
     return {
-        "data": describe_data(observations),
+        "data": _describe_data(observations),
         "n_folds": n_folds,
         "seed": seed,
         "settings": fingerprint(shown),
     }
+
+
+def _describe_data(observations: Observations) -> str:
+    """A fingerprint of what predictors see: all outcomes, and the first and last head's pattern."""
+    columns = ["file", "task", "correct", "top_probability", "entropy"]
+    table = observations.table[columns].to_dict(orient="list")
+    n_heads = observations.embeddings.shape[1]
+    ends = [
+        np.asarray(observations.embeddings[:, head]).tobytes().hex() for head in {0, n_heads - 1}
+    ]
+    return fingerprint([table, ends])
 
 
 def score_table(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -203,9 +203,7 @@ class Observations:
             FileNotFoundError: When there are no observations in the folder.
             ValueError: When they are unfinished, or a shard is damaged (it is named).
         """
-        shards = ShardFolder.open(Path(folder))
-        shards.require_complete()
-        return cls.of_shards(shards)
+        return cls.of_shards(ShardFolder.open(Path(folder)))
 
     @classmethod
     def of_shards(cls, shards: ShardFolder | HeldShards) -> Observations:
@@ -215,7 +213,7 @@ class Observations:
             shards.read_table(),
             [Head(*head) for head in run["heads"]],
             lambda: _stored_embeddings(shards),
-            {name: partial(_read_numbers, shards, name) for name in _kept_numbers(run)},
+            {name: partial(_read_numbers, shards, name) for name in run["numbers"]},
             model=ModelShape(run["model_name"], run["n_layers"], run["n_heads"]),
             patterns=(lambda rows: _read_patterns(shards, rows)) if run["patterns"] else None,
             mae=run["mae"],
@@ -246,11 +244,6 @@ def incorrect_labels(observations: Observations) -> Bool[np.ndarray, " scenario"
             f"{(~incorrect).sum()} correct and {incorrect.sum()} incorrect"
         )
     return incorrect
-
-
-def _kept_numbers(run: Mapping[str, Any]) -> Sequence[str]:
-    """The numbers in a folder; older ones have a flag for each."""
-    return run.get("numbers", [name for name in ("statistics", "surprise") if run.get(name)])
 
 
 def _stored_embeddings(shards: ShardFolder | HeldShards) -> HeadArray:

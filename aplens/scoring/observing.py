@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
@@ -118,7 +117,7 @@ def observe(
         done, total = 0, sum(rows.stop - rows.start for _, rows in mine)
         tell = progress or (lambda done, total: None)
         for name, rows in mine:
-            if _is_sound(shards, name):
+            if shards.store.is_sound(name):
                 done += rows.stop - rows.start
                 tell(done, total)
                 continue
@@ -163,16 +162,6 @@ def _observe_in_memory(
 class _Batch(NamedTuple):
     arrays: Arrays
     outcomes: pd.DataFrame
-
-
-def _is_sound(shards: ShardFolder, name: str) -> bool:
-    """Whether a shard is finished and still what was written; says so when it is not."""
-    if not shards.is_written(name):
-        return False
-    problem = shards.find_damage(name)
-    if problem is not None:
-        warnings.warn(f"{problem}: {name} is done again", stacklevel=3)
-    return problem is None
 
 
 def _observe_batches(

@@ -130,7 +130,7 @@ class Study:
         # A model in a folder may be trained on there, and all later stages are made from it.
         weights = {"weights of the model": sketch_files(settings.model.name)}
         mine = dataclasses.replace(mine, settings={**mine.settings, **weights})
-        ranked = ["ranking.json", "predictors.parquet", "predictions.json"]
+        ranked = ["ranking.json", "predictors.parquet", "predictions"]
         stages = [
             mine,
             stage("train", ["mae"], self._train, settings.mae, settings.split),
@@ -248,7 +248,7 @@ class Study:
             features=wanted.compare or FEATURE_SETS,
             n_folds=wanted.folds,
             progress=self.reporter.update,
-            keep=self.folder.path / "predictions.json",
+            keep=self.folder.path / "predictions",
         )
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
         scorer.fit(fit).rank(held_out).save(self.folder.path / "ranking.json")
@@ -256,20 +256,22 @@ class Study:
             table.to_parquet(temporary, index=False)
 
     def _ablate(self) -> None:
-        from aplens.interventions import sweep_ablations
+        from aplens.interventions import SweepPlan, sweep_ablations
 
         wanted = self.settings.ablate
         sweep_ablations(
             self.model,
             self.folder.swept,
             self.folder.ranking,
-            sizes=wanted.sizes,
-            choices=wanted.choices,
-            random_seeds=wanted.random_seeds,
+            SweepPlan(
+                sizes=wanted.sizes,
+                choices=wanted.choices,
+                random_seeds=wanted.random_seeds,
+                balance=wanted.balance,
+                seed=self.settings.seed,
+            ),
             method=wanted.method,
             reference=self.folder.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
-            balance=wanted.balance,
-            seed=self.settings.seed,
             batch_size=wanted.batch_size,
             precision=_dtype(wanted.precision),
             folder=self.folder.path / "ablations",

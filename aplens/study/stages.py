@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
-from aplens._documents import check, take
-from aplens._io import clear_abandoned, fingerprint, read_json, write_json
+from aplens._io import clear_abandoned, describe_differences, fingerprint
 from aplens._processes import join_processes
+from aplens._store import Store
 from aplens._sums import changed_files, sum_files
-from aplens._words import shorten
+
+_NOTES = "stages"
+
+#: Seconds between two notes of how long a stage has been running.
+_NOTED_EVERY = 2.0
 
 
 class Reporter:
@@ -59,35 +65,44 @@ class Stage:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class StageClock:
-    """When a stage started, and, once it has ended, how many seconds it took."""
-
-    started: float
-    seconds: float = 0.0
-
-
 class StageRecord:
-    """What was done in a folder, in `stages.json`, so that the same command goes on, not again.
+    """What was done in a folder, in `stages/`, so that the same command goes on, not again.
 
     Args:
         folder: The study's folder.
 
     Raises:
-        ValueError: When the record is damaged; the message names the file.
+        ValueError: When the record is damaged, or of an older aplens; the message names the file.
     """
 
     def __init__(self, folder: Path) -> None:
+        old = folder / "stages.json"
+        if old.is_file():
+            raise ValueError(
+                f"{old} is of an older aplens, whose studies this one cannot go on with: choose "
+                "another folder, or delete this one"
+            )
         self.folder = folder
-        self.path = folder / "stages.json"
-        self._entries: dict[str, dict[str, Any]] = {}
-        if self.path.is_file():
-            self._entries = _read_entries(self.path)
+        self._store = Store(folder / _NOTES, "stages", {})
 
     @property
     def seconds(self) -> dict[str, float]:
-        """How long each stage took, interrupted runs included."""
-        return {name: entry["seconds"] for name, entry in self._entries.items()}
+        """How long each stage took, interrupted runs included, in the order of stages.
+
+        Of a run that was killed all but the last seconds are counted.
+        """
+        entries = {name: self._entry(name) for name in self._store}
+        ordered = sorted(entries, key=lambda name: entries[name]["place"])
+        return {name: entries[name]["seconds"] for name in ordered}
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        """What was noted of a stage; empty when it never began."""
+        if name not in self._store:
+            return {}
+        try:
+            return self._store.read(name)
+        except ValueError as error:
+            raise ValueError(f"{error}. Do the stage again with --redo {name}") from error
 
     def is_done(self, stage: Stage, upstream: str) -> bool:
         """Whether this stage ended here before, and its files are still there.
@@ -96,8 +111,8 @@ class StageRecord:
             ValueError: When it began here with other settings or other inputs, or a file that it
                 wrote was changed since.
         """
-        entry = self._entries.get(stage.name)
-        if entry is None:
+        entry = self._entry(stage.name)
+        if not entry:
             return False
         self._require_same(stage, upstream, entry)
         return entry["finished"] and self._has_all(stage, entry)
@@ -111,95 +126,89 @@ class StageRecord:
                 f"damaged or replaced. Do the stage again with --redo {stage.name}"
             )
         if touched:
-            write_json(self.path, self._entries)
+            self._store.write(stage.name, entry)
         names = [*stage.outputs, *entry["wrote"]]
         return all((self.folder / name).exists() for name in names)
 
     def _require_same(self, stage: Stage, upstream: str, entry: Mapping[str, Any]) -> None:
-        way_out = f"use another folder, or do the stage again with --redo {stage.name}"
         now = _jsonable(stage.settings)
-        before = _jsonable(stage.defaults) | entry["settings"]
-        for key in [*entry["settings"], *now]:
-            # Folders of older versions have "" or 0 where a setting was left out.
-            if (now.get(key) or None) != (before.get(key) or None):
-                raise ValueError(
-                    f"{self.folder} holds stage {stage.name!r} with {key} = "
-                    f"{shorten(before.get(key))}, now {shorten(now.get(key))}: {way_out}"
-                )
+        new = {key: value for key, value in _jsonable(stage.defaults).items() if key in now}
+        differences = list(describe_differences(new | entry["settings"], now))
         if entry["upstream"] != upstream:
+            differences.append("it was made from other inputs than the stages before it now have")
+        if differences:
             raise ValueError(
-                f"{self.folder} holds stage {stage.name!r} made from other inputs than the stages "
-                f"before it now have: {way_out}"
+                f"{self.folder} holds another stage {stage.name!r} ({'; '.join(differences)}): use "
+                f"another folder, or do the stage again with --redo {stage.name}"
             )
 
     @contextmanager
-    def noting(self, stage: Stage, upstream: str) -> Iterator[StageClock]:
-        """Note a stage's settings before it starts, and its time when it ends, however it does.
+    def noting(self, stage: Stage, upstream: str, place: int) -> Iterator[None]:
+        """Note a stage's settings before it starts, its time while it runs, and how it ended.
 
-        So a half-done stage is never mixed with one of other settings.
+        So a half-done stage is never mixed with one of other settings, and the time of a run that
+        is killed is counted.
         """
-        self._begin(stage, upstream)
-        clock = StageClock(time.monotonic())
-        finished = False
-        try:
-            yield clock
-            finished = True
-        finally:
-            clock.seconds = time.monotonic() - clock.started
-            self._end(stage, clock.seconds, finished=finished)
-
-    def _begin(self, stage: Stage, upstream: str) -> None:
-        self._entries[stage.name] = {
-            "finished": False,
+        started, before = time.monotonic(), self._entry(stage.name)
+        entry = {
+            "place": place,
             "settings": _jsonable(stage.settings),
             "upstream": upstream,
-            "wrote": {},
-            "seconds": self.seconds.get(stage.name, 0.0),
         }
-        write_json(self.path, self._entries)
 
-    def _end(self, stage: Stage, seconds: float, *, finished: bool) -> None:
-        entry = self._entries[stage.name]
-        entry["seconds"] += seconds
-        entry["finished"] = finished
-        if finished:
-            entry["wrote"] = sum_files(self.folder, [self.folder / name for name in stage.outputs])
-        write_json(self.path, self._entries)
+        def note(finished: bool = False) -> None:
+            seconds = before.get("seconds", 0.0) + time.monotonic() - started
+            wrote = [self.folder / name for name in stage.outputs] if finished else []
+            more = {
+                "finished": finished,
+                "seconds": seconds,
+                "wrote": sum_files(self.folder, wrote),
+            }
+            self._store.write(stage.name, entry | more)
+
+        note()
+        finished = False
+        try:
+            with _repeating(note, _NOTED_EVERY):
+                yield
+            finished = True
+        finally:
+            note(finished)
 
     def upstream_after(self, stage: Stage, upstream: str) -> str:
         """What the stages after this one are made from: its settings and the files it wrote."""
-        entry = self._entries[stage.name]
+        entry = self._entry(stage.name)
         contents = {name: noted["sha256"] for name, noted in entry["wrote"].items()}
         return fingerprint([upstream, stage.name, entry["settings"], contents])
 
     def forget(self, stages: Sequence[Stage]) -> None:
         """Remove what these stages wrote, so that they run again from their beginning."""
         for stage in stages:
-            self._entries.pop(stage.name, None)
-            for name in stage.outputs:
-                path = self.folder / name
+            outputs = [self.folder / name for name in stage.outputs]
+            for path in [self._store.file(stage.name), *outputs]:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
-        write_json(self.path, self._entries)
 
 
-def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
-    entries = read_json(path)
+@contextmanager
+def _repeating(action: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Do something every few seconds, in a thread of its own, until the block ends."""
+    ended = Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            with suppress(OSError):  # the block, and what follows it, will meet a full disk too
+                action()
+
+    thread = Thread(target=repeat, daemon=True)
+    thread.start()
     try:
-        for name, entry in check(entries, dict, "it").items():
-            check(entry, dict, name)
-            take(entry, "finished", bool, f"{name}.")
-            take(entry, "settings", dict, f"{name}.")
-            take(entry, "upstream", str, f"{name}.")
-            for file, noted in take(entry, "wrote", dict, f"{name}.").items():
-                take(check(noted, dict, file), "sha256", str, f"{name}.wrote.{file}.")
-            if take(entry, "seconds", float, f"{name}.") < 0:
-                raise ValueError(f"{name}.seconds must not be negative")
-    except ValueError as error:
-        raise ValueError(f"{path} is no record of stages: {error}") from error
-    return entries
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def run_stages(
@@ -229,19 +238,20 @@ def run_stages(
         if record and redo is not None:
             record.forget(stages[names.index(redo) :])
         upstream = ""
-        for stage in stages:
+        for place, stage in enumerate(stages):
             wrote = [folder / name for name in stage.outputs]
             done = record.is_done(stage, upstream) if record else False
             if processes.from_main(done):
                 reporter.skip(stage.name, wrote)
             elif record:
-                with record.noting(stage, upstream) as clock:
+                started = time.monotonic()
+                for path in filter(Path.is_dir, [*wrote, folder / _NOTES]):
+                    clear_abandoned(path)
+                with record.noting(stage, upstream, place):
                     reporter.start(stage.name, stage.message)
-                    for path in filter(Path.is_dir, wrote):
-                        clear_abandoned(path)
                     stage.run()
                     processes.wait()
-                reporter.finish(stage.name, clock.seconds, wrote)
+                reporter.finish(stage.name, time.monotonic() - started, wrote)
             else:
                 if stage.shared:
                     stage.run()
@@ -252,4 +262,4 @@ def run_stages(
 
 def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As the settings come back from JSON: tuples are lists there."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
+    return json.loads(json.dumps(dict(settings)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from aplens import HeadRanking, sweep_ablations
+from aplens import HeadRanking, SweepPlan, sweep_ablations
 from aplens.intervals import MEAN_OF_TASKS
 from aplens.interventions import AblationSweep
 from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer, evaluate_predictors
@@ -59,7 +59,7 @@ def evaluate_by_task(study: Study) -> pd.DataFrame:
         by_task=True,
         seed=seed,
         progress=study.reporter.update,
-        keep=study.folder.path / "predictions.json",
+        keep=study.folder.path / "predictions",
         clusters=HeadClusters(rank.reducer, seed=seed),  # type: ignore[arg-type]
     )
     return table[table["task"] != "all"].reset_index(drop=True)
@@ -110,13 +110,15 @@ def sweep_tasks(
             study.model,
             scenarios,
             ranking,
-            sizes=ablate.sizes,
-            choices=ablate.choices,  # type: ignore[arg-type]
-            random_seeds=ablate.random_seeds,
+            SweepPlan(
+                sizes=ablate.sizes,
+                choices=ablate.choices,  # type: ignore[arg-type]
+                random_seeds=ablate.random_seeds,
+                balance=False,  # balanced by weights: of one task there are few to throw away
+                seed=study.settings.seed,
+            ),
             method=ablate.method,  # type: ignore[arg-type]
             reference=study.folder.parts["fit"].tokens()[:_REFERENCE_PROMPTS],
-            balance=False,  # balanced by weights: of one task there are few to throw away
-            seed=study.settings.seed,
             batch_size=ablate.batch_size,
             precision=dtype_of(ablate.precision),
             folder=folder / task,
