@@ -12,10 +12,11 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from aplens._io import clear_abandoned, describe_differences, fingerprint
+from aplens._io import clear_abandoned, fingerprint
 from aplens._processes import join_processes
 from aplens._store import Store
 from aplens._sums import changed_files, sum_files
+from aplens._words import shorten
 
 _NOTES = "stages"
 
@@ -131,15 +132,21 @@ class StageRecord:
         return all((self.folder / name).exists() for name in names)
 
     def _require_same(self, stage: Stage, upstream: str, entry: Mapping[str, Any]) -> None:
-        now = _jsonable(stage.settings)
-        new = {key: value for key, value in _jsonable(stage.defaults).items() if key in now}
-        differences = list(describe_differences(new | entry["settings"], now))
+        before, now = entry["settings"], _jsonable(stage.settings)
+        keys = dict.fromkeys([*before, *now])
+        before = _jsonable(stage.defaults) | before
+        differences = [
+            f"{key} was {shorten(before.get(key))}, is {shorten(now.get(key))}"
+            for key in keys
+            if before.get(key) != now.get(key)
+        ]
         if entry["upstream"] != upstream:
             differences.append("it was made from other inputs than the stages before it now have")
         if differences:
+            rest = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise ValueError(
-                f"{self.folder} holds another stage {stage.name!r} ({'; '.join(differences)}): use "
-                f"another folder, or do the stage again with --redo {stage.name}"
+                f"{self.folder} holds another stage {stage.name!r} ({'; '.join(differences[:3])}"
+                f"{rest}): use another folder, or do the stage again with --redo {stage.name}"
             )
 
     @contextmanager
