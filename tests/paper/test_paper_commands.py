@@ -60,10 +60,10 @@ def test_predicting_from_two_studies_together(study, tmp_path):
     arguments += ["--keep", tmp_path / "kept.json", "--table", tmp_path / "table.parquet"]
     result = run("predict", observed.folder.path, observed.folder.path, *arguments)
     assert result.exit_code == 0, result.output
-    n, files = len(observed.observations), len(set(observed.observations.files))
+    n, files = len(observed.folder.observations), len(set(observed.folder.observations.files))
     assert f"{2 * n} scenarios of {files} source files." in result.output
     alone = evaluate_predictors(
-        join_observations([observed.observations] * 2),
+        join_observations([observed.folder.observations] * 2),
         features=["statistics", "confidence"],
         n_folds=3,
     )
