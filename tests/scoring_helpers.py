@@ -10,6 +10,9 @@ from aplens.mae import APMAE, APMAEConfig
 from aplens.scenarios import Scenario, Scenarios
 from aplens.scoring import Observations
 
+#: Numbers a head of what `observe` keeps as "surprise".
+_SURPRISE = {"surprise": 4, "unexpected": 6}
+
 
 def make_observations(
     *,
@@ -58,11 +61,13 @@ def make_observations(
             "logit_difference": np.where(incorrect, -1.0, 1.0) + 0.1 * rng.random(n),
         }
     )
+    numbers = {"statistics": values}
+    numbers |= {name: rng.normal(size=(n, len(heads), k)) for name, k in _SURPRISE.items()}
     return Observations(
         table,
         heads,
         embeddings.astype(np.float16),
-        {"statistics": values.astype(np.float32)} if statistics else None,
+        {name: of.astype(np.float32) for name, of in numbers.items()} if statistics else None,
         model=ModelShape("planted", n_layers, n_heads),
     )
 

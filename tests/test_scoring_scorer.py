@@ -30,7 +30,7 @@ def test_what_the_features_need_is_kept(any_model):
 def test_a_planted_head_is_ranked_first_with_the_predictors_auc():
     observations = make_observations(n=300, planted=Head(1, 0))
     train, test = split_by_file(observations, 0.4, seed=0)
-    scorer = HeadScorer(make_mae(), clusters=PCA).fit(train)
+    scorer = HeadScorer(make_mae(), features="clusters", clusters=PCA).fit(train)
     ranking = scorer.rank(test)
     assert ranking.top(1) == (Head(1, 0),)
     assert ranking.model.name == "planted"
@@ -44,7 +44,7 @@ def test_a_planted_head_is_ranked_first_with_the_predictors_auc():
 
 def test_evaluate_uses_the_scorers_settings():
     observations = make_observations(n=120, planted=Head(0, 0))
-    table = HeadScorer(make_mae(), clusters=PCA).evaluate(
+    table = HeadScorer(make_mae(), features="clusters", clusters=PCA).evaluate(
         observations, features=["majority", "clusters"], n_folds=3
     )
     assert list(table["features"]) == ["majority", "clusters"]
@@ -89,7 +89,10 @@ def test_ranking_is_the_same_for_the_same_seed():
     observations = make_observations(n=120, planted=Head(0, 0))
     train, test = split_by_file(observations, 0.4, seed=0)
     frames = [
-        HeadScorer(make_mae(), clusters=PCA, seed=5).fit(train).rank(test).to_frame()
+        HeadScorer(make_mae(), features="clusters", clusters=PCA, seed=5)
+        .fit(train)
+        .rank(test)
+        .to_frame()
         for _ in range(2)
     ]
     assert frames[0].equals(frames[1])

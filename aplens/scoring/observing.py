@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from aplens._io import fingerprint, hash_tensors
 from aplens._processes import join_processes
 from aplens.heads import Head
-from aplens.mae.habit import require_visible
 from aplens.models import compute_in, describe_model
 from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
 from aplens.prompts import read_prompts
@@ -103,6 +102,8 @@ def observe(
     longest = prompts.n_tokens
     mae.grid.n_rows_for(longest)  # refuses prompts that are too long for it
     if "surprise" in keep:
+        from aplens.mae.habit import require_visible
+
         require_visible(mae, int(prompts.lengths.min()))
     run = _describe_run(model, scenarios, mae, options)
     read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens.mae.habit import fill_in_queries, to_attention
 from aplens.scoring.regions import attention_by_region
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ def patch_surprise(
     Raises:
         ValueError: When the prompt is no longer than one patch: nothing is left to see.
     """
+    from aplens.mae.habit import fill_in_queries, to_attention
+
     n = attention.shape[-1]
     filled = fill_in_queries(mae, scaled, n, 1, precision)
     seen, expected = mae.grid.unpatchify(scaled, n)[:, -1], filled[:, 0]

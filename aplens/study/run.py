@@ -307,7 +307,7 @@ def of_languages(scenarios: Scenarios, languages: Sequence[str]) -> Scenarios:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    """The format that torch calls so; None for no name. `check_values` knows the names."""
+    """The format that torch calls so; None for no name. the settings know the names."""
     import torch
 
     return getattr(torch, name) if name else None

@@ -39,7 +39,7 @@ def test_the_catalogue_of_a_study(study, tmp_path):
     refused = run(*arguments)
     assert refused.exit_code == 1
     assert "set mae.pretrained" in refused.output
-    result = run(*arguments, "--set", f"mae.pretrained={observed.folder / 'mae'}")
+    result = run(*arguments, "--set", f"mae.pretrained={observed.folder.path / 'mae'}")
     assert result.exit_code == 0, result.output
     folder = tmp_path / "out" / "catalogue"
     catalogue = TemplateCatalogue.load(folder / "catalogue.safetensors")
@@ -58,12 +58,12 @@ def test_predicting_from_two_studies_together(study, tmp_path):
     _, observed = study
     arguments = ["--features", "statistics", "--features", "confidence", "--folds", 3]
     arguments += ["--keep", tmp_path / "kept.json", "--table", tmp_path / "table.parquet"]
-    result = run("predict", observed.folder, observed.folder, *arguments)
+    result = run("predict", observed.folder.path, observed.folder.path, *arguments)
     assert result.exit_code == 0, result.output
-    n, files = len(observed.observations), len(set(observed.observations.files))
+    n, files = len(observed.folder.observations), len(set(observed.folder.observations.files))
     assert f"{2 * n} scenarios of {files} source files." in result.output
     alone = evaluate_predictors(
-        join_observations([observed.observations] * 2),
+        join_observations([observed.folder.observations] * 2),
         features=["statistics", "confidence"],
         n_folds=3,
     )
@@ -71,7 +71,7 @@ def test_predicting_from_two_studies_together(study, tmp_path):
         assert f"| {row['features']} | {row['auc']:.3f} [{row['auc_low']:.3f}," in result.output
     assert (tmp_path / "kept.json").is_file()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), alone)
-    refused = run("predict", observed.folder, tmp_path)
+    refused = run("predict", observed.folder.path, tmp_path)
     assert refused.exit_code == 1
     assert "there are no observations in" in refused.output
 
