@@ -169,16 +169,15 @@ def _mean_directions(
     n_done = n_seen = 0
 
     def embed(patterns: AttentionPatterns) -> Float[Tensor, "head d_embed"]:
-        whole = patterns.lengths >= length
-        cut = patterns.values[whole.to(patterns.values.device), :, :length, :length]
+        cut = patterns.values[:, :, :length, :length]
         return F.normalize(mae.encode(cut, precision=precision), dim=-1).double().sum(0).cpu()
 
     for batch in prompts.split(batch_size):
-        long = batch[batch.lengths >= length] if (batch.lengths >= length).any() else None
-        if long is not None:
-            layers, _ = read_layers(model, long, embed)
+        long = batch.lengths >= length
+        if long.any():
+            layers, _ = read_layers(model, batch[long], embed)
             total = total + torch.cat(layers)
-            n_seen += len(long)
+            n_seen += int(long.sum())
         n_done += len(batch)
         tell(n_done)
     return torch.as_tensor(total) / n_seen

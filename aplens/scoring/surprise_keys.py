@@ -1,13 +1,13 @@
 """Where a head's surprise falls: on which keys its attention exceeds its habit.
 
 Habit is what AP-MAE expects of a query (`APMAE.expect`). The positive part of attention less habit
-is what the head adds of its own on this prompt. It is summed over queries, by what the key is to the
-query and by the key's token.
+is what the head adds of its own on this prompt. It is summed over queries, by what the key is to
+the query and by the key's token.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -97,8 +97,8 @@ class SurpriseTally:
         """
         by_head = []
         for row in self._by_token:
-            total, shares = float(row.sum()), Counter[str]()
+            shares: dict[str, float] = defaultdict(float)
             for token in row.nonzero().flatten().tolist():
-                shares[texts[token]] += float(row[token]) / total
-            by_head.append(dict(shares.most_common()))
+                shares[texts[token]] += float(row[token] / row.sum())
+            by_head.append(dict(sorted(shares.items(), key=lambda item: -item[1])))
         return by_head

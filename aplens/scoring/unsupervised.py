@@ -199,6 +199,7 @@ class TemplateCounts:
         self._n_prompts = 0
 
     def see(self, attention: Float[Tensor, "head query key"], tokens: Int[Tensor, " pos"]) -> None:
+        """Add one prompt."""
         scores = template_scores(attention, tokens)
         self._scores += scores.double().cpu().numpy()
         self._counts += name_templates(scores, tokens).names[:, None] == self._NAMES

@@ -6,11 +6,13 @@ import math
 import string
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from aplens.heads import Head, HeadRanking, HeadsLike, ModelShape
 from aplens.models import describe_model
@@ -33,11 +35,12 @@ if TYPE_CHECKING:
 _SHORT, _SHORT_PATCH = "aplens-short", 8
 
 #: Side of a small pattern and height of a card and of the text above, in pixels.
-_SIDE = 112
-_CARD_HEIGHT, _TEXT_HEIGHT, _TALLEST = 300, 90, 960
+_SIDE = 96
+_CARD_HEIGHT, _TEXT_HEIGHT, _TALLEST = 332, 110, 1000
 _CARDS_A_ROW = 2
 
-_KIND_NAMES = {"self": "itself", "duplicate_token": "same token, earlier"}
+#: A kind of key with less of a head's surprise is not drawn.
+_LEAST_DRAWN = 0.005
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,7 +107,7 @@ class HeadCards:
         if self.ranking is None:
             return frame
         ranked = self.ranking.to_frame()
-        ranked.insert(0, "rank", pd.array(range(1, len(ranked) + 1), dtype="Int64"))
+        ranked["rank"] = pd.Series(range(1, len(ranked) + 1), ranked.index, dtype="Int64")
         columns = ["rank", "importance", "mean", *HeadRanking.EFFECT_COLUMNS]
         known = ranked[[column for column in columns if column in ranked]].reindex(frame.index)
         return pd.concat([frame[["layer", "head"]], known, frame.iloc[:, 2:]], axis=1)
@@ -121,10 +124,10 @@ class HeadCards:
             f"What {count(len(self), 'head')} of {self.model.name} "
             + ("does" if len(self) == 1 else "do"),
             height=min(_TALLEST, _TEXT_HEIGHT + rows * _CARD_HEIGHT),
-            note=f"On {count(self.n_prompts, 'prompt')}. Left: the typical pattern; right: the "
-            "head's habit there, what AP-MAE expects (log-normalized, queries down, keys to the "
-            "right). Surprise is attention beyond the habit: how much of a query's attention it "
-            "is, and which keys and tokens get it.",
+            note=f"On {count(self.n_prompts, 'prompt')}. {_explain_effects(self.ranking)}"
+            "Pictures: the head's typical pattern, and its habit there, what AP-MAE expects "
+            "(log-normalized; queries run down, keys to the right). Surprise: attention beyond the "
+            "habit, as a share of a query's attention. Bars: which keys get it.",
             **self._context(),
         )
 
@@ -182,7 +185,7 @@ def describe_heads(
 
     Raises:
         ValueError: When no heads or too many are chosen, one is out of range, the ranking is of
-            another model, no prompt is longer than one patch, or the prompts are empty, too long
+            a model of another shape, no prompt is longer than one patch, or the prompts are empty, too long
             for the model or not the model's.
         TypeError: When `prompts` is no form of prompts.
         UnsupportedModelError: When the model has no causal attention patterns.
@@ -193,7 +196,7 @@ def describe_heads(
     chosen = at_most(select_heads(model, heads))
     info = describe_model(model)
     shape = ModelShape(info.name, info.n_layers, info.n_heads)
-    if ranking is not None and ranking.model != shape:
+    if ranking is not None and ranking.model != replace(shape, name=ranking.model.name):
         raise ValueError(f"the ranking is of {ranking.model}, the model is {shape}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
@@ -206,9 +209,7 @@ def describe_heads(
         chosen,
         mae=mae,
         texts=texts,
-        delimiters=torch.tensor(
-            [_is_delimiter(texts.get(token, "other")) for token in range(max(texts) + 1)]
-        ),
+        delimiters=_find_delimiters(texts),
         batch_size=batch_size,
         precision=precision,
         progress=progress,
@@ -250,6 +251,12 @@ def _read_texts(model: Any, prompts: Prompts) -> dict[int, str]:
     return {token: token_texts(tokenizer, [token])[0] for token in ids}
 
 
+def _find_delimiters(texts: Mapping[int, str]) -> Bool[Tensor, " token_id"]:
+    delimiters = torch.zeros(max(texts) + 1, dtype=torch.bool)
+    delimiters[[token for token, text in texts.items() if _is_delimiter(text)]] = True
+    return delimiters
+
+
 def _is_delimiter(text: str) -> bool:
     """Whether a token is nothing but punctuation, brackets, blanks and line ends."""
     return all(
@@ -264,19 +271,30 @@ def _effects(ranking: HeadRanking | None) -> dict[Head, str]:
     """Each head's rank and effect, in words."""
     if ranking is None:
         return {}
-    metric = str(ranking.metadata.get("metric", "")).replace("_", " ")
+    rows = ranking.to_frame().to_dict(orient="records")
     described = {}
-    for place, row in enumerate(ranking.to_frame().itertuples(), start=1):
-        score = f"{row.mean:+.3g}" if ranking.is_signed else f"{row.importance:.3g}"
-        if hasattr(row, "measured"):
-            known = not math.isnan(row.low)
-            interval = f" [{row.low:+.3g}, {row.high:+.3g}]" if known else ""
-            how = "measured" if row.measured else "estimated"
-            score = f"effect on {metric or 'the answer'} {score}{interval}, {how}"
+    for place, (head, row) in enumerate(zip(ranking, rows, strict=True), start=1):
+        score = _signed(row["mean"]) if ranking.is_signed else f"{row['importance']:#.3g}"
+        if "measured" in row:
+            known = not math.isnan(row["low"])
+            interval = f" [{_signed(row['low'])}, {_signed(row['high'])}]" if known else ""
+            how = "measured" if row["measured"] else "estimated"
+            score = f"effect {score}{interval}, {how}"
         else:
             score = f"score {score}"
-        described[Head(row.layer, row.head)] = join(f"#{place} of {len(ranking)}", score)
+        described[head] = join(f"#{place} of {len(ranking)}", score)
     return described
+
+
+def _signed(number: float) -> str:
+    return f"{number:+#.3g}".replace("-", "−")
+
+
+def _explain_effects(ranking: HeadRanking | None) -> str:
+    if ranking is None or "metric" not in ranking.metadata:
+        return ""
+    metric = str(ranking.metadata["metric"]).replace("_", " ")
+    return f"Effect: what ablating the head alone does to the {metric}, with its 95 % interval. "
 
 
 def _draw(card: HeadDescription, effect: str, text: str) -> dict[str, Any]:
@@ -285,17 +303,17 @@ def _draw(card: HeadDescription, effect: str, text: str) -> dict[str, Any]:
         name: draw_pattern(log_normalize(pattern).numpy())
         for name, pattern in (("attention", card.typical.attention), ("habit", card.typical.habit))
     }
-    kinds = [
-        (_KIND_NAMES.get(kind, _readable(kind)), share)
-        for kind, share in card.surprise_by_kind.items()
-    ]
     return {
         "name": str(card.head),
         "effect": effect,
         "template": f"{_readable(card.template)} on {card.template_share:.0%} of the prompts",
         "variation": "" if math.isnan(card.variation) else f"{card.variation:.3f}",
-        "surprise": f"{card.surprise:.0%} of its attention",
-        "kinds": [(name, share) for name, share in kinds if share > 0],
+        "surprise": f"{card.surprise:.0%} of attention",
+        "kinds": [
+            (_readable(kind), share)
+            for kind, share in card.surprise_by_kind.items()
+            if share >= _LEAST_DRAWN
+        ],
         "tokens": [(displayable_token(t), share) for t, share in card.surprise_by_text.items()],
         "nearest": ", ".join(f"{head} {cosine:.3f}" for head, cosine in card.nearest.items()),
         "prompt": f"prompt {card.typical.prompt}",
