@@ -185,8 +185,8 @@ def describe_heads(
 
     Raises:
         ValueError: When no heads or too many are chosen, one is out of range, the ranking is of
-            a model of another shape, no prompt is longer than one patch, or the prompts are empty, too long
-            for the model or not the model's.
+            a model of another shape, no prompt is longer than one patch, or the prompts are empty,
+            too long for the model or not the model's.
         TypeError: When `prompts` is no form of prompts.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
