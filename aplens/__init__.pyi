@@ -34,7 +34,9 @@ from .circuits import PatchingTable as PatchingTable
 from .circuits import activation_patch as activation_patch
 from .circuits import logit_difference as logit_difference
 from .circuits import path_patch as path_patch
+from .viz import HeadCards as HeadCards
 from .viz import View as View
+from .viz import describe_heads as describe_heads
 from .viz import show_clusters as show_clusters
 from .viz import show_heads as show_heads
 from .viz import show_reconstruction as show_reconstruction

@@ -83,7 +83,7 @@ def template_scores(
             f"{tuple(attention.shape)} and {tuple(tokens.shape)}"
         )
     values = attention.float()
-    keys = _template_keys(tokens).to(values)
+    keys = template_keys(tokens).to(values)
     held = torch.einsum("...qk,tqk->...t", values, keys)
     as_uniform = values.minimum(uniform_attention(len(tokens)).to(values)).sum((-2, -1))
     total = values.sum((-2, -1)).clamp_min(torch.finfo(values.dtype).tiny)
@@ -111,7 +111,7 @@ def template_strengths(
         query can follow it (induction where no token repeats), or hardly one can help it ("local"
         in a prompt as short as the window).
     """
-    keys = _template_keys(tokens)
+    keys = template_keys(tokens)
     uniform = uniform_attention(len(tokens))
     by_uniform = (uniform * keys).sum((-2, -1)) / len(tokens)
     by_one_key = uniform.diagonal().mean()
@@ -146,8 +146,14 @@ def name_templates(
     return TemplateNames(names, best.masked_fill(best.isneginf(), torch.nan))
 
 
-def _template_keys(tokens: Int[Tensor, " pos"]) -> Bool[Tensor, "template query key"]:
-    """Which keys belong to each template, for all but "uniform", to which every key belongs."""
+def template_keys(tokens: Int[Tensor, " pos"]) -> Bool[Tensor, "template query key"]:
+    """Which keys of each query belong to each template, in the order of `TEMPLATES`.
+
+    "uniform" is left out: every key belongs to it.
+
+    Args:
+        tokens: One prompt.
+    """
     from transformer_lens import head_detector
 
     prompt = tokens[None].cpu()

@@ -81,11 +81,11 @@ def score_heads(
     import pandas as pd
 
     chosen = tuple(sorted(select_heads(model, heads)))
-    read = _fit_context(read_prompts(model, prompts), mae.config.n_ctx)
+    read = fit_context(read_prompts(model, prompts), mae.config.n_ctx)
     _warn_of_short_prompts(read, mae.grid.patch_size)
     errors = _Errors(mae, mask_ratio, seed, precision)
-    variation = _Variation(mae, _common_length(read.lengths), precision)
-    templates = _Templates(len(chosen))
+    variation = _Variation(mae, common_length(read.lengths), precision)
+    templates = TemplateCounts(len(chosen))
     for rows, patterns, _ in stream_patterns(model, read, chosen, batch_size):
         for place, prompt in enumerate(range(rows.start, rows.stop)):
             attention = patterns.prompt(place)
@@ -188,7 +188,7 @@ class _Variation:
         return (1 - mean.norm(dim=-1)).clamp(min=0).cpu().numpy()
 
 
-class _Templates:
+class TemplateCounts:
     """Template scores, and how often each name was given."""
 
     _NAMES = np.array([*TEMPLATES, MIXED])
@@ -199,6 +199,7 @@ class _Templates:
         self._n_prompts = 0
 
     def see(self, attention: Float[Tensor, "head query key"], tokens: Int[Tensor, " pos"]) -> None:
+        """Add one prompt."""
         scores = template_scores(attention, tokens)
         self._scores += scores.double().cpu().numpy()
         self._counts += name_templates(scores, tokens).names[:, None] == self._NAMES
@@ -213,7 +214,7 @@ class _Templates:
         }
 
 
-def _common_length(lengths: Int[Tensor, " prompt"]) -> int:
+def common_length(lengths: Int[Tensor, " prompt"]) -> int:
     """The length of the middle prompt, the shorter of two: at least half of them are as long.
 
     The shortest prompt's length would let a single short one decide how much of the others is seen.
@@ -221,8 +222,8 @@ def _common_length(lengths: Int[Tensor, " prompt"]) -> int:
     return int(lengths.median())
 
 
-def _fit_context(prompts: Prompts, n_ctx: int) -> Prompts:
-    """The first tokens that the AP-MAE takes."""
+def fit_context(prompts: Prompts, n_ctx: int) -> Prompts:
+    """The first tokens that the AP-MAE takes; the caller's caller is warned when others are cut."""
     n_longer = int((prompts.lengths > n_ctx).sum())
     if not n_longer:
         return prompts

@@ -10,12 +10,15 @@ from aplens.plots import (
     plot_shap_summary,
     plot_task_accuracy,
 )
+from aplens.viz.cards import HeadCards, describe_heads
 from aplens.viz.embed import View
 from aplens.viz.heads_view import show_heads
 from aplens.viz.pattern_views import show_clusters, show_reconstruction
 
 __all__ = [
+    "HeadCards",
     "View",
+    "describe_heads",
     "plot_ablation_curve",
     "plot_head_map",
     "plot_patching",

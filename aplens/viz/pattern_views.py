@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aplens._words import displayable
 from aplens.heads import Head, HeadRanking, HeadsLike, parse_heads
 from aplens.models import describe_model
 from aplens.patterns import AttentionPatterns
 from aplens.patterns.collect import select_heads
-from aplens.scenarios import Scenario, Scenarios
+from aplens.scenarios import Scenarios
 from aplens.scoring.clusters import Reducer
 from aplens.style import HIDDEN
 from aplens.viz.embed import View, build_view
 from aplens.viz.pixels import draw_pattern, draw_scale
-from aplens.viz.tokens import readable_text
+from aplens.viz.tokens import last_text
 from aplens.viz.typical import ClusterPatterns, find_typical_patterns
 from aplens.viz.wording import TOP_HEADS, at_most, count, join
 
@@ -28,9 +27,6 @@ _TILE_SIDE = 256
 _CLUSTER_TILE_SIDE = 176
 _ROW_TEXT, _PROMPT_TEXT, _TEXT_HEIGHT = 74, 36, 118
 _TALLEST = 900
-
-#: Characters shown of a prompt's end.
-_TEXT_LENGTH = 44
 
 
 def show_reconstruction(
@@ -216,7 +212,7 @@ def _describe_cluster(model: Any, scenarios: Scenarios, cluster: ClusterPatterns
         _Tile(
             draw_pattern(pattern),
             join(f"scenario {index}", scenarios[index].task),
-            _last_text(model, scenarios[index]),
+            last_text(model, scenarios[index].prompt),
         )
         for index, pattern in cluster.typical
     ]
@@ -225,15 +221,6 @@ def _describe_cluster(model: Any, scenarios: Scenarios, cluster: ClusterPatterns
         f"{size} · {cluster.accuracy:.0%} answered correctly",
         [_Tile(draw_pattern(cluster.mean), "mean"), *tiles],
     )
-
-
-def _last_text(model: Any, scenario: Scenario) -> str:
-    """The end of a prompt, where the model has a tokenizer to write it with."""
-    if getattr(model, "tokenizer", None) is None:
-        return ""
-    text = readable_text(model.tokenizer, scenario.prompt)
-    shown = displayable(text.replace("\n", "↵").replace("\t", "→"))
-    return shown if len(shown) <= _TEXT_LENGTH else "…" + shown[-_TEXT_LENGTH:]
 
 
 def _kinds(clusters: Sequence[ClusterPatterns]) -> str:

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from aplens._words import spell_out
+from aplens._words import displayable, spell_out
+
+#: Characters shown of a prompt's end.
+_TEXT_LENGTH = 44
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
@@ -49,6 +52,15 @@ def readable_text(tokenizer: Any, ids: Sequence[int]) -> str:
         else tokenizer.decode([ids[place] for place in places])
         for places in _runs(pieces)
     )
+
+
+def last_text(model: Any, prompt: Sequence[int]) -> str:
+    """The end of a prompt on one line; empty where the model has no tokenizer to write it with."""
+    if getattr(model, "tokenizer", None) is None:
+        return ""
+    text = readable_text(model.tokenizer, prompt)
+    shown = displayable(text.replace("\n", "↵").replace("\t", "→"))
+    return shown if len(shown) <= _TEXT_LENGTH else "…" + shown[-_TEXT_LENGTH:]
 
 
 def _read_pieces(tokenizer: Any, ids: Sequence[int], texts: Sequence[str]) -> list[bytes]:
