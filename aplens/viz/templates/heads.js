@@ -226,12 +226,12 @@
     markRow();
   }
 
-  // Each token in the colour of the attention that the query pays to it.
+  // Each token in the colour of the attention that the query pays to it, at most half as strong:
+  // dark text stays legible.
   function shadeTokens(query, row, beyond) {
     [...words.children].forEach((word, key) => {
-      const share = key <= query ? row[key] / full[current] : 0;
-      word.style.background = `rgb(${mix(colors.attention, share).join(", ")})`;
-      word.style.color = share > 0.5 ? "#fff" : "";
+      const share = key <= query ? Math.min(1, row[key] / full[current]) : 0;
+      word.style.background = `rgb(${mix(colors.attention, share / 2).join(", ")})`;
       word.classList.toggle("beyond", beyond.includes(key));
       word.classList.toggle("query", key === query);
     });
@@ -286,6 +286,15 @@
     place.addEventListener("pointerleave", () => point(null));
     place.addEventListener("click", (event) => toggle(queryAt(event)));
   }
+  byId("pattern").addEventListener("pointermove", reveal);
+
+  // Scroll the tokens, not the page, to the query.
+  function reveal() {
+    const { offsetTop, offsetHeight } = words.children[shownQuery()];
+    const above = offsetTop < words.scrollTop;
+    const below = offsetTop + offsetHeight > words.scrollTop + words.clientHeight;
+    if (above || below) words.scrollTop = offsetTop - (words.clientHeight - offsetHeight) / 2;
+  }
 
   // Keys
 
@@ -300,7 +309,7 @@
 
   function turnToQuery(step) {
     lock(within(shownQuery() + step, n));
-    words.children[locked].scrollIntoView({ block: "nearest" });
+    reveal();
   }
 
   const KEYS = {
