@@ -97,13 +97,13 @@ def data_of(view):
     return json.loads(Page(view.html).text_of("data"))
 
 
-def attention_of(view):
+def attention_of(view, what="attention"):
     """The quantized lower triangles that a view carries."""
-    packed = Page(view.html).text_of("attention")
+    packed = Page(view.html).text_of(what)
     return np.frombuffer(gzip.decompress(base64.b64decode(packed)), dtype=np.uint8)
 
 
-def heads_view(cells, tokens=None, labels=None):
+def heads_view(cells, tokens=None, labels=None, habit=None):
     n_heads, n_tokens, _ = cells.shape
     return _build_heads_view(
         labels or [(f"L{i}H0", f"#{i + 1} · induction") for i in range(n_heads)],
@@ -111,6 +111,7 @@ def heads_view(cells, tokens=None, labels=None):
         tokens or [f"t{i}" for i in range(n_tokens)],
         title="Attention",
         note="note",
+        habit=habit,
     )
 
 
@@ -414,9 +415,36 @@ def test_what_cannot_be_shown_is_refused_before_the_model_runs(any_model, monkey
         show_heads(any_model, "text", "L0H0")
     with pytest.raises(ValueError, match="65 tokens are too long"):
         show_heads(any_model, [1] * 65, "L0H0")
+    with pytest.raises(ValueError, match=r"4 tokens for this AP-MAE, got 3: .*\"aplens-short\""):
+        show_heads(any_model, tokens, "L0H0", mae=tiny_mae())
+    with pytest.raises(ValueError, match="got 4"):
+        show_heads(any_model, [1] * 9, "L0H0", mae=tiny_mae(), max_tokens=4)
     monkeypatch.setattr("aplens.viz.wording._MOST_HEADS", 3)
     with pytest.raises(ValueError, match="12 heads are too many"):
         show_heads(any_model, tokens, [(layer, head) for layer in range(3) for head in range(4)])
+
+
+def test_a_habit_is_what_the_ap_mae_expects_and_at_most_doubles_the_data(tiny_model):
+    mae, tokens, heads = tiny_mae(), list(range(13)), "L0H1, L2H3"
+    view = show_heads(tiny_model, tokens, heads, mae=mae)
+    alone = show_heads(tiny_model, tokens, heads)
+    assert (attention_of(view) == attention_of(alone)).all()
+    attention = collect_patterns(tiny_model, [tokens], heads).prompt(0)
+    expected = mae.expect(attention, None).numpy()[(slice(None), *np.tril_indices(13))]
+    habit = attention_of(view, "habit").reshape(2, -1)
+    np.testing.assert_allclose(habit / 255, expected, atol=1 / 500)
+    carried, before = (len(Page(each.html).text_of("attention")) for each in (view, alone))
+    assert len(Page(view.html).text_of("habit")) < 1.1 * before
+    assert carried == before
+    pictures = [attributes["data-shows"] for attributes, _ in Page(view.html).all("canvas")]
+    assert pictures == ["attention", "habit", "difference"] * 2
+
+
+def test_a_prompt_longer_than_the_ap_mae_is_cut_and_the_view_says_why(any_model):
+    view = show_heads(any_model, list(range(40)), "L1H1", mae=tiny_mae())
+    assert "The first 16 of 40 tokens, the most that this AP-MAE takes." in view.html
+    shorter = show_heads(any_model, list(range(40)), "L1H1", mae=tiny_mae(), max_tokens=9)
+    assert "The first 9 of 40 tokens." in shorter.html
 
 
 # show_reconstruction
@@ -734,7 +762,227 @@ def test_pointing_shows_a_head_large_and_clicking_keeps_it(chromium, three_views
     page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.6 * box["height"])
     assert eventually(lambda: (colors_of(large) != shown[2]).any())  # the tooltip
     assert page.locator("#heads button[aria-pressed=true] b").inner_text() == "L2H2"
+    assert page.locator("#query caption").all_inner_texts() == ["Attends most to"]  # no AP-MAE
     assert logged == []
+    page.close()
+
+
+N_TOKENS, SOME_HEADS = 13, ("L0H1", "L2H3", "L1H0")
+
+
+@pytest.fixture
+def with_habit(any_model, tmp_path):
+    """A view with habits in a file, and what it shows: attention and habit by head."""
+    mae, tokens = tiny_mae(), list(range(N_TOKENS))
+    view = show_heads(any_model, tokens, SOME_HEADS, mae=mae)
+    attention = collect_patterns(any_model, [tokens], SOME_HEADS).prompt(0)
+    habit = mae.expect(attention, None)
+    return view.save(tmp_path / "habit.html"), attention.numpy(), habit.numpy()
+
+
+def listed(page, caption):
+    """The keys in one of the query's lists, each with its numbers."""
+    rows = page.locator(f"#query table:has(caption:text-is('{caption}')) tr:has(td)").all()
+    cells = [row.locator("td").all_inner_texts() for row in rows]
+    if cells == [["none by 0.01 or more"]]:
+        return {}
+    return {int(re.search(r"\((\d+)\)", key)[1]): list(map(float, rest)) for key, *rest in cells}
+
+
+def assert_lists_the_largest(found, values, least):
+    """The keys are those with the five largest values, in order, as far as rounding goes."""
+    rounding = 2 / 255
+    certain, possible = ((values >= least + error).sum() for error in (rounding, -rounding))
+    assert min(5, certain) <= len(found) <= min(5, possible)
+    shown, others = values[list(found)], np.delete(values, list(found))
+    assert (np.diff(shown) <= rounding).all()
+    assert len(found) < 5 or shown.min() >= others.max(initial=0) - rounding
+
+
+def assert_shows_query(page, query, attention, habit):
+    assert f"({query})" in page.locator("#query p").inner_text()
+    attention, habit = attention[query, : query + 1], habit[query, : query + 1]
+    most, beyond = listed(page, "Attends most to"), listed(page, "Beyond its habit")
+    assert_lists_the_largest(most, attention, 1 / 510)
+    assert_lists_the_largest(beyond, attention - habit, 3 / 255)
+    for key, numbers in (most | beyond).items():
+        np.testing.assert_allclose(numbers, [attention[key], habit[key]], atol=0.0075)
+
+
+@pytest.mark.browser
+def test_a_query_lists_its_keys_and_those_beyond_its_habit(chromium, with_habit):
+    path, attention, habit = with_habit
+    page, logged, _ = open_page(chromium, path)
+    wait_until_drawn(page)
+    assert_shows_query(page, N_TOKENS - 1, attention[0], habit[0])
+    words = page.locator("#tokens span")
+    for query in (0, 5, 9):
+        words.nth(query).hover()
+        assert_shows_query(page, query, attention[0], habit[0])
+    marked = words.evaluate_all(
+        "words => words.flatMap((word, i) => word.classList.contains('beyond') ? i : [])"
+    )
+    assert set(marked) == set(listed(page, "Beyond its habit"))
+    page.locator("h1").hover()
+    assert_shows_query(page, N_TOKENS - 1, attention[0], habit[0])
+
+    # the row of the large pattern under the pointer is the row that is framed
+    box = page.locator("#pattern canvas:visible").bounding_box()
+    seen = set()
+    for place in range(12, 80, 4):
+        x, y = box["x"] + box["width"] * 0.7, box["y"] + box["height"] * place / 100
+        page.mouse.move(x, y)
+        query = int(re.search(r"\((\d+)\)", page.locator("#query p").inner_text())[1])
+        assert_shows_query(page, query, attention[0], habit[0])
+        if page.locator("#row").is_visible():
+            frame = page.locator("#row").bounding_box()
+            assert frame["y"] <= y <= frame["y"] + frame["height"]
+            seen.add(query)
+    assert len(seen) > N_TOKENS / 2
+    assert logged == []
+    page.close()
+
+
+@pytest.mark.browser
+def test_rows_pointed_at_are_those_that_circuitsvis_draws(chromium, tmp_path):
+    cells = torch.zeros(1, 12, 12)
+    cells[0, :, 0] = 1
+    cells[0, 7, :7] = 1  # a line of full colour
+    path = heads_view(cells).save(tmp_path / "line.html")
+    page, *_ = open_page(chromium, path)
+    wait_until_drawn(page)
+    page.locator("#tokens span").nth(7).hover()
+    frame = page.locator("#row").bounding_box()
+    page.locator("#tokens span").nth(0).hover()
+
+    def dark_share():
+        from PIL import Image
+
+        clip = {"x": frame["x"] + 3, "y": frame["y"] + 3}
+        clip |= {"width": frame["width"] * 0.5, "height": frame["height"] - 6}
+        shot = page.screenshot(clip=clip)
+        pixels = np.asarray(Image.open(BytesIO(shot)).convert("RGB"))
+        return (np.abs(pixels.astype(int) - (0, 48, 143)).max(-1) < 12).mean()
+
+    assert eventually(lambda: dark_share() > 0.95)
+    page.close()
+
+
+@pytest.mark.browser
+def test_a_query_is_kept_by_a_click_and_let_go_by_another_or_escape(chromium, with_habit):
+    page, logged, _ = open_page(chromium, with_habit[0])
+    wait_until_drawn(page)
+    words, title = page.locator("#tokens span"), page.locator("#query p")
+    for let_go in (lambda: words.nth(4).click(), lambda: page.keyboard.press("Escape")):
+        words.nth(4).click()
+        words.nth(8).hover()
+        assert title.inner_text() == "Query 4 (4) · kept"
+        assert page.locator("#row").is_visible()
+        let_go()
+        words.nth(8).hover()
+        assert title.inner_text() == "Query 8 (8)"
+    words.nth(4).click()
+    page.locator("#heads button").nth(1).click()  # another head, the same query
+    wait_until_drawn(page, 1)
+    assert title.inner_text() == "Query 4 (4) · kept"
+    assert_shows_query(page, 4, with_habit[1][1], with_habit[2][1])
+    words.nth(6).click()
+    assert title.inner_text() == "Query 6 (6) · kept"
+    assert logged == []
+    page.close()
+
+
+@pytest.mark.browser
+def test_arrow_keys_go_through_heads_and_queries(chromium, with_habit):
+    path, attention, habit = with_habit
+    page, logged, _ = open_page(chromium, path)
+    wait_until_drawn(page)
+    assert "← → head, ↑ ↓ query, Esc" in page.locator(".note").inner_text()
+    pressed = page.locator("#heads button[aria-pressed=true] b")
+    page.keyboard.press("Tab")
+    style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert (page.evaluate("document.activeElement.id"), style) == ("view", "solid")
+    for key, head in (("Right", 1), ("Right", 2), ("Right", 2), ("Left", 1)):
+        page.keyboard.press(f"Arrow{key}")
+        wait_until_drawn(page, head)
+        assert eventually(lambda head=head: pressed.inner_text() == SOME_HEADS[head])
+    for key, query in (("Up", 11), ("Up", 10), ("Down", 11), ("Down", 12), ("Down", 12)):
+        page.keyboard.press(f"Arrow{key}")
+        assert_shows_query(page, query, attention[1], habit[1])
+        assert "kept" in page.locator("#query p").inner_text()
+    page.keyboard.press("Tab")  # to the first head; the arrows take the focus along
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.querySelector('b').textContent") == SOME_HEADS[2]
+    assert logged == []
+    page.close()
+
+
+@pytest.mark.browser
+def test_pictures_show_attention_habit_and_their_difference(chromium, with_habit):
+    path, attention, habit = with_habit
+    page, *_ = open_page(chromium, path)
+    wait_until_drawn(page)
+    read = """canvas => [canvas.width, ...canvas.getContext("2d")
+        .getImageData(0, 0, canvas.width, canvas.height).data]"""
+    for head, button in enumerate(page.locator("#heads button").all()):
+        drawn = {}
+        for canvas in button.locator("canvas").all():
+            side, *data = canvas.evaluate(read)
+            pixels = np.reshape(data, (side, side, 4))[..., :3].astype(int)
+            drawn[canvas.get_attribute("data-shows")] = pixels
+        assert drawn["attention"].shape == (N_TOKENS, N_TOKENS, 3)
+        for what, values in (("attention", attention[head]), ("habit", habit[head])):
+            whiteness = drawn[what][..., 0][np.tril_indices(N_TOKENS)]
+            order = np.argsort(values[np.tril_indices(N_TOKENS)])
+            assert np.diff(whiteness[order]).max() <= 3  # the more attention, the darker
+        red, _, blue = np.moveaxis(drawn["difference"], -1, 0)
+        difference = attention[head] - habit[head]
+        assert (blue > red)[difference > 0.02].all()  # teal
+        assert (red > blue)[difference < -0.02].all()  # brown
+        assert (drawn["difference"][np.triu_indices(N_TOKENS, 1)] == 255).all()
+    scale = page.locator("#scale").inner_text()
+    least, most = re.search(r"−([\d.]+) or less\s+\+([\d.]+) or more", scale).groups()
+    assert least == most
+    page.close()
+
+
+CONTRASTS = """() => {
+  const channel = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = (rgb) => [0.2126, 0.7152, 0.0722]
+    .reduce((sum, weight, i) => sum + weight * channel(Number(rgb[i])), 0);
+  const read = (color) => color.match(/[\\d.]+/g);
+  const behind = (element) => {
+    const rgb = read(getComputedStyle(element).backgroundColor);
+    return rgb.length < 4 || rgb[3] > 0 ? rgb : behind(element.parentElement);
+  };
+  const words = [...document.querySelectorAll("h1, p, h2, b, span, caption, th, td")]
+    .filter((element) => element.textContent.trim());
+  return words.map((element) => {
+    const [a, b] = [light(read(getComputedStyle(element).color)), light(behind(element))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  });
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(560, "dark"), (1280, "light")])
+def test_habits_are_legible_in_both_schemes_and_fit_narrow_and_wide(
+    chromium, with_habit, width, scheme
+):
+    page, *_ = open_page(chromium, with_habit[0], color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    wait_until_drawn(page)
+    for query in (2, 12):
+        page.locator("#tokens span").nth(query).click()
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) > 40
+        assert min(contrasts) > 4.5
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    pattern, query = (page.locator(each).bounding_box() for each in ("#pattern", "#query"))
+    if width == 560:  # the lists stand above the pattern, else beside it
+        assert query["y"] + query["height"] <= pattern["y"]
+    else:
+        assert query["x"] >= pattern["x"] + pattern["width"]
     page.close()
 
 
@@ -758,7 +1006,8 @@ def test_ten_heads_of_256_tokens_are_drawn_soon(chromium, tmp_path):
     torch.manual_seed(0)
     scores = 6 * torch.randn(10, 256, 256)  # about as peaked as real heads
     above = torch.ones(256, 256, dtype=torch.bool).triu(1)
-    view = heads_view(scores.masked_fill(above, -torch.inf).softmax(-1))
+    cells = scores.masked_fill(above, -torch.inf).softmax(-1)
+    view = heads_view(cells, habit=softmax_patterns(10, n_tokens=256))
     page, logged, _ = open_page(chromium, view.save(tmp_path / "heads.html"))
     wait_until_drawn(page)  # in a minute even on a busy machine
     for canvas in page.locator("#heads canvas").all():
@@ -766,6 +1015,14 @@ def test_ten_heads_of_256_tokens_are_drawn_soon(chromium, tmp_path):
     page.locator("#heads button").nth(9).click()
     wait_until_drawn(page, 9)
     assert_drawn(page.locator("#pattern canvas:visible"))
+    words = page.locator("#tokens")
+    words.locator("span").first.click()
+    page.locator("h1").hover()
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowUp")  # to the one before the last, out of sight until now
+    assert page.locator("#query p").inner_text() == "Query t254 (254) · kept"
+    box, line = words.locator("span").nth(254).bounding_box(), words.bounding_box()
+    assert line["y"] <= box["y"] < line["y"] + line["height"]
     assert logged == []
     page.close()
 
