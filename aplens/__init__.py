@@ -1,4 +1,4 @@
-"""aplens: rank, draw and switch off attention heads with AP-MAE. A TransformerLens plugin.
+"""aplens: which attention heads matter, and what they do. A TransformerLens plugin.
 
 Names are imported on first use, so `import aplens` costs next to nothing. They stand in
 `__init__.pyi`, once for Python, type checkers and the reference.

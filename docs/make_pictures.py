@@ -50,18 +50,18 @@ def draw_all(
     patterns = aplens.collect_patterns(model, scenarios.tokens()[3:4], heads=SHOWN_HEADS)
     reconstruction = mae.reconstruct(patterns, mask_ratio=0.5, seed=0)
     of_one_head = aplens.collect_patterns(model, scenarios.tokens(), heads=CLUSTERED_HEAD)
-    ranking = rank(mae, observations)
+    ranking = aplens.rank_heads(model, scenarios, verify=0)
 
     FOLDER.mkdir(exist_ok=True)
     save(draw_overview(reconstruction, ranking), "overview")
     save(draw_preparation(patterns.values[0, 0], mae), "preparation")
     save(plot_reconstruction(reconstruction, labels=SHOWN_HEADS), "reconstruction")
     save(draw_clusters(of_one_head.values[:, 0], mae), "clusters")
-    save(plot_shap_summary(ranking, k=10), "shap")
+    save(plot_shap_summary(rank_by_shap(mae, observations), k=10), "shap")
     save(plot_head_map(ranking), "ranking")
 
 
-def rank(mae: aplens.APMAE, observations: Observations) -> aplens.HeadRanking:
+def rank_by_shap(mae: aplens.APMAE, observations: Observations) -> aplens.HeadRanking:
     """Heads ranked by SHAP on files that the predictor has not seen."""
     train, test = split_by_file(observations, 0.4, seed=0)
     scorer = aplens.HeadScorer(mae, features="embeddings")

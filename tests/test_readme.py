@@ -33,15 +33,17 @@ def reader(tmp_path, monkeypatch):
 @pytest.mark.real
 def test_the_readmes_python_runs_as_it_stands(reader):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert names["table"].to_frame()["recovered"].abs().max() > 0.1
-    assert names["patterns"].values.shape[1] == 2
+    assert names["patterns"].values.shape[1] == 6
     assert names["embeddings"].shape[:2] == names["patterns"].values.shape[:2]
+    assert names["surprise"].sum(-1).abs().max() < 1e-3  # both are shares of all attention
     assert len(names["ranking"]) == 270
-    assert {"random", "toward_incorrect"} <= set(names["sweep"].summary()["choice"])
+    assert len(names["ranking"].measured) == 40
+    assert list(names["errors"]["features"]) == ["confidence", "surprise+unexpected+confidence"]
 
 
 def test_the_readmes_links_and_commands_exist():
