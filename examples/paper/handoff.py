@@ -134,7 +134,8 @@ def by_effects(ablation: str, verify: int) -> Callable[[Run], Choice]:
         ranking = aplens.rank_heads(
             run.model, run.prompts, metric=run.task.metric, reference=usual, verify=verify
         )
-        measuring = verify + 1 if verify else 0
+        n_measured = len(ranking.measured)
+        measuring = n_measured + 1 if n_measured else 0
         return Choice(tuple(ranking), (3 + measuring) * len(run.prompts))
 
     return choose
@@ -173,8 +174,8 @@ METHODS: dict[str, Callable[[Run], Choice]] = {
     "AP-MAE: predictor, surprise": choose_by_predictor(DEFAULT_FEATURES),
     "effects, zeros: estimated": by_effects("zero", 0),
     "effects, means: estimated": by_effects("mean", 0),
-    "effects, zeros: 40 measured": by_effects("zero", 40),
-    "effects, means: 40 measured": by_effects("mean", 40),
+    "effects, zeros: first measured": by_effects("zero", 40),
+    "effects, means: first measured": by_effects("mean", 40),
     f"every head ablated on {FEW_PROMPTS} prompts": choose_by_few_ablations,
 }
 
