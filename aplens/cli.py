@@ -95,7 +95,7 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Rank, draw and switch off attention heads with AP-MAE."""
+    """Which attention heads matter, and what they do."""
 
 
 def _run(
