@@ -243,7 +243,7 @@ def draw_ablation_curve(axes: Axes, summary: pd.DataFrame, clean_accuracy: float
             rows["size"] * nudge,
             rows["accuracy"],
             yerr=_error_bars(rows, "change", "change_low", "change_high"),
-            label=choice.replace("_", " "),
+            label=choice.replace("_", " ").replace("$", r"\$"),  # text, not mathematics
             color=color,
             marker=marker,
             linestyle="--" if choice == "random" else "-",

@@ -41,7 +41,7 @@ def test_the_readmes_python_runs_as_it_stands(reader):
     assert names["patterns"].values.shape[1] == 2
     assert names["embeddings"].shape[:2] == names["patterns"].values.shape[:2]
     assert len(names["ranking"]) == 270
-    assert {"random", "toward_incorrect"} <= set(names["sweep"].summary()["choice"])
+    assert {"random", "importance"} <= set(names["sweep"].summary()["choice"])
 
 
 def test_the_readmes_links_and_commands_exist():

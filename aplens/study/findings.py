@@ -58,7 +58,7 @@ def describe_heads(ranking: HeadRanking, summary: pd.DataFrame) -> str:
         by_chance = (1 - COVERAGE) * len(measured)
         found = (
             f"Of {len(measured)} heads measured, {len(clear)} have an effect on the answer whose "
-            f"interval excludes 0 (by chance: about {by_chance:.0f}), the largest {largest}"
+            f"interval excludes 0 (by chance: about {by_chance:.0f}); the largest are {largest}"
         )
     return f"{found}; {_compare_with_random(summary, EFFECTS)}."
 
@@ -98,12 +98,12 @@ def describe_shap(shap: HeadRanking, summary: pd.DataFrame) -> str:
         summary: `AblationSweep.summary()`, with the choice `SHAP_INCORRECT`.
     """
     features, auc = shap.metadata["features"], Estimate(*shap.metadata["auc"])
-    kind = "The paper's choice, SHAP" if features == "clusters" else "SHAP"
+    of = f"{features}, the paper's choice," if features == "clusters" else features
     verdict = (
         "no better than chance: do not use its order" if is_at_chance(shap) else "above chance"
     )
     return (
-        f"{kind} of a predictor on {features}, tells errors with AUC {auc}, {verdict}; "
+        f"The SHAP ranking on {of} is of a predictor that tells errors with AUC {auc}, {verdict}; "
         f"{_compare_with_random(summary, SHAP_INCORRECT)}."
     )
 
