@@ -409,12 +409,23 @@ def test_hostile_source_code_is_shown_and_does_not_run(opened):
 
 
 @pytest.mark.browser
+def test_a_ranking_at_chance_is_behind_a_click(opened):
+    page, *_ = opened
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = false")
+    picture = page.locator("section[aria-labelledby=shap] img")
+    assert not picture.is_visible()
+    page.get_by_text("No result, since the predictor is no better than chance").click()
+    assert picture.is_visible()
+
+
+@pytest.mark.browser
 def test_every_figure_is_drawn(opened):
     from io import BytesIO
 
     from PIL import Image
 
     page, *_ = opened
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
     images = page.locator("img")
     assert images.count() == 7
     for index in range(images.count()):
