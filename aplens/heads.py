@@ -71,6 +71,17 @@ def all_heads(n_layers: int, n_heads: int) -> tuple[Head, ...]:
     return tuple(Head(layer, head) for layer in range(n_layers) for head in range(n_heads))
 
 
+def draw_heads(heads: Iterable[Head], k: int, seed: int) -> tuple[Head, ...]:
+    """`k` of these heads, drawn without replacement; for one seed smaller draws begin larger ones.
+
+    Raises:
+        ValueError: When the seed is no whole number from 0 to 2**63 - 1.
+    """
+    ordered = sorted(heads)
+    order = np.random.default_rng(read_seed(seed)).permutation(len(ordered))
+    return tuple(ordered[index] for index in order[:k])
+
+
 def parse_heads(heads: HeadsLike, model: ModelShape | None = None) -> tuple[Head, ...]:
     """Read any way of naming heads: order is kept, repeats are dropped.
 
@@ -324,9 +335,7 @@ class HeadRanking:
         """
         if not 0 <= k <= len(self):
             raise ValueError(f"k must be between 0 and the ranking's {len(self)} heads, got {k}")
-        seed, heads = read_seed(seed), sorted(self)
-        order = np.random.default_rng(seed).permutation(len(heads))
-        return tuple(heads[index] for index in order[:k])
+        return draw_heads(self, k, seed)
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of the table, most important head first, with the head's name as index."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from aplens.style import (
     INCORRECT,
     INK,
     PATTERN_COLORS,
+    PURPLE,
+    SKY,
     WIDTH,
+    YELLOW,
     new_figure,
     tidy,
 )
@@ -39,8 +43,9 @@ _QUANTITIES = {
     "predictor": ("SHAP", "log-odds of incorrect"),
     "ablation": ("effect of ablating", ""),
     "attribution": ("estimated effect of ablating", ""),
+    "effects": ("effect of ablating", ""),
 }
-_METRICS = {"log_prob": "nats", "logit_diff": "logits"}
+METRIC_UNITS = {"log_prob": "nats", "logit_diff": "logits"}
 
 _RANKING_LABELS = {
     "importance": "importance: mean |{name}| ({unit})",
@@ -54,13 +59,9 @@ _SCORE_LABELS = {
     "variation": "variation with the prompt (mean cosine distance)",
 }
 
-#: A choice of heads to ablate: its colour, marker and line.
-_CHOICE_STYLES = {
-    "toward_incorrect": (INCORRECT, "o", "-"),
-    "toward_correct": (CORRECT, "s", "-"),
-    "neutral": (GREEN, "^", "-"),
-    "random": (GREY, "D", "--"),
-}
+#: Colours and markers of the orders in which heads are ablated; the first two have their meaning.
+_TOWARD = {"toward incorrect": (INCORRECT, "o"), "toward correct": (CORRECT, "s")}
+_OTHERS = ((GREEN, "^"), (PURPLE, "v"), (YELLOW, "P"), (SKY, "X"))
 
 
 def plot_head_map(scores: HeadRanking | pd.DataFrame, column: str = "importance") -> Figure:
@@ -119,7 +120,7 @@ def _quantity(ranking: HeadRanking) -> tuple[str, str]:
     """What a ranking's scores are, and their unit."""
     facts = ranking.metadata
     name, unit = _QUANTITIES.get(str(facts.get("method", "predictor")), ("score", ""))
-    return name, unit or _METRICS.get(str(facts.get("metric")), "unit not given")
+    return name, unit or METRIC_UNITS.get(str(facts.get("metric")), "unit not given")
 
 
 def _read_scores(scores: HeadRanking | pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
@@ -201,7 +202,7 @@ def plot_shap_summary(ranking: HeadRanking, k: int = 15) -> Figure:
 
 
 def plot_ablation_curve(summary: pd.DataFrame, clean_accuracy: float) -> Figure:
-    """Accuracy against the number of ablated heads, one line a choice of heads.
+    """Accuracy against the number of ablated heads, one line an order, random heads dashed.
 
     Intervals are those of the change from the unchanged model on the same scenarios: which
     scenarios were easy does not widen them.
@@ -226,27 +227,26 @@ def plot_ablation_curve(summary: pd.DataFrame, clean_accuracy: float) -> Figure:
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]), top=min(1.0, axes.get_ylim()[1]))
     axes.set_xlabel("heads ablated (log scale)")
     axes.set_ylabel("accuracy (95 % interval of the change)")
-    _legend_above(axes, 4)
+    _legend_above(axes, 3)
     return figure
 
 
 def draw_ablation_curve(axes: Axes, summary: pd.DataFrame, clean_accuracy: float) -> None:
     """The lines of `plot_ablation_curve`, into axes that may be a panel of a larger figure."""
     axes.axhline(clean_accuracy, color=INK, linewidth=1, linestyle=":")
-    present = [choice for choice in _CHOICE_STYLES if choice in set(summary["choice"])]
-    for place, choice in enumerate(present):
+    styles = _order_styles(list(dict.fromkeys(summary["choice"])))
+    for place, (choice, (color, marker)) in enumerate(styles.items()):
         rows = summary[summary["choice"] == choice].sort_values("size")
-        color, marker, line = _CHOICE_STYLES[choice]
         # Side by side, or the intervals of one size would hide each other.
-        nudge = 1.04 ** (place - (len(present) - 1) / 2)
+        nudge = 1.04 ** (place - (len(styles) - 1) / 2)
         axes.errorbar(
             rows["size"] * nudge,
             rows["accuracy"],
             yerr=_error_bars(rows, "change", "change_low", "change_high"),
-            label=choice.replace("_", " "),
+            label=choice.replace("_", " ").replace("$", r"\$"),  # text, not mathematics
             color=color,
             marker=marker,
-            linestyle=line,
+            linestyle="--" if choice == "random" else "-",
             markersize=5,
             linewidth=1.5,
             elinewidth=1,
@@ -259,6 +259,19 @@ def draw_ablation_curve(axes: Axes, summary: pd.DataFrame, clean_accuracy: float
     axes.set_xticklabels([str(size) for size in sizes])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     tidy(axes, grid="y")
+
+
+def _order_styles(names: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Each order's colour and marker; random heads come last, in grey."""
+    styles: dict[str, tuple[str, str]] = {}
+    others = cycle(_OTHERS)
+    named = [name for name in names if name != "random"]
+    for name in named:
+        meant = next(
+            (s for end, s in _TOWARD.items() if name.replace("_", " ").endswith(end)), None
+        )
+        styles[name] = next(others) if meant is None or meant in styles.values() else meant
+    return styles | {name: (GREY, "D") for name in names if name == "random"}
 
 
 def plot_patching(table: PatchingTable, k: int = 30) -> Figure:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 #: Okabe and Ito's palette. Orange-red always stands for "incorrect", blue for "correct".
 INCORRECT, CORRECT, GREEN = "#D55E00", "#0072B2", "#009E73"
+PURPLE, YELLOW, SKY = "#CC79A7", "#E69F00", "#56B4E9"
 GREY, INK = "#767676", "#222222"
 
 #: A colormap for log-normalized patterns, and the colour of what AP-MAE does not see of them.

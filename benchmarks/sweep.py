@@ -19,7 +19,7 @@ import torch
 from common import describe_machine, print_table, real_scenarios, seconds_of
 
 import aplens
-from aplens.heads import HeadRanking
+from aplens.heads import HeadRanking, RankBy
 from aplens.interventions import AblationSweep
 from aplens.scenarios import Scenarios
 
@@ -64,15 +64,17 @@ def measure(kind: str, options: argparse.Namespace) -> None:
     scenarios = real_scenarios(model, options.scenarios, options.tokens)
     plan = aplens.SweepPlan(
         sizes=options.sizes,
-        choices=("toward_incorrect", "toward_correct", "random"),
         random_seeds=(0, 1),
         balance=False,
     )
+    ranking = draw_ranking(model)
+    ways: tuple[RankBy, ...] = ("toward_incorrect", "toward_correct")
+    orders = {by: ranking.top(len(ranking), by=by) for by in ways}
     sweeps: dict[str, AblationSweep] = {}
 
     def run(name: str, **more: Any) -> None:
         sweeps[name] = aplens.sweep_ablations(
-            model, scenarios, draw_ranking(model), plan, batch_size=options.batch_size, **more
+            model, scenarios, orders, plan, batch_size=options.batch_size, **more
         )
 
     run("warm-up")

@@ -43,6 +43,8 @@ patterns = 400
 folds = 3
 reducer = "pca"
 features = "statistics"
+prompts = 20
+verify = 4
 [ablate]
 sizes = [1, 3]
 random_seeds = [0]

@@ -21,6 +21,7 @@ from aplens.study.folder import (
     PREDICTOR_COLUMNS,
     read_corpora,
     read_ranking,
+    read_shap,
     read_sweep,
     read_table,
 )
@@ -32,13 +33,22 @@ RANKING = HeadRanking.from_values(
     metadata={"method": "x"},
 )
 OF_PREDICTOR = {
+    "features": "clusters",
     "n_train": 3,
     "n_test": 2,
     "auc": [0.7, 0.5, 0.9],
     "confidence_auc": [0.6, 0.5, 0.8],
 }
-STUDY_RANKING = HeadRanking.from_scores(
+STUDY_SHAP = HeadRanking.from_scores(
     {Head(0, 0): 1.0}, model=ModelShape("tiny", 1, 1), metadata=OF_PREDICTOR
+)
+STUDY_EFFECTS = HeadRanking(
+    pd.DataFrame(
+        {column: [0] for column in HeadRanking.COLUMNS}
+        | {"low": [-1.0], "high": [1.0], "measured": [True]}
+    ),
+    model=ModelShape("tiny", 1, 1),
+    metadata={"method": "effects", "metric": "log_prob", "n_prompts": 3},
 )
 SWEEP = AblationSweep(
     index=np.array([0, 2, 3]),
@@ -85,7 +95,8 @@ def load_sweep(path):
 READERS = {
     "ranking": load_ranking,
     "sweep": load_sweep,
-    "study ranking": read_ranking,
+    "study shap": read_shap,
+    "study effects": read_ranking,
     "study sweep": read_sweep,
     "corpora": read_corpora,
 }
@@ -103,7 +114,8 @@ def documents(folder):
     return {
         "ranking": document_of(RANKING, folder),
         "sweep": document_of(SWEEP, folder),
-        "study ranking": document_of(STUDY_RANKING, folder),
+        "study shap": document_of(STUDY_SHAP, folder),
+        "study effects": document_of(STUDY_EFFECTS, folder),
         "study sweep": document_of(SWEEP, folder),
         "corpora": CORPORA,
     }
@@ -118,7 +130,8 @@ def test_a_document_with_one_wrong_node(kind, documents, folder, data):
 
 #: Keys under which anything may stand, or that files of older versions lack.
 FREE = {"ranking": {"method"}, "sweep": {"model", "seed", "method"}}
-FREE |= {"study ranking": {"signed"}, "study sweep": {"model", "seed"}, "corpora": {"language"}}
+FREE |= {"study shap": {"signed"}, "study effects": {"low", "high"}}
+FREE |= {"study sweep": {"model", "seed"}, "corpora": {"language"}}
 
 
 def keys_of(node, path=()):
@@ -228,16 +241,17 @@ def change(document, *path, to):
         ("sweep", ["clean"], "1x1", "written in 0 and 1"),
         ("sweep", ["clean"], 101, "clean must be a text"),
         ("sweep", ["results", 0], [], r"results\[0\] must be a table"),
-        ("sweep", ["results", 0, "choice"], "best", "choice must be one of"),
+        ("sweep", ["results", 0, "choice"], "", "choice must be a name"),
         ("sweep", ["results", 0, "size"], 3, "size is 3, but 1 heads"),
         ("sweep", ["results", 0, "seed"], None, "seed must be a whole number"),
         ("sweep", ["results", 1, "seed"], 1, "seed must be null"),
         ("sweep", ["results", 0, "heads"], [[[0, 1]]], r"heads\[0\] must be a text"),
         ("sweep", ["results", 0, "correct"], "11", r"results\[0\].correct must have one entry"),
         ("sweep", ["version"], True, "of version True"),
-        ("study ranking", ["metadata"], {}, "metadata.n_train is missing"),
-        ("study ranking", ["metadata", "auc"], [0.5], "metadata.auc must be an estimate and"),
-        ("study ranking", ["metadata", "auc", 1], None, r"metadata.auc\[1\] must be a finite"),
+        ("study shap", ["metadata"], {}, "metadata.features is missing"),
+        ("study effects", ["metadata", "method"], "ablation", "method must be 'effects'"),
+        ("study shap", ["metadata", "auc"], [0.5], "metadata.auc must be an estimate and"),
+        ("study shap", ["metadata", "auc", 1], None, r"metadata.auc\[1\] must be a finite"),
         ("study sweep", ["setup"], {}, "setup.method is missing"),
         ("corpora", [0], {}, r"\[0\].name is missing"),
         ("corpora", [0, "note"], None, r"\[0\].note must be a text"),
@@ -324,7 +338,6 @@ KEYS = st.sampled_from(
         "rank.folds",
         "ablate",
         "ablate.sizes",
-        "ablate.choices",
         "ablate.method",
         "ablate.balance",
         "ablate.random_seeds",

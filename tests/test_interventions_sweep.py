@@ -28,11 +28,11 @@ from aplens.models import z_hook_name
 N_SCENARIOS = 24
 
 
-def run_sweep(model, scenarios, ranking, **options):
+def run_sweep(model, scenarios, orders, **options):
     """With the plan's options among the others."""
     names = [field.name for field in fields(SweepPlan)]
     plan = SweepPlan(**{name: options.pop(name) for name in names if name in options})
-    return sweep_ablations(model, scenarios, ranking, plan, **options)
+    return sweep_ablations(model, scenarios, orders, plan, **options)
 
 
 def make_ranking(n_layers=3, n_heads=4, seed=0):
@@ -53,6 +53,13 @@ def make_ranking(n_layers=3, n_heads=4, seed=0):
         ),
         model=ModelShape("tiny", n_layers, n_heads),
     )
+
+
+def make_orders(ranking=None):
+    """Both directions of a ranking."""
+    ranking = ranking or make_ranking()
+    ways = ("toward_incorrect", "toward_correct")
+    return {f"made up, {by}": ranking.top(99, by=by) for by in ways}
 
 
 @torch.no_grad()
@@ -88,8 +95,8 @@ def by_hand(model, scenarios, index, heads):
 
 
 def test_counts_equal_running_every_prompt_alone(tiny_model):
-    scenarios, ranking = make_scenarios(tiny_model), make_ranking()
-    sweep = run_sweep(tiny_model, scenarios, ranking, sizes=(1, 3), batch_size=7)
+    scenarios = make_scenarios(tiny_model)
+    sweep = run_sweep(tiny_model, scenarios, make_orders(), sizes=(1, 3), batch_size=7)
     assert sweep.clean_accuracy == 0.5
     assert len(sweep.clean) == 20  # ten of either kind
     assert [result.setting for result in sweep.results if result.setting.choice == "random"] == [
@@ -118,23 +125,26 @@ def test_counts_equal_running_every_prompt_alone(tiny_model):
     assert losses > 0
 
 
-def test_heads_come_from_the_ranking(any_model):
-    ranking = make_ranking()
-    sweep = run_sweep(any_model, make_scenarios(any_model), ranking, sizes=(2,))
+def test_heads_come_from_the_orders_and_random_ones_from_the_model(any_model):
+    scenarios, ranking = make_scenarios(any_model), make_ranking()
+    orders = {"effects": ranking, "by hand": "L2H3, L0H0"}
+    sweep = run_sweep(any_model, scenarios, orders, sizes=(2, 3))
     heads = {result.setting: result.heads for result in sweep.results}
-    assert heads[Setting("toward_incorrect", 2, None)] == ranking.top(2, by="toward_incorrect")
-    assert heads[Setting("toward_correct", 2, None)] == ranking.top(2, by="toward_correct")
-    assert set(heads[Setting("neutral", 2, None)]) == {(0, 2), (1, 3)}
-    assert heads[Setting("random", 2, 1)] == ranking.random(2, seed=1)
+    assert heads[Setting("effects", 2, None)] == ranking.top(2)
+    assert heads[Setting("by hand", 2, None)] == parse_heads("L2H3, L0H0")
+    assert heads[Setting("random", 3, 1)] == ranking.random(3, seed=1)
+    assert list(dict.fromkeys(sweep.to_frame()["choice"])) == ["effects", "by hand", "random"]
+    alone = run_sweep(any_model, scenarios, ranking, sizes=(2,), random_seeds=())
+    assert [result.setting for result in alone.results] == [Setting("importance", 2, None)]
+    assert alone.results[0].heads == ranking.top(2)
 
 
 def test_sizes_without_enough_heads_are_skipped_and_said(any_model):
     sweep = run_sweep(
         any_model,
         make_scenarios(any_model),
-        make_ranking(),
+        {"two": "L0H0, L1H1"},
         sizes=(3, 12, 50),
-        choices=("neutral", "random"),
         random_seeds=(0,),
     )
     assert [result.setting for result in sweep.results] == [
@@ -142,10 +152,10 @@ def test_sizes_without_enough_heads_are_skipped_and_said(any_model):
         Setting("random", 12, 0),
     ]
     assert sweep.skipped == [
-        "neutral, 3 heads: only 2 qualify",
-        "neutral, 12 heads: only 2 qualify",
-        "neutral, 50 heads: only 2 qualify",
-        "random, 50 heads: only 12 qualify",
+        "two, 3 heads: it has 2",
+        "two, 12 heads: it has 2",
+        "two, 50 heads: it has 2",
+        "random, 50 heads: the model has 12",
     ]
 
 
@@ -156,7 +166,6 @@ def test_without_balancing_every_scenario_counts(any_model):
         scenarios,
         make_ranking(),
         sizes=(1,),
-        choices=("random",),
         balance=False,
     )
     assert sweep.index.tolist() == list(range(N_SCENARIOS))
@@ -173,7 +182,7 @@ def test_other_methods_equal_ablate_heads(tiny_model, method):
         scenarios,
         make_ranking(),
         sizes=(4,),
-        choices=("toward_correct",),
+        random_seeds=(),
         method=method,
         reference=reference,
         seed=3,
@@ -203,13 +212,13 @@ def count_passes(model, action):
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
-    scenarios, ranking = make_scenarios(tiny_model), make_ranking()
+    scenarios, ranking = make_scenarios(tiny_model), make_orders()
     arguments = {"sizes": (1, 2), "random_seeds": (0, 1), "batch_size": 8}
     whole = run_sweep(tiny_model, scenarios, ranking, **arguments)
 
     def stop_after_two_batches(done, total):
-        assert total == 10 * 20
-        if done == 10 * 16:
+        assert total == 8 * 20
+        if done == 8 * 16:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -228,7 +237,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
         return run_sweep(tiny_model, scenarios, ranking, **arguments, folder=tmp_path)
 
     prompts, resumed = count_passes(tiny_model, go_on)
-    assert 0 < prompts <= 10 * 4  # no clean pass again, and only the last batch of four
+    assert 0 < prompts <= 8 * 4  # no clean pass again, and only the last batch of four
     pd.testing.assert_frame_equal(resumed.to_frame(), whole.to_frame())
     assert not (tmp_path / "unfinished").exists()
 
@@ -272,14 +281,10 @@ def test_two_sweeps_in_one_folder_are_refused(any_model, tmp_path):
 
 def test_layers_that_settings_have_in_common_are_run_once(tiny_model):
     """Of heads in the last layer alone, only that layer is run for each setting."""
-    ranking = make_ranking()
-    frame = ranking.to_frame().sort_values(["layer", "head"])
-    frame = frame.assign(toward_incorrect=[0.0] * 8 + [4.0, 3.0, 2.0, 1.0])
-    ranking = HeadRanking(frame, model=ModelShape("tiny", 3, 4))
     scenarios = make_scenarios(tiny_model)
-    options = {"sizes": (1, 2, 3, 4), "choices": ("toward_incorrect",)}
+    options = {"sizes": (1, 2, 3, 4), "random_seeds": ()}
     prompts, sweep = count_passes(
-        tiny_model, lambda: run_sweep(tiny_model, scenarios, ranking, **options)
+        tiny_model, lambda: run_sweep(tiny_model, scenarios, {"last": {2: range(4)}}, **options)
     )
     assert prompts == len(scenarios) + len(sweep.clean)  # the clean pass, and the first setting
     for result in sweep.results:
@@ -334,7 +339,7 @@ def test_a_plan_never_uses_what_it_has_not_computed(sets):
 
 def test_a_folder_takes_more_sizes_but_no_other_sweep(any_model, tmp_path):
     scenarios, ranking = make_scenarios(any_model), make_ranking()
-    arguments = {"choices": ("toward_incorrect",), "folder": tmp_path}
+    arguments = {"random_seeds": (), "folder": tmp_path}
     run_sweep(any_model, scenarios, ranking, sizes=(3,), **arguments)
     wider = run_sweep(any_model, scenarios, ranking, sizes=(1, 3), **arguments)
     assert wider.to_frame()["size"].tolist() == [1, 3]
@@ -349,7 +354,7 @@ def test_a_folder_takes_more_sizes_but_no_other_sweep(any_model, tmp_path):
             run_sweep(any_model, scenarios, ranking, sizes=(1,), **arguments, **other)
     with pytest.raises(ValueError, match="scenarios was"):
         run_sweep(any_model, scenarios[:20], ranking, sizes=(1,), **arguments)
-    with pytest.raises(ValueError, match="ranking was"):
+    with pytest.raises(ValueError, match=r"orders\.importance was"):
         run_sweep(any_model, scenarios, make_ranking(seed=1), sizes=(1,), **arguments)
 
 
@@ -404,17 +409,19 @@ def test_a_sweep_reads_back_as_written(tmp_path):
     [
         ({"sizes": (0, 1)}, r"from 1 up, got \(0, 1\)"),
         ({"sizes": ()}, "from 1 up"),
-        ({"choices": ("best",)}, r"got \['best'\]"),
-        ({"random_seeds": ()}, "random_seeds"),
+        ({"orders": {}}, "at least one order of heads"),
+        ({"orders": {"random": "L0H0"}}, "a name other than 'random', got 'random'"),
+        ({"orders": {"": "L0H0"}}, "a name other than 'random', got ''"),
+        ({"orders": {"mine": "L9H0"}}, "L9H0"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"method": "mean"}, "needs reference="),
         ({"method": "resample"}, "needs reference="),
-        ({"ranking": make_ranking(n_layers=5)}, "5 layers × 4 heads .* the model has 3 × 4"),
+        ({"orders": make_ranking(n_layers=5)}, "5 layers × 4 heads .* the model has 3 × 4"),
         ({"scenarios": Scenarios(())}, "no scenarios"),
     ],
 )
 def test_bad_arguments_are_refused_before_the_model_runs(any_model, arguments, message):
-    given = {"scenarios": make_scenarios(any_model), "ranking": make_ranking()} | arguments
+    given = {"scenarios": make_scenarios(any_model), "orders": make_ranking()} | arguments
 
     def refused():
         with pytest.raises(ValueError, match=message):
@@ -443,17 +450,12 @@ def test_prompts_of_several_lengths_are_swept_as_each_is_alone(tiny_model):
     unchanged = [predict(prompt) for prompt in prompts]
     with ablate_heads(tiny_model, ablated):
         targets = [predict(prompt) for prompt in prompts]
-    ranking = HeadRanking.from_scores(
-        {head: 2.0 - place for place, head in enumerate(ablated)},
-        model=ModelShape("tiny", 3, 4),
-    )
     sweep = run_sweep(
         tiny_model,
         make_own(tiny_model, prompts, targets),
-        ranking,
+        {"both": ablated},
         sizes=(2,),
-        choices=("random",),
-        random_seeds=(0,),
+        random_seeds=(),
         balance=False,
         batch_size=3,
     )
@@ -481,9 +483,9 @@ def test_the_largest_seeds_and_numpys_are_kept_in_a_folder(any_model, tmp_path):
     seeds = (2**63 - 1, np.int64(3))
     given = any_model, make_scenarios(any_model), make_ranking()
     options = {"seed": np.int64(2), "random_seeds": seeds, "folder": tmp_path}
-    first = run_sweep(*given, sizes=[2], choices=["random"], **options)
-    again = run_sweep(*given, sizes=[2], choices=["random"], **options)
-    assert [result.setting.seed for result in again.results] == [2**63 - 1, 3]
+    first = run_sweep(*given, sizes=[2], **options)
+    again = run_sweep(*given, sizes=[2], **options)
+    assert [result.setting.seed for result in again.results] == [None, 2**63 - 1, 3]
     for one, other in zip(first.results, again.results, strict=True):
         np.testing.assert_array_equal(one.correct, other.correct)
 

@@ -42,7 +42,7 @@ def test_the_readmes_python_runs_as_it_stands(reader):
     assert names["embeddings"].shape[:2] == names["patterns"].values.shape[:2]
     assert names["surprise"].sum(-1).abs().max() < 1e-3  # both are shares of all attention
     assert len(names["ranking"]) == 270
-    assert len(names["ranking"].measured) == 40
+    assert len(names["ranking"].measured) == 58  # the first 40, and the first two layers
     assert list(names["errors"]["features"]) == ["confidence", "surprise+unexpected+confidence"]
 
 

@@ -13,7 +13,9 @@ from aplens.heads import ModelShape, all_heads
 from aplens.interventions import AblationSweep, Setting, SettingResult
 from aplens.mae import BASELINES, Reconstruction
 from aplens.patterns import PatchGrid
+from aplens.scoring import DEFAULT_FEATURES
 from aplens.study import findings, sections
+from aplens.study.findings import EFFECTS, SHAP_INCORRECT
 from aplens.study.report import render_page
 
 HOSTILE = (
@@ -25,7 +27,7 @@ HOSTILE = (
 )
 
 
-def make_ranking(n_layers=12, n_heads=9):
+def make_shap(n_layers=12, n_heads=9, low_auc=0.5):
     rng = np.random.default_rng(0)
     heads = all_heads(n_layers, n_heads)
     mean = rng.normal(scale=0.05, size=len(heads))
@@ -41,8 +43,27 @@ def make_ranking(n_layers=12, n_heads=9):
             }
         ),
         model=ModelShape("tiny", n_layers, n_heads),
-        metadata={"auc": [0.6, 0.5, 0.7], "confidence_auc": [0.8, 0.7, 0.9]},
+        metadata={
+            "features": "clusters",
+            "auc": [0.6, low_auc, 0.7],
+            "confidence_auc": [0.8, 0.7, 0.9],
+        },
     )
+
+
+def make_effects(lows=(-0.9, -0.2, -0.1), highs=(-0.5, 0.1, -0.02)):
+    """Three heads measured, the others estimated."""
+    heads = all_heads(12, 9)
+    mean = np.linspace(-0.05, 0.05, len(heads))
+    mean[:3] = [-0.7, -0.3, -0.06]
+    frame = pd.DataFrame(heads, columns=["layer", "head"])
+    frame["importance"], frame["mean"] = np.abs(mean), mean
+    frame["toward_incorrect"], frame["toward_correct"] = mean.clip(0), (-mean).clip(0)
+    frame["low"], frame["high"], frame["measured"] = mean - 0.01, mean + 0.01, False
+    frame.loc[:2, ["low", "high"]] = np.array([lows, highs]).T
+    frame.loc[:2, "measured"] = True
+    facts = {"method": "effects", "metric": "log_prob", "n_prompts": 64}
+    return HeadRanking(frame, model=ModelShape("tiny", 12, 9), metadata=facts)
 
 
 def make_sweep(n=200):
@@ -51,9 +72,9 @@ def make_sweep(n=200):
     results = []
     for size, lost in ((1, 0.02), (2, 0.04), (5, 0.1), (20, 0.4), (50, 0.9)):
         settings = [Setting("random", size, seed) for seed in range(3)]
-        settings += [Setting(choice, size, None) for choice in ("toward_incorrect", "neutral")]
+        settings += [Setting(choice, size, None) for choice in (SHAP_INCORRECT, EFFECTS)]
         for setting in settings:
-            gained = (rng.random(n) < 0.06) & (setting.choice == "toward_incorrect")
+            gained = (rng.random(n) < 0.06) & (setting.choice == SHAP_INCORRECT)
             correct = (clean & (rng.random(n) > lost)) | gained
             results.append(SettingResult(setting, parse_heads("L1H2, L3H4"), correct))
     return AblationSweep(
@@ -61,7 +82,7 @@ def make_sweep(n=200):
         files=[f"F{i // 5}.java" for i in range(n)],
         clean=clean,
         results=results,
-        skipped=["neutral, 100 heads: only 61 qualify"],
+        skipped=["effects, 400 heads: it has 270"],
         setup={"method": "zero"},
     )
 
@@ -97,7 +118,7 @@ def task_accuracy():
     )
 
 
-def predictors(best=0.70):
+def predictors(usual=0.84, gain=(0.04, 0.01, 0.06)):
     frame = pd.DataFrame(
         {
             "features": [
@@ -106,13 +127,16 @@ def predictors(best=0.70):
                 "confidence",
                 "statistics",
                 "clusters",
-                "embeddings",
-                "embeddings+confidence",
+                "surprise+unexpected",
+                DEFAULT_FEATURES,
                 "statistics+confidence",
             ],
-            "auc": [0.5, 0.665, 0.801, 0.765, 0.53, best, 0.83, 0.81],
+            "task": "all",
+            "auc": [0.5, 0.665, 0.801, 0.765, 0.53, 0.70, usual, 0.81],
         }
     )
+    names = ("over_confidence", "over_confidence_low", "over_confidence_high")
+    frame = frame.assign(**dict(zip(names, gain, strict=True)))
     frame["accuracy"] = frame["auc"] * 0.8 + 0.1
     for column in ("auc", "accuracy"):
         frame[f"{column}_low"] = frame[column] - 0.03
@@ -146,14 +170,20 @@ def full_page():
     place, tokens = "java/util/BitSet.java:417", (" true", " false")
     return render_page(
         "SmolLM2-135M-Instruct on java.base",
+        [
+            findings.describe_heads(make_effects(), make_sweep().summary()),
+            findings.describe_predictors(predictors()),
+            findings.describe_shap(make_shap(), make_sweep().summary()),
+        ],
         FACTS,
         ["No JDK was found: the corpus is Python's standard library."],
         [
+            sections.show_ranking(make_effects()),
+            sections.show_shap(make_shap()),
+            sections.show_sweep(make_sweep()),
+            sections.show_predictors(predictors()),
             sections.show_tasks(task_accuracy()),
             sections.show_reconstruction(make_reconstruction(), labels, reconstruction_error()),
-            sections.show_predictors(predictors()),
-            sections.show_ranking(make_ranking()),
-            sections.show_sweep(make_sweep()),
             sections.show_times({"mine": 12.3, "observe": 204.0, "ablate": 95.5}),
         ],
         [
@@ -211,7 +241,7 @@ def test_every_part_is_there_with_its_numbers(written):
         "0.0057 [0.0054, 0.0060]",  # reconstruction
         "0.0123",  # error of a pattern shown
         "0.801 [0.771, 0.831]",  # the confidence baseline
-        "neutral, 100 heads: only 61 qualify",
+        "effects, 400 heads: it has 270",
         "3 min 24 s",
         "5 min 12 s",  # all stages
         "java/util/BitSet.java:417",
@@ -219,8 +249,9 @@ def test_every_part_is_there_with_its_numbers(written):
     ):
         assert expected in text, expected
     assert "int line3 = 3;" not in text  # only the last lines of a long prompt
-    for head in make_ranking().top(15):
+    for head in [*make_effects().top(15), *make_shap().top(15)]:
         assert str(head) in text
+    assert "−0.700 [−0.900, −0.500]measured" in text.replace("\xa0", " ")
     images = page.all("img")
     assert len(images) == 7
     assert all(len(image["alt"]) > 20 for image in images)
@@ -232,8 +263,8 @@ def test_every_part_is_there_with_its_numbers(written):
 def test_a_sweep_of_no_setting_says_why():
     sweep = make_sweep()
     sweep.results.clear()
-    page = Page(render_page("x", {}, [], [sections.show_sweep(sweep)], []))
-    assert "Not run: neutral, 100 heads: only 61 qualify" in page.text
+    page = Page(render_page("x", [], {}, [], [sections.show_sweep(sweep)], []))
+    assert "Not run: effects, 400 heads: it has 270" in page.text
     assert not page.all("img")
 
 
@@ -256,7 +287,7 @@ def test_hostile_source_code_stays_text(written):
     assert not re.search("[\u202a-\u202e\u2066-\u2069\x00]", page.text)
 
 
-def test_the_summary_says_who_won_by_the_intervals():
+def test_tasks_and_reconstruction_are_said_in_words():
     of_tasks = findings.describe_task_accuracy
     assert "right on 74% of 2,000 scenarios, from 49% (identifiers) to 82%" in of_tasks(
         task_accuracy()
@@ -265,25 +296,15 @@ def test_the_summary_says_who_won_by_the_intervals():
     counted = pd.concat([task_accuracy(), pd.DataFrame([total])])
     assert "right on 90% of 2,000 scenarios, from 49% (identifiers) to 82%" in of_tasks(counted)
 
-    lost = findings.describe_predictors(predictors())
-    assert "embeddings predict best whether an answer is right: AUC 0.700 [0.670, 0.730]" in lost
-    assert "AP-MAE did worse than the confidence: the intervals do not overlap" in lost
-    assert "Both together reach 0.830 [0.800, 0.860]. The intervals overlap" in lost
-    won = findings.describe_predictors(predictors(best=0.9))
-    assert "AP-MAE beat the confidence: the intervals do not overlap" in won
-    tied = findings.describe_predictors(predictors(best=0.82))
-    assert "no clear difference from the confidence" in tied
-
     of_errors = findings.describe_reconstruction
     error = reconstruction_error()
-    assert "The intervals overlap: no clear difference from that baseline" in of_errors(error)
-    won = of_errors(reconstruction_error(0.004))
-    assert "AP-MAE beat that baseline: the intervals do not overlap" in won
+    assert "the intervals overlap: no clear difference" in of_errors(error)
+    assert "; AP-MAE beat it." in of_errors(reconstruction_error(0.004))
     unknown = of_errors(reconstruction_error().assign(low=np.nan, high=np.nan))
-    assert "AP-MAE: ahead of that baseline, without an interval" in unknown
+    assert "there is no interval to say whether by chance" in unknown
 
 
-def ablation(chosen, random):
+def ablation(chosen, random, choice=EFFECTS):
     """A sweep in which given shares of 100 scenarios stay or become correct."""
     clean = np.arange(100) % 2 == 0
     order = np.argsort(~clean, kind="stable")  # the correct ones first
@@ -296,29 +317,59 @@ def ablation(chosen, random):
     results = []
     for size, (own, other) in enumerate(zip(chosen, random, strict=True), start=1):
         heads = parse_heads("L0H0")
-        results.append(SettingResult(Setting("toward_incorrect", size, None), heads, outcome(own)))
+        results.append(SettingResult(Setting(choice, size, None), heads, outcome(own)))
         results.append(SettingResult(Setting("random", size, 0), heads, outcome(other)))
     files = [f"F{i}" for i in range(100)]
     return AblationSweep(np.arange(100), files, clean, results, [], {"method": "zero"})
 
 
-def describe(sweep):
-    return findings.describe_ablation(sweep.summary(), sweep.clean_accuracy)
+def test_the_heads_that_matter_are_counted_named_and_compared_with_random_ones():
+    hurt = findings.describe_heads(make_effects(), ablation((0.4, 0.2), (0.5, 0.45)).summary())
+    assert "Of 3 heads measured, 2 have an effect" in hurt
+    assert "largest are L0H0 (-0.70 [-0.90, -0.50] nats), L0H2 (-0.06 [-0.10, -0.02] nats)" in hurt
+    assert "first 2 heads by effects ablated the model is right on 20.0%" in hurt
+    assert "at random on 45.0%: a difference of -25.0 [" in hurt
+    assert "clearly not 0 (the clearest of 2 sizes tried)" in hurt
+
+    nothing = make_effects(lows=(-1, -1, -1), highs=(1, 1, 1))
+    nothing = findings.describe_heads(nothing, ablation((0.5,), (0.5,)).summary())
+    assert nothing.startswith("None of 3 heads measured has an effect whose interval excludes 0")
+    assert "no clear difference (the clearest of 1 size tried)" in nothing
+    alone = ablation((0.5,), (0.5,)).summary()
+    alone = findings.describe_heads(
+        make_effects(), alone[alone["choice"] != "random"].assign(over_random=np.nan)
+    )
+    assert "heads by effects were not ablated beside random ones" in alone
 
 
-def test_the_summary_compares_ablations_with_random_heads():
-    helped = describe(ablation((0.6, 0.3), (0.5, 0.45)))
-    assert "at best 60.0% (1 head); the unchanged model has 50.0%" in helped
-    assert "clearly raised accuracy at 1 of 2 sizes, most with 1 head: +10.0 points" in helped
-    assert "clearly beat random heads at 1 of 2 sizes" in helped
-    assert "clearly worse than random heads at 1 size" in helped
-    assert "not corrected for trying several sizes" in helped
-    assert "falls to 30.0% with 2 heads (toward incorrect)" in helped
+def test_the_predictor_of_errors_stands_beside_the_confidence():
+    won = findings.describe_predictors(predictors())
+    assert f"told by {DEFAULT_FEATURES} with AUC 0.840 [0.810, 0.870]" in won
+    assert "confidence alone with 0.801 [0.771, 0.831]" in won
+    assert "a difference of +0.040 [+0.010, +0.060], clearly not 0" in won
+    tied = findings.describe_predictors(predictors(gain=(0.01, -0.02, 0.03)))
+    assert "+0.010 [-0.020, +0.030], no clear difference" in tied
+    others = predictors()
+    others = others[others["features"] != DEFAULT_FEATURES]
+    assert "surprise+unexpected (the best of 2 tried)" in findings.describe_predictors(others)
+    bare = others[others["features"] != "confidence"]
+    assert "confidence alone was not tried" in findings.describe_predictors(bare)
 
-    useless = describe(ablation((0.5,), (0.5,)))
-    assert "clearly raised accuracy at no size (1 tried)" in useless
-    assert "did not clearly beat random heads at any size (1 tried)" in useless
-    assert "falls to" not in useless
+
+def test_a_ranking_at_chance_is_said_and_put_aside():
+    summary = ablation((0.5,), (0.5,), SHAP_INCORRECT).summary()
+    noise = findings.describe_shap(make_shap(), summary)
+    assert "SHAP ranking on clusters, the paper's choice, is of a predictor" in noise
+    assert "that tells errors with AUC 0.600 [0.500, 0.700], no better than chance" in noise
+    assert "do not use its order" in noise
+    assert "first head by SHAP toward incorrect ablated" in noise
+    good = findings.describe_shap(make_shap(low_auc=0.55), summary)
+    assert "above chance" in good
+    assert "do not use" not in good
+    for low, folded in ((0.5, True), (0.55, False)):
+        page = render_page("x", [], {}, [], [sections.show_shap(make_shap(low_auc=low))], [])
+        before = page[: page.index("<figure>")]
+        assert (before.count("<details>") > before.count("</details>")) is folded
 
 
 # In a real browser
@@ -358,12 +409,23 @@ def test_hostile_source_code_is_shown_and_does_not_run(opened):
 
 
 @pytest.mark.browser
+def test_a_ranking_at_chance_is_behind_a_click(opened):
+    page, *_ = opened
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = false")
+    picture = page.locator("section[aria-labelledby=shap] img")
+    assert not picture.is_visible()
+    page.get_by_text("No result, since the predictor is no better than chance").click()
+    assert picture.is_visible()
+
+
+@pytest.mark.browser
 def test_every_figure_is_drawn(opened):
     from io import BytesIO
 
     from PIL import Image
 
     page, *_ = opened
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
     images = page.locator("img")
     assert images.count() == 7
     for index in range(images.count()):

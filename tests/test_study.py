@@ -87,7 +87,7 @@ def test_the_demo_is_a_valid_study():
     with as_file(files("aplens") / "studies" / "demo.toml") as path:
         settings = StudySettings.from_toml(path)
     assert settings.model.name == "smollm2-135m"
-    assert "random" in settings.ablate.choices
+    assert (settings.rank.features, settings.observe.surprise) == ("clusters", True)
 
 
 # --- stages ------------------------------------------------------------------------------------
@@ -323,11 +323,19 @@ def finished(request, tmp_path_factory, tiny_saved, java_zip):
 
 def test_the_command_says_what_it_wrote_and_ends_with_the_results(finished):
     _, folder, output = finished
-    for name in ("scenarios.parquet", "mae", "observations", "ranking.json", "ablations"):
+    names = ("scenarios.parquet", "mae", "observations", "ranking.json", "shap.json", "ablations")
+    for name in names:
         assert str(folder / name) in output
         assert (folder / name).exists()
     assert "there is no jdk-that-is-not-there: using" in output
-    end = output[output.index("Top heads") :]
+    opening = [
+        "Of 4 heads measured, ",
+        "Errors on held-out files are told by ",
+        "The SHAP ranking on ",
+    ]
+    places = [output.index(words) for words in [*opening, "Accuracy by task"]]
+    assert places == sorted(places)
+    end = output[output.index("by the effect of ablating") :]
     assert "nothing ablated: accuracy 50.0%" in end
     assert end.strip().endswith(f"Report: {folder / 'report.html'}")
 
@@ -342,7 +350,13 @@ def test_parts_share_no_file_and_the_sweep_used_only_its_own(finished):
     assert all(files[a].isdisjoint(files[b]) for a in names for b in names if a < b)
     assert set(study.folder.sweep.files) <= files["ablate"]
     assert set(study.folder.observations.files) == files["fit"] | files["rank"]
-    assert len(study.folder.ranking) == 4
+    assert len(study.folder.ranking) == len(study.folder.ranking.measured) == 4
+    assert set(study.folder.ranked.files) <= files["rank"]
+    counts = study.folder.ranked.counts()
+    assert sum(counts.values()) == 20
+    assert set(counts.values()) == {3, 4}  # six tasks alike
+    choices = set(study.folder.sweep.to_frame()["choice"])
+    assert choices == {"effects", "SHAP toward incorrect", "SHAP toward correct", "random"}
 
 
 def test_the_report_holds_the_rankings_heads_and_hostile_titles_stay_text(finished):
@@ -367,7 +381,8 @@ def test_a_hostile_title_is_text_in_the_results_too(finished):
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("ranking.json", "metadata.n_train is missing"),
+        ("ranking.json", "no ranking of a study by effects .*metadata.method is missing"),
+        ("shap.json", "metadata.features is missing"),
         ("ablations/sweep.json", "setup.method is missing"),
         ("corpus.json", r"\[0\].name is missing"),
     ],
@@ -377,7 +392,8 @@ def test_a_study_with_an_emptied_table_is_refused_by_name(finished, tmp_path, fi
     shutil.copytree(folder, tmp_path / "out")
     path = tmp_path / "out" / file
     document = json.loads(path.read_text())
-    emptied = {"ranking.json": {"metadata": {}}, "ablations/sweep.json": {"setup": {}}}
+    emptied = {name: {"metadata": {}} for name in ("ranking.json", "shap.json")}
+    emptied |= {"ablations/sweep.json": {"setup": {}}}
     path.write_text(json.dumps([{}] if file == "corpus.json" else document | emptied[file]))
     study = Study(StudySettings.from_toml(folder.parent / "small.toml"), tmp_path / "out")
     with pytest.raises(ValueError, match=words) as caught:
@@ -392,6 +408,25 @@ def test_the_same_command_again_does_nothing_again(finished):
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("done before") == 6
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_folder_whose_ranking_was_by_shap_is_refused(finished, tmp_path):
+    _, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "out")
+    settings = StudySettings.from_toml(folder.parent / "small.toml")
+    study = Study(settings, tmp_path / "out")
+    rank = next(stage for stage in study._stages("rank") if stage.name == "rank")
+    record = StageRecord(tmp_path / "out")
+    before = {key: value for key, value in rank.settings.items() if key != "ranking"}
+    with record.noting(replace(rank, settings=before), record._entry("rank")["upstream"], 3):
+        pass
+    with pytest.raises(
+        ValueError, match=r"'rank' \(ranking was None, is 'by effects'\).*redo rank"
+    ):
+        study.run()
+    shutil.copy(tmp_path / "out" / "shap.json", tmp_path / "out" / "ranking.json")
+    with pytest.raises(ValueError, match=r"ranking\.json is no ranking of a study by effects"):
+        _ = study.folder.ranking
 
 
 def test_one_changed_setting_is_refused_by_name(finished):
@@ -690,7 +725,8 @@ def test_a_report_says_that_a_pretrained_apmae_may_know_the_files(tmp_path):
     ("more", "message"),
     [
         ('[ablate]\nprecision = "float8"', "ablate.precision must be one of"),
-        ('[rank]\nfeatures = "surprise"', "need observe.surprise = true"),
+        ('[observe]\nsurprise = false\n[rank]\nfeatures = "surprise"', "need observe.surprise"),
+        ('[ablate]\nchoices = ["random"]', "unknown key ablate.'choices'; .*delete the line"),
         ('[rank]\ncompare = ["luck"]', "features must be one of"),
         ("[ablate]\nbatch_size = 0", "ablate.batch_size must be 1"),
         ("[ablate]\nper_task = 0", "ablate.per_task must be 1 to"),

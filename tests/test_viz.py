@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from aplens import Head, HeadRanking
 from aplens.heads import ModelShape
 from aplens.interventions import AblationSweep, Setting, SettingResult
-from aplens.style import INCORRECT, to_svg
+from aplens.style import CORRECT, GREY, INCORRECT, to_svg
 from aplens.viz import (
     plot_ablation_curve,
     plot_head_map,
@@ -142,6 +142,25 @@ def test_ablation_curve_has_a_line_a_choice_and_the_baseline():
     summary = make_sweep().summary().set_index(["choice", "size"]).loc[("toward_incorrect", 1)]
     assert lowest == pytest.approx(0.5 + summary["change_low"])
     assert highest == pytest.approx(0.5 + summary["change_high"])
+
+
+def test_every_order_of_heads_has_a_colour_of_its_own():
+    names = ["effects", "SHAP toward incorrect", "SHAP toward correct", "costs $5_", "random"]
+    row = {"size": 1, "accuracy": 0.5, "change": 0, "change_low": -0.1, "change_high": 0.1}
+    frame = pd.DataFrame([row | {"choice": name} for name in names[::-1]])
+    figure = plot_ablation_curve(frame, 0.6)
+    lines = {box.get_label(): box.lines[0] for box in figure.axes[0].containers}
+    assert lines["SHAP toward incorrect"].get_color() == INCORRECT
+    assert lines["SHAP toward correct"].get_color() == CORRECT
+    assert lines["random"].get_color() == GREY
+    assert len({line.get_color() for line in lines.values()}) == 5
+    assert len({line.get_marker() for line in lines.values()}) == 5
+    texts = figure.axes[0].get_legend().get_texts()
+    to_svg(figure)
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) == 5
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(0 <= box.x0 < box.x1 <= figure.bbox.width for box in boxes)
 
 
 def test_interval_plots_draw_every_row_with_its_bounds():

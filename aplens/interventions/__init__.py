@@ -9,9 +9,8 @@ from aplens.interventions.effects import (
 )
 from aplens.interventions.head_numbers import ScalesLike, change_heads
 from aplens.interventions.outcomes import (
-    CHOICES,
+    RANDOM,
     AblationSweep,
-    Choice,
     Setting,
     SettingResult,
 )
@@ -19,12 +18,11 @@ from aplens.interventions.scaling import scale_heads
 from aplens.interventions.sweep import PAPER_SIZES, SweepPlan, sweep_ablations
 
 __all__ = [
-    "CHOICES",
     "PAPER_SIZES",
+    "RANDOM",
     "AblationMethod",
     "AblationSweep",
     "AnswerMetric",
-    "Choice",
     "HeadEffects",
     "ScalesLike",
     "Setting",

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sized
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-Choice: TypeAlias = Literal["toward_incorrect", "toward_correct", "neutral", "random"]
-CHOICES: tuple[Choice, ...] = get_args(Choice)
+#: The name under which random heads stand beside the orders.
+RANDOM = "random"
 
 _LAST = 2**63 - 1
 
@@ -41,9 +41,9 @@ _OVER_RANDOM = ["over_random", "over_random_low", "over_random_high"]
 
 
 class Setting(NamedTuple):
-    """How some heads were chosen. `seed` is that of the draw, None unless the choice is random."""
+    """How some heads were chosen: by which order, or "random" with the `seed` of the draw."""
 
-    choice: Choice
+    choice: str
     size: int
     seed: int | None
 
@@ -87,10 +87,10 @@ class AblationSweep:
     def to_frame(self) -> pd.DataFrame:
         """One row a setting.
 
-        Columns: `choice`, `size`, `seed` (of the random draw; missing otherwise), `heads`, `n`
-        (scenarios), `accuracy` with its 95 % interval `low`, `high`, `incorrect_to_correct`,
-        `correct_to_incorrect` (counts), and `change`, the accuracy less that of the unchanged model
-        on the same scenarios, with `change_low`, `change_high`.
+        Columns: `choice` (the order's name, or "random"), `size`, `seed` (of the random draw;
+        missing otherwise), `heads`, `n` (scenarios), `accuracy` with its 95 % interval `low`,
+        `high`, `incorrect_to_correct`, `correct_to_incorrect` (counts), and `change`, the accuracy
+        less that of the unchanged model on the same scenarios, with `change_low`, `change_high`.
         """
         import pandas as pd
 
@@ -117,29 +117,29 @@ class AblationSweep:
         import pandas as pd
 
         bootstrap = FileBootstrap(self.files)
-        means = self._mean_outcomes()
+        means = self.mean_outcomes()
         draws = Counter((result.setting.choice, result.setting.size) for result in self.results)
         rows = []
         for (choice, size), correct in means.items():
             row: dict[str, Any] = {"choice": choice, "size": size}
             row |= {"n_seeds": draws[choice, size], **self._measures(correct, bootstrap)}
-            if choice != "random" and ("random", size) in means:
-                over_random = bootstrap.mean(correct - means["random", size])
+            if choice != RANDOM and (RANDOM, size) in means:
+                over_random = bootstrap.mean(correct - means[RANDOM, size])
                 row |= dict(zip(_OVER_RANDOM, over_random, strict=True))
             rows.append(row)
         frame = pd.DataFrame(rows, columns=["choice", "size", "n_seeds", *_MEASURES, *_OVER_RANDOM])
         return frame.astype(dict.fromkeys(_OVER_RANDOM, float))
 
-    def _mean_outcomes(self) -> dict[tuple[Choice, int], NDArray[np.float64]]:
+    def mean_outcomes(self) -> dict[tuple[str, int], NDArray[np.float64]]:
         """For each choice and size, how often the model is correct over the draws."""
-        groups: dict[tuple[Choice, int], list[NDArray[np.bool_]]] = {}
+        groups: dict[tuple[str, int], list[NDArray[np.bool_]]] = {}
         for result in self._ordered():
             key = (result.setting.choice, result.setting.size)
             groups.setdefault(key, []).append(result.correct)
         return {key: np.mean(outcomes, axis=0) for key, outcomes in groups.items()}
 
     def plot(self) -> Figure:
-        """Accuracy against the number of ablated heads, one line a choice."""
+        """Accuracy against the number of ablated heads, one line an order."""
         from aplens.plots import plot_ablation_curve
 
         return plot_ablation_curve(self.summary(), clean_accuracy=self.clean_accuracy)
@@ -194,11 +194,12 @@ class AblationSweep:
             raise ValueError(f"{path} is a damaged ablation sweep: {error}") from error
 
     def _ordered(self) -> list[SettingResult]:
-        """Results by choice, size and seed, in whatever order they were run."""
+        """Results by choice (random ones last), size and seed, in whatever order they were run."""
+        choices = list(dict.fromkeys(result.setting.choice for result in self.results))
 
-        def place(result: SettingResult) -> tuple[int, int, int]:
-            setting = result.setting
-            return CHOICES.index(setting.choice), setting.size, setting.seed or 0
+        def place(result: SettingResult) -> tuple[bool, int, int, int]:
+            choice, size, seed = result.setting
+            return choice == RANDOM, choices.index(choice), size, seed or 0
 
         return sorted(self.results, key=place)
 
@@ -254,13 +255,13 @@ def _read_texts(data: dict[str, Any], key: str, n: int | None = None) -> list[st
 
 def _read_result(entry: dict[str, Any], where: str, n: int) -> SettingResult:
     choice = take(entry, "choice", str, where)
-    if choice not in CHOICES:
-        raise ValueError(f"{where}choice must be one of {list(CHOICES)}, got {shorten(choice)}")
+    if not choice:
+        raise ValueError(f"{where}choice must be a name, got {shorten(choice)}")
     size = take(entry, "size", int, where)
     heads = parse_heads(_read_texts(entry, "heads"))
     if len(heads) != size:
         raise ValueError(f"{where}size is {shorten(size)}, but {len(heads)} heads are named")
-    is_drawn = choice == "random"
+    is_drawn = choice == RANDOM
     if not is_drawn and entry.get("seed") is not None:
         raise ValueError(f"{where}seed must be null, since {choice} heads are not drawn")
     seed = take(entry, "seed", int, where) if is_drawn else None

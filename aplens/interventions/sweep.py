@@ -1,6 +1,6 @@
-"""Ablate more and more heads, chosen in different ways, and count which predictions change.
+"""Ablate more and more heads, in named orders and at random, and count which predictions change.
 
-As in the paper: sizes × choices of heads, on as many correct as incorrect held-out scenarios.
+As in the paper: sizes × orders of heads, on as many correct as incorrect held-out scenarios.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import Tensor
 from aplens._io import fingerprint, hash_tokens, own_folder
 from aplens._seeds import read_seed
 from aplens._store import require_same
-from aplens.heads import Head, HeadRanking
+from aplens.heads import Head, HeadRanking, HeadsLike, draw_heads, parse_heads
 from aplens.interventions.ablation import (
     AblationMethod,
     Substitute,
     ablate_with,
     make_substitute,
 )
-from aplens.interventions.outcomes import CHOICES, AblationSweep, Choice, Setting, SettingResult
+from aplens.interventions.outcomes import RANDOM, AblationSweep, Setting, SettingResult
 from aplens.interventions.partial import PartialOutcomes
 from aplens.interventions.sharing import plan_runs
 from aplens.models import (
@@ -60,23 +60,21 @@ _UNFINISHED = "unfinished"
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Which heads a sweep ablates, and on which scenarios.
+    """How many heads a sweep ablates, and on which scenarios.
 
     Args:
-        sizes: Numbers of heads. A size with fewer qualifying heads (see `HeadRanking.top`) is
-            skipped, and `AblationSweep.skipped` says so.
-        choices: How heads are chosen.
-        random_seeds: One draw of random heads for each.
+        sizes: Numbers of heads. A size that an order has no heads for is skipped, and
+            `AblationSweep.skipped` says so.
+        random_seeds: For each one draw of as many of the model's heads; none when empty.
         balance: Use equally many correct and incorrect scenarios, as the paper does.
         seed: Draws the balanced scenarios, and `resample`'s prompts.
 
     Raises:
-        ValueError: When a size is below 1, a choice unknown, one of them empty, or a seed no whole
-            number from 0 to 2**63 - 1.
+        ValueError: When there is no size, one is below 1, or a seed no whole number from 0 to
+            2**63 - 1.
     """
 
     sizes: Sequence[int] = PAPER_SIZES
-    choices: Sequence[Choice] = CHOICES
     random_seeds: Sequence[int] = (0, 1, 2)
     balance: bool = True
     seed: int = 0
@@ -87,17 +85,12 @@ class SweepPlan:
         object.__setattr__(self, "seed", read_seed(self.seed))
         if len(self.sizes) == 0 or min(self.sizes) < 1:
             raise ValueError(f"sizes must be numbers of heads from 1 up, got {tuple(self.sizes)}")
-        unknown = [choice for choice in self.choices if choice not in CHOICES]
-        if unknown or not self.choices:
-            raise ValueError(f"choices must be some of {list(CHOICES)}, got {list(self.choices)}")
-        if "random" in self.choices and not seeds:
-            raise ValueError("the choice 'random' needs at least one of random_seeds")
 
 
 def sweep_ablations(
     model: Any,
     scenarios: Scenarios,
-    ranking: HeadRanking,
+    orders: HeadRanking | Mapping[str, HeadsLike],
     plan: SweepPlan | None = None,
     *,
     method: AblationMethod = "zero",
@@ -107,15 +100,17 @@ def sweep_ablations(
     folder: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> AblationSweep:
-    """Ablate heads in every setting (choice × size, random ones for each seed) and score the model.
+    """Ablate the first heads of each order, and as many random ones, and score the model.
 
-    The scenarios must be held out: neither the predictor nor the ranking may have seen their files.
+    The scenarios must be held out: nothing that the orders rest on may have seen their files.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         scenarios: The held-out scenarios.
-        ranking: The heads to choose from.
-        plan: How many heads, how chosen, on which scenarios (default: `SweepPlan()`, the paper's).
+        orders: For each name, any text but "random", heads in the order in which they are ablated,
+            such as {"effects": ranking.top(200), "SHAP": shap.top(200, by="toward_incorrect")}. A
+            ranking alone stands for {"importance": ranking}.
+        plan: How many heads, on which scenarios (default: `SweepPlan()`, the paper's).
         method: As in `ablate_heads`.
         reference: As in `ablate_heads`; needed by `mean` and `resample`. Take prompts that are not
             among `scenarios`. `resample` keeps every swept head's output on all of them in memory.
@@ -143,13 +138,14 @@ def sweep_ablations(
             infinity, or its patterns are no attention.
     """
     plan = plan or SweepPlan()
-    _check(model, scenarios, ranking, batch_size)
+    read = _read_orders(model, orders)
+    _check(model, scenarios, batch_size)
     compute_in(model, precision)  # refuses another precision before anything runs
     if method == "resample" and reference is None:
         # Outputs drawn from the batch itself would depend on how scenarios fall into batches.
         raise ValueError("a sweep with method 'resample' needs reference=, a tensor of tokens")
-    chosen, skipped = _choose_heads(ranking, plan)
-    setup = _describe_setup(model, scenarios, ranking, plan, method, reference)
+    chosen, skipped = _choose_heads(read, describe_model(model).heads, plan)
+    setup = _describe_setup(model, scenarios, read, plan, method, reference)
     setup["precision"] = None if precision is None else str(precision)
     if method == "resample":  # a prompt's donor depends on its place in the batch
         setup["batch_size"] = batch_size
@@ -268,14 +264,27 @@ def _margins(
     return (of_target - of_others).float().abs().cpu()
 
 
-def _check(model: Any, scenarios: Scenarios, ranking: HeadRanking, batch_size: int) -> None:
+def _read_orders(
+    model: Any, orders: HeadRanking | Mapping[str, HeadsLike]
+) -> dict[str, tuple[Head, ...]]:
+    if isinstance(orders, HeadRanking):
+        orders = {"importance": orders}
     info = describe_model(model)
-    of = ranking.model
-    if (of.n_layers, of.n_heads) != (info.n_layers, info.n_heads):
-        raise ValueError(
-            f"the ranking is of {of.n_layers} layers × {of.n_heads} heads "
-            f"({of.name}), the model has {info.n_layers} × {info.n_heads} ({info.name})"
-        )
+    if not orders:
+        raise ValueError("orders must have at least one order of heads, got none")
+    for name, heads in orders.items():
+        if not isinstance(name, str) or not name or name == RANDOM:
+            raise ValueError(f"an order must have a name other than {RANDOM!r}, got {name!r}")
+        of = heads.model if isinstance(heads, HeadRanking) else info
+        if (of.n_layers, of.n_heads) != (info.n_layers, info.n_heads):
+            raise ValueError(
+                f"the ranking is of {of.n_layers} layers × {of.n_heads} heads "
+                f"({of.name}), the model has {info.n_layers} × {info.n_heads} ({info.name})"
+            )
+    return {name: parse_heads(heads, info) for name, heads in orders.items()}
+
+
+def _check(model: Any, scenarios: Scenarios, batch_size: int) -> None:
     if len(scenarios) == 0:
         raise ValueError("there are no scenarios to sweep")
     require_answers(model, scenarios)
@@ -284,31 +293,29 @@ def _check(model: Any, scenarios: Scenarios, ranking: HeadRanking, batch_size: i
 
 
 def _choose_heads(
-    ranking: HeadRanking, plan: SweepPlan
+    orders: Mapping[str, tuple[Head, ...]], of_model: tuple[Head, ...], plan: SweepPlan
 ) -> tuple[dict[Setting, tuple[Head, ...]], list[str]]:
     """The heads of every setting, small sizes first, and what had to be skipped."""
     chosen: dict[Setting, tuple[Head, ...]] = {}
     skipped: list[str] = []
     for size in sorted(set(plan.sizes)):
-        for choice in plan.choices:
-            if choice == "random":
-                available = len(ranking)
+        for name, heads in orders.items():
+            if size <= len(heads):
+                chosen[Setting(name, size, None)] = heads[:size]
             else:
-                available = len(ranking.top(len(ranking), by=choice))
-            if size > available:
-                skipped.append(f"{choice}, {size} heads: only {available} qualify")
-            elif choice == "random":
-                for seed in plan.random_seeds:
-                    chosen[Setting(choice, size, seed)] = ranking.random(size, seed)
-            else:
-                chosen[Setting(choice, size, None)] = ranking.top(size, by=choice)
+                skipped.append(f"{name}, {size} heads: it has {len(heads)}")
+        if size <= len(of_model):
+            for seed in plan.random_seeds:
+                chosen[Setting(RANDOM, size, seed)] = draw_heads(of_model, size, seed)
+        elif plan.random_seeds:
+            skipped.append(f"{RANDOM}, {size} heads: the model has {len(of_model)}")
     return chosen, skipped
 
 
 def _describe_setup(
     model: Any,
     scenarios: Scenarios,
-    ranking: HeadRanking,
+    orders: Mapping[str, tuple[Head, ...]],
     plan: SweepPlan,
     method: AblationMethod,
     reference: Tensor | None,
@@ -320,7 +327,7 @@ def _describe_setup(
         "kind": info.kind,
         "dtype": str(info.dtype),
         "scenarios": hash_tokens(prompts.tokens, prompts.lengths, scenarios.targets()),
-        "ranking": fingerprint(ranking.to_frame().to_dict(orient="list")),
+        "orders": {name: fingerprint([*map(str, heads)]) for name, heads in orders.items()},
         "method": method,
         "reference": None if reference is None else hash_tokens(reference),
         "balance": plan.balance,

@@ -14,8 +14,6 @@ from aplens._io import require_file_name
 from aplens._words import shorten
 from aplens.study.reading import Count, Seed, check_fields, read_settings
 
-Choice = Literal["toward_incorrect", "toward_correct", "neutral", "random"]
-
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -72,8 +70,8 @@ class SplitSettings:
     Attributes:
         autoencoder: To train AP-MAE (needless, and best 0, with pretrained weights).
         fit: To fit clusters and the correctness predictor.
-        rank: To compute SHAP values, and from them the ranking.
-        ablate: To measure ablations, seen by neither the predictor nor the ranking.
+        rank: To estimate and measure effects, and to compute SHAP values.
+        ablate: To measure ablations, seen by neither the predictor nor the rankings.
     """
 
     autoencoder: float = 0.2
@@ -108,7 +106,8 @@ class ObserveSettings:
     Attributes:
         batch_size: Prompts a forward pass.
         shard_size: Scenarios a shard on disk.
-        surprise: Whether to compute how the last query departs from what AP-MAE expects.
+        surprise: Whether to compute how the last query departs from what AP-MAE expects, which the
+            default predictor of errors takes.
         patterns: Whether to keep the patterns themselves.
         held_out: Whether to observe the part `ablate` as well. Predictors are then compared on all
             parts, each file predicted by one that has not seen it. The ranking still sees `fit` and
@@ -118,7 +117,7 @@ class ObserveSettings:
 
     batch_size: Count = 8
     shard_size: Count = 64
-    surprise: bool = False
+    surprise: bool = True
     patterns: bool = False
     held_out: bool = False
     precision: Literal["bfloat16"] | None = None
@@ -126,16 +125,21 @@ class ObserveSettings:
 
 @dataclass(frozen=True)
 class RankSettings:
-    """`[rank]`: what predicts correctness; see `aplens.HeadScorer`.
+    """`[rank]`: the heads by effect, and what predicts correctness.
 
     Attributes:
-        features: What the ranking's predictor sees.
+        prompts: Scenarios of the part `rank`, as many of each task, on which effects are estimated.
+        verify: How many of the first heads are then ablated one by one; see `aplens.rank_heads`.
+        features: What the predictor sees whose SHAP values are the other ranking: "clusters" as in
+            the paper, see `aplens.HeadScorer`.
         reducer: Before clustering: "umap", "pca", or "auto" (UMAP where it is installed). UMAP
             takes about a second a head and fold, PCA hardly any time.
         folds: Of the comparison of predictors.
         compare: The feature sets that are compared; the usual ones when empty.
     """
 
+    prompts: Count = 64
+    verify: Annotated[int, 0, 2**31 - 1] = 40
     features: str = "clusters"
     reducer: Literal["auto", "umap", "pca"] = "auto"
     folds: Annotated[int, 2, 2**31 - 1] = 5
@@ -146,18 +150,21 @@ class RankSettings:
 class AblateSettings:
     """`[ablate]`: the settings of the sweep; see `aplens.sweep_ablations`.
 
+    Heads are ablated in the order of their effects, of their SHAP values toward incorrect and
+    toward correct, and at random.
     `precision` is "bfloat16", or the model's own when left out. `per_task`: at most this many of a
     task's held-out scenarios; all when left out.
     """
 
     method: Literal["zero", "mean", "resample"] = "zero"
     sizes: tuple[Count, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
-    choices: tuple[Choice, ...] = ("toward_incorrect", "toward_correct", "neutral", "random")
     random_seeds: tuple[Seed, ...] = (0, 1, 2)
     balance: bool = True
     per_task: Count | None = None
     batch_size: Count = 16
     precision: Literal["bfloat16"] | None = None
+
+    removed = (("choices", "a study ablates its orders of heads and random ones: delete the line"),)
 
 
 @dataclass(frozen=True)
@@ -194,9 +201,8 @@ class StudySettings:
         _check_split(self.split)
         _check_mae(self.mae)
         _check_features(self)
-        for name in ("sizes", "choices"):
-            if not getattr(self.ablate, name):
-                raise ValueError(f"ablate.{name} must not be empty")
+        if not self.ablate.sizes:
+            raise ValueError("ablate.sizes must not be empty")
 
     @property
     def context_length(self) -> int:

@@ -3,16 +3,115 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from aplens._words import split_features
 from aplens.heads import HeadRanking
-from aplens.intervals import Estimate
+from aplens.intervals import COVERAGE, Estimate
 from aplens.mae import BASELINES
-from aplens.plots import PREDICTOR_BASELINES, is_baseline
+from aplens.plots import METRIC_UNITS, PREDICTOR_BASELINES, is_baseline
+from aplens.scoring import DEFAULT_FEATURES
+
+if TYPE_CHECKING:
+    from aplens.study.folder import StudyFolder
+
+#: The orders in which a study ablates heads.
+EFFECTS = "effects"
+SHAP_INCORRECT, SHAP_CORRECT = "SHAP toward incorrect", "SHAP toward correct"
+
+_LARGEST = 3
+
+
+def describe_study(folder: StudyFolder) -> list[str]:
+    """What was found, in three sentences: the heads that matter, the errors, the paper's choice."""
+    summary = folder.sweep.summary()
+    return [
+        describe_heads(folder.ranking, summary),
+        describe_predictors(folder.predictors),
+        describe_shap(folder.shap, summary),
+    ]
+
+
+def describe_heads(ranking: HeadRanking, summary: pd.DataFrame) -> str:
+    """How many heads have an effect, which are the largest, what the first do beside random heads.
+
+    Args:
+        ranking: By effects.
+        summary: `AblationSweep.summary()`, with the choice `EFFECTS`.
+    """
+    frame = ranking.to_frame()
+    measured = frame[frame["measured"]]
+    clear = measured[(measured["low"] > 0) | (measured["high"] < 0)]
+    metric = ranking.metadata["metric"]
+    unit = METRIC_UNITS.get(metric, metric)
+    if measured.empty:
+        found = "No head's effect was measured, all are estimates"
+    elif clear.empty:
+        found = f"None of {len(measured)} heads measured has an effect whose interval excludes 0"
+    else:
+        largest = ", ".join(
+            f"{name} ({Estimate(row['mean'], row['low'], row['high']):+.2f} {unit})"
+            for name, row in clear.head(_LARGEST).iterrows()
+        )
+        by_chance = (1 - COVERAGE) * len(measured)
+        found = (
+            f"Of {len(measured)} heads measured, {len(clear)} have an effect on the answer whose "
+            f"interval excludes 0 (by chance: about {by_chance:.0f}); the largest are {largest}"
+        )
+    return f"{found}; {_compare_with_random(summary, EFFECTS)}."
+
+
+def describe_predictors(frame: pd.DataFrame) -> str:
+    """Whether the default predictor tells errors better than the model's own confidence.
+
+    Args:
+        frame: As `evaluate_predictors` returns it.
+    """
+    frame = frame[frame["task"] == "all"]
+    own, _ = _split(frame, "features", PREDICTOR_BASELINES)
+    if own.empty:
+        return "No predictor of errors by AP-MAE was tried."
+    usual = own[own["features"] == DEFAULT_FEATURES]
+    row = _highest(own if usual.empty else usual, "auc")
+    among = f" (the best of {len(own)} tried)" if usual.empty else ""
+    text = (
+        f"Errors on held-out files are told by {row['features']}{among} with AUC "
+        f"{_estimate(row, 'auc')}"
+    )
+    rival = frame[frame["features"] == "confidence"]
+    if rival.empty:
+        return f"{text}; the model's confidence alone was not tried."
+    gain = _estimate(row, "over_confidence")
+    return (
+        f"{text}, by the model's confidence alone with {_estimate(rival.iloc[0], 'auc')}: "
+        f"a difference of {gain:+.3f}, {_judge(gain)}."
+    )
+
+
+def describe_shap(shap: HeadRanking, summary: pd.DataFrame) -> str:
+    """Whether the predictor behind the SHAP ranking is any good, and its order beside random heads.
+
+    Args:
+        shap: By a predictor of correctness.
+        summary: `AblationSweep.summary()`, with the choice `SHAP_INCORRECT`.
+    """
+    features, auc = shap.metadata["features"], Estimate(*shap.metadata["auc"])
+    of = f"{features}, the paper's choice," if features == "clusters" else features
+    verdict = (
+        "no better than chance: do not use its order" if is_at_chance(shap) else "above chance"
+    )
+    return (
+        f"The SHAP ranking on {of} is of a predictor that tells errors with AUC {auc}, {verdict}; "
+        f"{_compare_with_random(summary, SHAP_INCORRECT)}."
+    )
+
+
+def is_at_chance(shap: HeadRanking) -> bool:
+    """Whether the predictor behind a ranking tells errors no better than chance does."""
+    low = shap.metadata["auc"][1]
+    return not low > 0.5  # NaN: nobody knows
 
 
 def describe_task_accuracy(frame: pd.DataFrame) -> str:
@@ -44,105 +143,44 @@ def describe_reconstruction(frame: pd.DataFrame) -> str:
     """
     best, rival = (_lowest(part, "error") for part in _split(frame, "predictor", BASELINES))
     own, other = (Estimate(*row[["error", "low", "high"]]) for row in (best, rival))
+    if np.isnan([*own, *other]).any():
+        verdict = "there is no interval to say whether by chance"
+    elif own.low <= other.high and other.low <= own.high:
+        verdict = "the intervals overlap: no clear difference"
+    else:
+        verdict = f"AP-MAE {'beat' if own.value < other.value else 'did worse than'} it"
     return (
         f"On masked patches AP-MAE's squared error is {own:.4f}; the best baseline "
-        f"({rival['predictor']}) has {other:.4f}. "
-        f"{_judge(own, other, 'AP-MAE', 'that baseline', lower_is_better=True)}"
+        f"({rival['predictor']}) has {other:.4f}; {verdict}."
     )
 
 
-def describe_predictors(frame: pd.DataFrame) -> str:
-    """Whether AP-MAE's features tell right from wrong better than the model's own confidence.
-
-    Features that are the confidence and AP-MAE's together are judged on their own: they can be good
-    for the confidence's sake.
-
-    Args:
-        frame: Columns `features`, `auc`, `auc_low`, `auc_high`.
-    """
-    own, _ = _split(frame, "features", PREDICTOR_BASELINES)
-    together = own["features"].map(lambda name: "confidence" in split_features(name)).astype(bool)
-    rivals = frame[frame["features"] == "confidence"]
-    if together.all():
-        return "No predictor of correctness on AP-MAE's features alone was fitted."
-    best = _highest(own[~together], "auc")
-    text = (
-        f"Of AP-MAE's features, {best['features']} predict best whether an answer is right: "
-        f"AUC {_auc(best)}; the model's own confidence "
-    )
-    if rivals.empty:
-        return text + "was not measured."
-    rival = _auc(rivals.iloc[0])
-    text += f"reaches {rival}. {_judge(_auc(best), rival, 'AP-MAE', 'the confidence')}"
-    if together.any():
-        both = _auc(_highest(own[together], "auc"))
-        text += f" Both together reach {both}. "
-        text += _judge(both, rival, "Both together", "the confidence")
-    return text
-
-
-def describe_ranking(ranking: HeadRanking) -> str:
-    """How good the predictor behind a study's ranking is; a ranking is no better than that."""
-    auc, confidence = (Estimate(*ranking.metadata[key]) for key in ("auc", "confidence_auc"))
+def _compare_with_random(summary: pd.DataFrame, choice: str) -> str:
+    """An order's clearest difference from random heads, of all sizes tried."""
+    rows = summary[summary["choice"] == choice].dropna(subset=["over_random"])
+    if rows.empty:
+        return f"heads by {choice} were not ablated beside random ones"
+    noise = (rows["over_random_high"] - rows["over_random_low"]).clip(lower=1e-9)
+    best = rows.iloc[int(np.argmax(rows["over_random"].abs() / noise))]
+    gap = _estimate(best, "over_random")
+    points = Estimate(*(100 * number for number in gap))
+    random = best["accuracy"] - gap.value
+    size = "head" if best["size"] == 1 else f"{best['size']} heads"
     return (
-        f"The ranking's predictor has AUC {auc} on held-out files; the model's own confidence has "
-        f"{confidence}."
+        f"with the first {size} by {choice} ablated the model is right on {best['accuracy']:.1%} "
+        f"of held-out scenarios, with as many at random on {random:.1%}: a difference of "
+        f"{points:+.1f} points, {_judge(gap)} (the clearest of {_count(len(rows), 'size')} tried)"
     )
 
 
-def describe_ablation(summary: pd.DataFrame, clean_accuracy: float) -> str:
-    """Whether ablating the heads said to push toward incorrect helps, and more than random heads.
-
-    Args:
-        summary: `AblationSweep.summary()`.
-        clean_accuracy: The unchanged model's accuracy on the same scenarios.
-    """
-    chosen = summary[summary["choice"] == "toward_incorrect"]
-    if chosen.empty:
-        return "No heads chosen toward incorrect were ablated."
-    best, lowest = _highest(chosen, "accuracy"), _lowest(summary, "accuracy")
-    raised = "It clearly raised accuracy"
-    sentences = [
-        f"Ablating the heads that push toward incorrect gives at best {best['accuracy']:.1%} "
-        f"({_count(best['size'], 'head')}); the unchanged model has {clean_accuracy:.1%}.",
-        _count_sizes(chosen, "change", raised, f"{raised} at no size"),
-    ]
-    compared = chosen.dropna(subset=["over_random"])
-    if compared.empty:
-        sentences.append("There are no random heads to compare with.")
-    else:
-        none = "It did not clearly beat random heads at any size"
-        sentences.append(
-            _count_sizes(compared, "over_random", "It clearly beat random heads", none)
-        )
-    if worse := int((compared["over_random_high"] < 0).sum()):
-        sentences.append(f"It was clearly worse than random heads at {_count(worse, 'size')}.")
-    if len(compared) > 1:
-        sentences.append("These intervals are not corrected for trying several sizes.")
-    if lowest["change_high"] < 0:
-        sentences.append(
-            f"Accuracy falls to {lowest['accuracy']:.1%} with {_count(lowest['size'], 'head')} "
-            f"({lowest['choice'].replace('_', ' ')})."
-        )
-    return " ".join(sentences)
+def _judge(gap: Estimate) -> str:
+    if np.isnan(gap.low):
+        return "without an interval to say whether by chance"
+    return "clearly not 0" if gap.low > 0 or gap.high < 0 else "no clear difference"
 
 
-def _judge(
-    own: Estimate, rival: Estimate, name: str, other: str, *, lower_is_better: bool = False
-) -> str:
-    """Who won: only intervals that do not overlap decide."""
-    ahead = own.value < rival.value if lower_is_better else own.value > rival.value
-    if np.isnan([*own, *rival]).any():
-        order = "ahead of" if ahead else "not ahead of"
-        return f"{name}: {order} {other}, without an interval to say whether by chance."
-    if own.low <= rival.high and rival.low <= own.high:
-        return f"The intervals overlap: no clear difference from {other}."
-    verb = "beat" if ahead else "did worse than"
-    return f"{name} {verb} {other}: the intervals do not overlap."
-
-
-def _auc(row: pd.Series[Any]) -> Estimate:
-    return Estimate(*row[["auc", "auc_low", "auc_high"]])
+def _estimate(row: pd.Series[Any], name: str) -> Estimate:
+    return Estimate(*row[[name, f"{name}_low", f"{name}_high"]])
 
 
 def _split(
@@ -159,20 +197,6 @@ def _lowest(frame: pd.DataFrame, column: str) -> pd.Series[Any]:
 
 def _highest(frame: pd.DataFrame, column: str) -> pd.Series[Any]:
     return frame.sort_values(column, ascending=False).iloc[0]
-
-
-def _count_sizes(rows: pd.DataFrame, column: str, some: str, none: str) -> str:
-    """At how many sizes a difference's interval lies above zero, with the largest of them."""
-    above = rows[rows[f"{column}_low"] > 0]
-    if above.empty:
-        return f"{none} ({len(rows)} tried)."
-    best = _highest(above, column)
-    points = Estimate(*(100 * best[column + end] for end in ("", "_low", "_high")))
-    value, interval = f"{points:+.1f}".split(" ", 1)
-    return (
-        f"{some} at {len(above)} of {_count(len(rows), 'size')}, most with "
-        f"{_count(best['size'], 'head')}: {value} points {interval}."
-    )
 
 
 def _count(number: int, what: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aplens._documents import check, take
 from aplens._io import read_json
+from aplens._words import shorten
 from aplens.heads import HeadRanking
 from aplens.study.stages import StageRecord
 
@@ -82,13 +83,16 @@ class StudyFolder:
     def swept(self) -> Scenarios:
         """What heads are ablated on: the part `ablate`, cut to the study's `ablate.per_task`."""
         held_out, most = self.parts["ablate"], self.settings.ablate.per_task
-        seen: Counter[str] = Counter()
-        places = []
-        for place, task in enumerate(held_out.tasks):
-            seen[task] += 1
-            if most is None or seen[task] <= most:
-                places.append(place)
-        return held_out.select(places)
+        turns = _turns(held_out.tasks)
+        return held_out.select([i for i, turn in enumerate(turns) if most is None or turn < most])
+
+    @cached_property
+    def ranked(self) -> Scenarios:
+        """What effects are estimated on: `rank.prompts` of the part `rank`, of all tasks alike."""
+        part = self.parts["rank"]
+        turns = _turns(part.tasks)
+        first = sorted(range(len(part)), key=turns.__getitem__)[: self.settings.rank.prompts]
+        return part.select(sorted(first))
 
     @cached_property
     def mae(self) -> APMAE:
@@ -125,8 +129,13 @@ class StudyFolder:
 
     @cached_property
     def ranking(self) -> HeadRanking:
-        """The heads, ranked."""
+        """The heads, ranked by their effects."""
         return read_ranking(self.path / "ranking.json")
+
+    @cached_property
+    def shap(self) -> HeadRanking:
+        """The heads, ranked by the SHAP values of a predictor of correctness."""
+        return read_shap(self.path / "shap.json")
 
     @cached_property
     def predictors(self) -> pd.DataFrame:
@@ -144,7 +153,36 @@ class StudyFolder:
         return StageRecord(self.path).seconds
 
 
+def _turns(tasks: Sequence[str]) -> list[int]:
+    """For each scenario how many of its task stand before it."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for task in tasks:
+        turns.append(seen[task])
+        seen[task] += 1
+    return turns
+
+
 def read_ranking(path: Path) -> HeadRanking:
+    """A ranking by effects, whose metadata says by which metric they are and on how many prompts.
+
+    Raises:
+        OSError: When the file cannot be read.
+        ValueError: When it holds something else, such as the ranking of an older aplens; the
+            message names it.
+    """
+    ranking = HeadRanking.load(path)
+    with _naming(path, "no ranking of a study by effects (run its stage rank again)"):
+        if (method := take(ranking.metadata, "method", str, "metadata.")) != "effects":
+            raise ValueError(f"metadata.method must be 'effects', got {shorten(method)}")
+        take(ranking.metadata, "metric", str, "metadata.")
+        take(ranking.metadata, "n_prompts", int, "metadata.")
+        if "measured" not in ranking.to_frame():
+            raise ValueError("its heads do not say whether they were measured")
+    return ranking
+
+
+def read_shap(path: Path) -> HeadRanking:
     """A ranking by a predictor of correctness, whose metadata says how good that predictor is.
 
     Raises:
@@ -153,6 +191,7 @@ def read_ranking(path: Path) -> HeadRanking:
     """
     ranking = HeadRanking.load(path)
     with _naming(path, "no ranking of a study's predictor"):
+        take(ranking.metadata, "features", str, "metadata.")
         for key in ("n_train", "n_test"):
             take(ranking.metadata, key, int, "metadata.")
         for key in ("auc", "confidence_auc"):

@@ -31,7 +31,8 @@ def read_settings(
     """Read a settings dataclass from a TOML file.
 
     Args:
-        kind: The dataclass; its fields may be dataclasses themselves, one or several.
+        kind: The dataclass; its fields may be dataclasses themselves, one or several. `removed`
+            may say what to do about keys that it once had.
         path: The file.
         changes: As for `StudySettings.from_toml`.
 
@@ -111,7 +112,8 @@ def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
     unknown = sorted(set(table) - set(hints))
     if unknown:
-        raise ValueError(f"unknown key {where}{shorten(unknown[0])}; known here: {sorted(hints)}")
+        advice = dict(getattr(kind, "removed", ())).get(unknown[0], f"known here: {sorted(hints)}")
+        raise ValueError(f"unknown key {where}{shorten(unknown[0])}; {advice}")
     return kind(
         **{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()}
     )

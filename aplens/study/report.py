@@ -13,7 +13,7 @@ import numpy as np
 from aplens._io import atomic_write
 from aplens.mae import compare_reconstruction
 from aplens.study import sections
-from aplens.study.findings import describe_ranking
+from aplens.study.findings import describe_study
 from aplens.study.sections import Sample, Section
 from aplens.tables import code, escape
 from aplens.viz.embed import render_template
@@ -38,6 +38,7 @@ def write_report(folder: StudyFolder, model: Any, command: str) -> None:
     """
     page = render_page(
         folder.settings.title,
+        describe_study(folder),
         _facts(folder, model, command),
         _notes(folder),
         _sections(folder, model),
@@ -49,14 +50,14 @@ def write_report(folder: StudyFolder, model: Any, command: str) -> None:
 
 
 def summarize(folder: StudyFolder) -> str:
-    """The main tables, how good the ranking is, and the report's path, as plain text."""
+    """What was found, the main tables, and the report's path, as plain text."""
     tables = [table.to_text() for table in sections.main_tables(folder)]
     skipped = [f"Not run: {reason}" for reason in folder.sweep.skipped]
     return "\n\n".join(
         [
             "",
+            *describe_study(folder),
             *tables,
-            describe_ranking(folder.ranking),
             *skipped,
             f"Report: {folder.path / 'report.html'}",
         ]
@@ -65,6 +66,7 @@ def summarize(folder: StudyFolder) -> str:
 
 def render_page(
     title: str,
+    found: Sequence[str],
     facts: Mapping[str, str],
     notes: Sequence[str],
     parts: Sequence[Section],
@@ -74,25 +76,32 @@ def render_page(
 
     Args:
         title: Its heading.
+        found: What was found, in a few sentences.
         facts: What was run, in the order to show.
         notes: Sentences the reader must know first.
-        parts: The sections; their findings stand at the top.
+        parts: The sections.
         samples: Some scenarios with their source code.
     """
     return render_template(
-        "report.html.j2", title=title, facts=facts, notes=notes, sections=parts, samples=samples
+        "report.html.j2",
+        title=title,
+        found=found,
+        facts=facts,
+        notes=notes,
+        sections=parts,
+        samples=samples,
     )
 
 
 def _to_markdown(folder: StudyFolder, command: str) -> str:
-    """The main tables, and what they are over."""
+    """What was found, the main tables, and what they are over."""
     settings = folder.settings
     lines = [
         f"# {escape(settings.title)}",
+        *(f"- {escape(sentence)}" for sentence in describe_study(folder)),
         f"Command: {code(command)}, seed {settings.seed}.",
         f"Scenarios by part, no source file in two: {_sizes(folder)}.",
         "Brackets: 95 % intervals that resample source files.",
-        describe_ranking(folder.ranking),
     ]
     tables = [table.to_markdown() for table in sections.main_tables(folder)]
     return "\n\n".join([*lines, *tables]) + "\n"
@@ -114,7 +123,8 @@ def _facts(folder: StudyFolder, model: Any, command: str) -> dict[str, str]:
         "Split by file": _sizes(folder),
         "AP-MAE": settings.mae.pretrained
         or f"{settings.mae.preset}, trained here on the part 'autoencoder'",
-        "Ranked by": f"SHAP of the predictor on {settings.rank.features}, on the part 'rank'",
+        "Ranked by": f"effects on {len(folder.ranked)} scenarios of the part 'rank'; beside it "
+        f"SHAP of a predictor on {settings.rank.features}, on all of that part",
         "Seed": str(settings.seed),
         "Command": command,
         "Versions": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
@@ -145,17 +155,22 @@ def _sections(folder: StudyFolder, model: Any) -> list[Section]:
     patterns = collect_patterns(model, rank.tokens()[:1], shown)
     few = [part.select(range(min(len(part), _RECONSTRUCTION_PROMPTS))) for part in (fit, rank)]
     return [
+        *_head_sections(folder),
+        sections.show_sweep(folder.sweep),
+        sections.show_predictors(folder.predictors),
         sections.show_tasks(sections.task_accuracy(folder.observations.table)),
         sections.show_reconstruction(
             folder.mae.reconstruct(patterns.values[0], seed=seed),
             [str(head) for head in shown],
             compare_reconstruction(model, folder.mae, few[0], few[1], seed),
         ),
-        sections.show_predictors(folder.predictors),
-        sections.show_ranking(folder.ranking),
-        sections.show_sweep(folder.sweep),
         sections.show_times(folder.seconds),
     ]
+
+
+def _head_sections(folder: StudyFolder) -> list[Section]:
+    """What is said of the heads."""
+    return [sections.show_ranking(folder.ranking), sections.show_shap(folder.shap)]
 
 
 def _samples(folder: StudyFolder, tokenizer: Any) -> list[Sample]:

@@ -12,6 +12,7 @@ from aplens._io import atomic_write, write_json
 from aplens._processes import join_processes
 from aplens._sums import sketch_files
 from aplens.study.config import ScenarioSettings, StudySettings
+from aplens.study.findings import EFFECTS, SHAP_CORRECT, SHAP_INCORRECT
 from aplens.study.folder import StudyFolder
 from aplens.study.stages import Reporter, Stage, run_stages
 
@@ -27,8 +28,8 @@ _MESSAGES = {
     "mine": "completion scenarios from source files",
     "train": "AP-MAE on this model's attention patterns",
     "observe": "the model on every scenario, every head's pattern encoded",
-    "rank": "clusters, predictors of correctness, SHAP",
-    "ablate": "ranked and random heads on held-out scenarios",
+    "rank": "the heads by effect, predictors of correctness, SHAP",
+    "ablate": "the first heads of each order, and random ones, on held-out scenarios",
     "report": "one HTML file",
 }
 STAGES = tuple(_MESSAGES)
@@ -130,12 +131,15 @@ class Study:
         # A model in a folder may be trained on there, and all later stages are made from it.
         weights = {"weights of the model": sketch_files(settings.model.name)}
         mine = dataclasses.replace(mine, settings={**mine.settings, **weights})
-        ranked = ["ranking.json", "predictors.parquet", "predictions"]
+        ranked = ["ranking.json", "shap.json", "predictors.parquet", "predictions"]
+        rank = stage("rank", ranked, self._rank, settings.rank)
+        # Before, ranking.json was what shap.json is now.
+        rank = dataclasses.replace(rank, settings={**rank.settings, "ranking": "by effects"})
         stages = [
             mine,
             stage("train", ["mae"], self._train, settings.mae, settings.split),
             stage("observe", ["observations"], self._observe, settings.observe),
-            stage("rank", ranked, self._rank, settings.rank),
+            rank,
             stage("ablate", ["ablations"], self._ablate, settings.ablate),
             stage("report", ["report.html", "results.md"], self._report),
         ]
@@ -236,36 +240,44 @@ class Study:
         )
 
     def _rank(self) -> None:
-        from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer
+        from aplens.ranking import rank_heads
+        from aplens.scoring import HeadClusters, HeadScorer
 
-        wanted, seed = self.settings.rank, self.settings.seed
+        wanted, seed, tell = self.settings.rank, self.settings.seed, self.reporter.update
+        some = self.folder.ranked
+        self.reporter.say(f"effects on {len(some)} scenarios, of {wanted.verify} heads measured")
+        ranking = rank_heads(self.model, some, verify=wanted.verify, progress=tell)
+        ranking.save(self.folder.path / "ranking.json")
         fit, held_out = self.folder.observed_part("fit"), self.folder.observed_part("rank")
         self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
         clusters = HeadClusters(wanted.reducer, seed=seed)
         scorer = HeadScorer(self.folder.mae, features=wanted.features, clusters=clusters, seed=seed)
         table = scorer.evaluate(
             self.folder.observations,
-            features=wanted.compare or FEATURE_SETS,
+            features=wanted.compare or None,
             n_folds=wanted.folds,
-            progress=self.reporter.update,
+            progress=tell,
             keep=self.folder.path / "predictions",
         )
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
-        scorer.fit(fit).rank(held_out).save(self.folder.path / "ranking.json")
+        scorer.fit(fit).rank(held_out).save(self.folder.path / "shap.json")
         with atomic_write(self.folder.path / "predictors.parquet") as temporary:
             table.to_parquet(temporary, index=False)
 
     def _ablate(self) -> None:
         from aplens.interventions import SweepPlan, sweep_ablations
 
-        wanted = self.settings.ablate
+        wanted, ranking, shap = self.settings.ablate, self.folder.ranking, self.folder.shap
         sweep_ablations(
             self.model,
             self.folder.swept,
-            self.folder.ranking,
+            {
+                EFFECTS: ranking,
+                SHAP_INCORRECT: shap.top(len(shap), by="toward_incorrect"),
+                SHAP_CORRECT: shap.top(len(shap), by="toward_correct"),
+            },
             SweepPlan(
                 sizes=wanted.sizes,
-                choices=wanted.choices,
                 random_seeds=wanted.random_seeds,
                 balance=wanted.balance,
                 seed=self.settings.seed,
@@ -284,7 +296,7 @@ class Study:
         write_report(self.folder, self.model, self.command)
 
     def summary(self) -> str:
-        """The study's main tables and the report's path, as plain text."""
+        """What was found in three sentences, the main tables and the report's path, as text."""
         from aplens.study.report import summarize
 
         return summarize(self.folder)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from aplens import plots
+from aplens.intervals import Estimate
 from aplens.mae import BASELINES
 from aplens.study import findings
+from aplens.study.findings import is_at_chance
 from aplens.style import to_svg
 from aplens.tables import Table
 from aplens.viz.embed import displayable_token
@@ -66,7 +68,7 @@ class Section:
         pictures: Figures.
         tables: The numbers.
         folded: More numbers, which open on a click.
-        finding: What these say, for the top of the page.
+        aside: What pictures and tables are when they are no result: they open on a click too.
     """
 
     name: str
@@ -75,7 +77,7 @@ class Section:
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     folded: Sequence[Table] = ()
-    finding: str = ""
+    aside: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def main_tables(folder: StudyFolder) -> list[Table]:
         tabulate_tasks(task_accuracy(folder.observations.table)),
         *tabulate_predictors(folder.predictors),
         tabulate_heads(folder.ranking),
+        *([] if is_at_chance(folder.shap) else [tabulate_shap(folder.shap)]),
         tabulate_sweep(folder.sweep),
     ]
 
@@ -166,13 +169,29 @@ def tabulate_predictors(frame: pd.DataFrame) -> list[Table]:
 
 
 def tabulate_heads(ranking: HeadRanking) -> Table:
-    """The first heads of a ranking."""
+    """The first heads of a ranking by effects: measured ones have intervals."""
+    facts = ranking.metadata
+    frame = ranking.to_frame().head(_TOP_HEADS)
+    measured = frame["measured"].astype(bool)
+    frame[["low", "high"]] = frame[["low", "high"]].where(measured)
+    known = measured.map({True: "measured", False: "estimated"})
+    unit = plots.METRIC_UNITS.get(facts["metric"], facts["metric"])
+    return Table.from_frame(
+        _with_ends(frame.assign(name=frame.index, known=known), "mean"),
+        {"name": "head", "mean": f"effect, {unit}", "known": "how"},
+        caption=f"Heads of {ranking.model.name} by the effect of ablating each alone",
+        formats={"mean": "+.3f"},
+    )
+
+
+def tabulate_shap(ranking: HeadRanking) -> Table:
+    """The first heads of a ranking by SHAP values."""
     scores = ("importance", "mean", "toward_incorrect", "toward_correct")
     frame = ranking.to_frame().head(_TOP_HEADS)
     return Table.from_frame(
         frame.assign(name=frame.index),
         {"name": "head"} | {score: score.replace("_", " ") for score in scores},
-        caption=f"Top heads of {ranking.model.name} (SHAP, log-odds of an incorrect prediction)",
+        caption=f"Heads of {ranking.model.name} by SHAP (log-odds of an incorrect prediction)",
         formats=dict.fromkeys(scores, "#.3g") | {"mean": "+#.3g"},
     )
 
@@ -216,7 +235,10 @@ def show_tasks(frame: pd.DataFrame) -> Section:
     return Section(
         "tasks",
         "The model's accuracy by task",
-        text=["The unchanged model's most probable next token against the file's own."],
+        text=[
+            findings.describe_task_accuracy(frame),
+            "The unchanged model's most probable next token against the file's own.",
+        ],
         pictures=[
             _picture(
                 plots.plot_task_accuracy(frame),
@@ -226,7 +248,6 @@ def show_tasks(frame: pd.DataFrame) -> Section:
             )
         ],
         folded=[tabulate_tasks(frame)],
-        finding=findings.describe_task_accuracy(frame),
     )
 
 
@@ -244,6 +265,7 @@ def show_reconstruction(
     return Section(
         "reconstruction",
         "Reconstruction of masked attention patterns",
+        text=[findings.describe_reconstruction(errors)],
         pictures=[
             _picture(
                 plots.plot_reconstruction(reconstruction, labels),
@@ -268,7 +290,6 @@ def show_reconstruction(
                 formats={"error": ".4f"},
             ),
         ],
-        finding=findings.describe_reconstruction(errors),
     )
 
 
@@ -300,35 +321,49 @@ def show_predictors(frame: pd.DataFrame) -> Section:
             )
         ],
         tables=tabulate_predictors(frame),
-        finding=findings.describe_predictors(frame),
     )
 
 
 def show_ranking(ranking: HeadRanking) -> Section:
-    """The heads that the predictor reads."""
-    scores = ranking.to_frame().pivot_table(index="layer", columns="head", values="mean")
-    best = str(ranking.top(1)[0])
-    scores = scores.rename(columns="head {}".format).rename_axis(columns=None)
-    every = Table.from_frame(
-        scores.reset_index(),
-        caption="Mean SHAP value of every head",
-        formats=dict.fromkeys(map(str, scores), "+#.3g"),
-    )
+    """The heads by their effects."""
+    facts = ranking.metadata
     return Section(
         "heads",
-        "The heads, ranked",
+        "The heads that matter",
         text=[
-            "SHAP values of the correctness predictor, in log-odds of an incorrect prediction, "
-            "averaged over scenarios. They say which heads the predictor reads, not which heads "
-            "cause an error: that is for the ablations."
+            "The effect of a head: what ablating it alone does to the answer's log-probability, "
+            "where negative says that the answer needs the head. Effects of all heads are "
+            f"estimated; those of the first {len(ranking.measured)} are then measured on "
+            f"{facts['n_prompts']} scenarios, with an interval that resamples source files."
         ],
         pictures=[
             _picture(
                 plots.plot_head_map(ranking, "mean"),
-                f"Heat map, layers by heads: mean SHAP value of {len(ranking)} heads.",
-                "Mean SHAP value of every head. Red pushes the prediction toward incorrect, blue "
-                "toward correct.",
-            ),
+                f"Heat map, layers by heads: mean effect of ablating each of {len(ranking)} heads.",
+                "Mean effect of ablating each head. Blue: the answer needs it. Red: the answer "
+                "does better without it.",
+            )
+        ],
+        tables=[tabulate_heads(ranking)],
+        folded=[_tabulate_every_head(ranking, "Mean effect of every head")],
+    )
+
+
+def show_shap(ranking: HeadRanking) -> Section:
+    """The heads that a predictor of errors reads; put aside where it is at chance."""
+    features = ranking.metadata["features"]
+    best = str(ranking.top(1)[0])
+    auc, confidence = (Estimate(*ranking.metadata[key]) for key in ("auc", "confidence_auc"))
+    return Section(
+        "shap",
+        f"The heads that a predictor on {features} reads",
+        text=[
+            f"SHAP values of a predictor of errors on {features}, in log-odds of an incorrect "
+            "prediction, averaged over scenarios: the paper's way to rank heads. They say which "
+            "heads the predictor reads, not which cause an error. It has "
+            f"AUC {auc} on held-out files; the model's own confidence has {confidence}."
+        ],
+        pictures=[
             _picture(
                 plots.plot_shap_summary(ranking, _TOP_HEADS),
                 f"Bar chart: SHAP values of the most important heads, {best} first.",
@@ -336,16 +371,25 @@ def show_ranking(ranking: HeadRanking) -> Section:
                 "correct (left).",
             ),
         ],
-        tables=[tabulate_heads(ranking)],
-        folded=[every],
-        finding=findings.describe_ranking(ranking),
+        tables=[tabulate_shap(ranking)],
+        folded=[_tabulate_every_head(ranking, "Mean SHAP value of every head")],
+        aside="No result, since the predictor is no better than chance: its order of heads"
+        if is_at_chance(ranking)
+        else "",
     )
+
+
+def _tabulate_every_head(ranking: HeadRanking, caption: str) -> Table:
+    scores = ranking.to_frame().pivot_table(index="layer", columns="head", values="mean")
+    scores = scores.rename(columns="head {}".format).rename_axis(columns=None)
+    formats = dict.fromkeys(map(str, scores), "+#.3g")
+    return Table.from_frame(scores.reset_index(), caption=caption, formats=formats)
 
 
 def show_sweep(sweep: AblationSweep) -> Section:
     """What ablating heads does."""
     text = [
-        f"{len(sweep.clean):,} scenarios that neither the predictor nor the ranking saw; the "
+        f"{len(sweep.clean):,} scenarios that neither the predictor nor the rankings saw; the "
         f"unchanged model is right on {sweep.clean_accuracy:.1%} of them."
     ]
     if sweep.skipped:
@@ -359,8 +403,8 @@ def show_sweep(sweep: AblationSweep) -> Section:
         pictures=[
             _picture(
                 sweep.plot(),
-                "Line plot: accuracy against the number of ablated heads, one line for each way "
-                "of choosing them, and the unchanged model's accuracy as a dotted line.",
+                "Line plot: accuracy against the number of ablated heads, one line for each order "
+                "of heads, and the unchanged model's accuracy as a dotted line.",
                 "Accuracy with more and more heads ablated; random heads are averaged over draws. "
                 "Intervals are those of the change from the unchanged model on the same scenarios, "
                 "bootstrapped over source files.",
@@ -368,7 +412,6 @@ def show_sweep(sweep: AblationSweep) -> Section:
         ],
         tables=[tabulate_sweep(sweep)],
         folded=[_tabulate_settings(sweep.to_frame(), "Every setting")],
-        finding=findings.describe_ablation(sweep.summary(), sweep.clean_accuracy),
     )
 
 

@@ -7,6 +7,7 @@ task's scenarios. The study's own ranking is over all tasks together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,10 @@ import pandas as pd
 
 from aplens import HeadRanking, SweepPlan, sweep_ablations
 from aplens.intervals import MEAN_OF_TASKS
-from aplens.interventions import AblationSweep
-from aplens.scoring import FEATURE_SETS, HeadClusters, HeadScorer, evaluate_predictors
+from aplens.interventions import AblationSweep, SettingResult
+from aplens.scoring import HeadClusters, HeadScorer, evaluate_predictors
 from paper.files import write_table
-from paper.parts import dtype_of, of_task
+from paper.parts import NAMES_IN_PAPER, dtype_of, of_task, paper_orders
 from paper.trials import GateTrials, name_heads
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def tabulate_by_task(
     predictors = evaluate_by_task(study)
     write_table(folder / "predictors.parquet", predictors)
     yield "Predictors of correctness, task by task", predictors
-    trials = tabulate_sweep(study.folder.sweep, held_out.tasks, study.settings.seed)
+    swept = in_paper_names(study.folder.sweep)
+    trials = tabulate_sweep(swept, held_out.tasks, study.settings.seed)
     write_table(folder / "trials.parquet", trials)
     yield "Ablations, balanced and task by task", trials
     if settings.own_rankings:
@@ -49,12 +51,23 @@ def tabulate_by_task(
         yield "Ablations by each task's own ranking", table
 
 
+def in_paper_names(sweep: AblationSweep) -> AblationSweep:
+    """A study's sweep, its orders called as in the paper; by effects is none of them."""
+
+    def rename(result: SettingResult) -> SettingResult:
+        name = result.setting.choice
+        setting = result.setting._replace(choice=NAMES_IN_PAPER.get(name, name))
+        return replace(result, setting=setting)
+
+    return replace(sweep, results=[rename(result) for result in sweep.results])
+
+
 def evaluate_by_task(study: Study) -> pd.DataFrame:
     """The predictions that the study's stage `rank` kept, judged task by task."""
     rank, seed = study.settings.rank, study.settings.seed
     table = evaluate_predictors(
         study.folder.observations,
-        features=rank.compare or FEATURE_SETS,
+        features=rank.compare or None,
         n_folds=rank.folds,
         by_task=True,
         seed=seed,
@@ -109,10 +122,9 @@ def sweep_tasks(
         sweeps[task] = sweep_ablations(
             study.model,
             scenarios,
-            ranking,
+            paper_orders(ranking),
             SweepPlan(
                 sizes=ablate.sizes,
-                choices=ablate.choices,  # type: ignore[arg-type]
                 random_seeds=ablate.random_seeds,
                 balance=False,  # balanced by weights: of one task there are few to throw away
                 seed=study.settings.seed,

@@ -9,8 +9,25 @@ import numpy as np
 import pandas as pd
 import torch
 
+from aplens.heads import RankBy
+
 if TYPE_CHECKING:
+    from aplens import Head, HeadRanking
     from aplens.scenarios import Scenarios
+
+#: The paper's ways to choose heads from a ranking, beside random ones.
+PAPER_ORDERS: tuple[RankBy, ...] = ("toward_incorrect", "toward_correct", "neutral")
+
+#: What the paper calls the orders of a study's stage `ablate`, where it has them.
+NAMES_IN_PAPER = {
+    "SHAP toward incorrect": "toward_incorrect",
+    "SHAP toward correct": "toward_correct",
+}
+
+
+def paper_orders(ranking: HeadRanking) -> dict[str, tuple[Head, ...]]:
+    """The paper's orders of a ranking's heads."""
+    return {by: ranking.top(len(ranking), by=by) for by in PAPER_ORDERS}
 
 
 def of_task(scenarios: Scenarios, task: str) -> Scenarios:

@@ -201,7 +201,7 @@ def gate_task(
     }
     chosen = {"step": step, "n_zeroed": size, "bias_weight": weight}
     if settings.combine:
-        both = _average_ranks(harmful, study.folder.ranking)
+        both = _average_ranks(harmful, study.folder.shap)
         chosen["n_combined"], gates[COMBINED] = trial.choose_size(
             shape, both, settings.zeroed, COMBINED
         )

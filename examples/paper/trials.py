@@ -26,7 +26,7 @@ from aplens.intervals import (
     average_tasks,
     estimate_from,
 )
-from aplens.interventions import CHOICES, AblationSweep, Choice, ScalesLike, scale_heads
+from aplens.interventions import AblationSweep, ScalesLike, scale_heads
 from aplens.models import compute_in, last_token_logits
 from paper.exponents import sharpen_heads
 from paper.gates import ActsOn, HeadGates, check_acts_on
@@ -164,12 +164,7 @@ class GateTrials:
                 f"expected the tasks of all scenarios that were swept, at least "
                 f"{sweep.index.max() + 1}, got {len(tasks)}"
             )
-        draws: dict[tuple[Choice, int], list[NDArray[np.bool_]]] = {}
-        order = [(CHOICES.index(each.setting.choice), each.setting.size) for each in sweep.results]
-        for i in sorted(range(len(order)), key=order.__getitem__):
-            setting = sweep.results[i].setting
-            draws.setdefault((setting.choice, setting.size), []).append(sweep.results[i].correct)
-        outcomes = {name_heads(*key): np.mean(each, axis=0) for key, each in draws.items()}
+        outcomes = {name_heads(*key): each for key, each in sweep.mean_outcomes().items()}
         return cls([tasks[i] for i in sweep.index], sweep.files, sweep.clean, outcomes)
 
     def apply_where(self, where: NDArray[np.bool_], suffix: str) -> GateTrials:
@@ -228,7 +223,7 @@ class GateTrials:
         return pd.DataFrame(rows)
 
 
-def name_heads(choice: Choice, size: int) -> str:
+def name_heads(choice: str, size: int) -> str:
     """As "toward incorrect, 5 heads"."""
     return f"{choice.replace('_', ' ')}, {size} head" + ("" if size == 1 else "s")
 

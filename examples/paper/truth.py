@@ -48,7 +48,7 @@ def rank_against_truth(study: Study, settings: TruthSettings) -> pd.DataFrame:
             study.model, held_out, batch_size=size, progress=study.reporter.update
         )
         estimates = estimate_effects(study.model, ranked_on, batch_size=size)
-    importance = study.folder.ranking.to_frame().set_index(["layer", "head"])["importance"]
+    importance = study.folder.shap.to_frame().set_index(["layer", "head"])["importance"]
     entropy = study.folder.observed_part("rank").numbers("statistics")[
         :, :, STATISTICS.index("last_entropy")
     ]

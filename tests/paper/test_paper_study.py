@@ -230,7 +230,7 @@ def test_the_sweep_is_shown_task_by_task(study, said):
         assert each["n"].sum() == len(study.folder.sweep.clean)
         if name == "toward incorrect, 1 head":
             changed = each["incorrect_to_correct"] - each["correct_to_incorrect"]
-            expected = summary.loc[("toward_incorrect", 1), "change"]
+            expected = summary.loc[("SHAP toward incorrect", 1), "change"]
             assert changed.sum() / each["n"].sum() == pytest.approx(expected)
     assert "toward incorrect, 1 head" in frame.index
     text = (study.folder.path / "by_task.md").read_text("utf-8")
@@ -274,7 +274,7 @@ def test_each_task_is_swept_by_a_ranking_of_its_own(study, said):
         assert row["incorrect_to_correct"] == (first.correct & ~sweep.clean).sum()
         assert row["correct_to_incorrect"] == (~first.correct & sweep.clean).sum()
         assert row["over_baseline"] == row["gain"] - frame.loc[("random, 1 head", task), "gain"]
-    assert rankings["numeric_literals"].top(4) != study.folder.ranking.top(4)
+    assert rankings["numeric_literals"].top(4) != study.folder.shap.top(4)
 
 
 def test_a_damaged_ranking_of_a_task_stops_the_command(file, study, tmp_path):
