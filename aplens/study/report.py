@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("aplens", "transformer-lens", "transformers", "torch", "timm", "scikit-learn", "shap")
 _SHOWN_HEADS = 4
 _RECONSTRUCTION_PROMPTS = 12
+_CARD_PROMPTS = 12
 _N_SAMPLES = 6
 
 
@@ -155,7 +156,7 @@ def _sections(folder: StudyFolder, model: Any) -> list[Section]:
     patterns = collect_patterns(model, rank.tokens()[:1], shown)
     few = [part.select(range(min(len(part), _RECONSTRUCTION_PROMPTS))) for part in (fit, rank)]
     return [
-        *_head_sections(folder),
+        *_head_sections(folder, model),
         sections.show_sweep(folder.sweep),
         sections.show_predictors(folder.predictors),
         sections.show_tasks(sections.task_accuracy(folder.observations.table)),
@@ -168,9 +169,16 @@ def _sections(folder: StudyFolder, model: Any) -> list[Section]:
     ]
 
 
-def _head_sections(folder: StudyFolder) -> list[Section]:
-    """What is said of the heads."""
-    return [sections.show_ranking(folder.ranking), sections.show_shap(folder.shap)]
+def _head_sections(folder: StudyFolder, model: Any) -> list[Section]:
+    """Which heads matter, what they do, and the paper's choice."""
+    from aplens.viz import describe_heads
+
+    ranked, shap = sections.show_ranking(folder.ranking), sections.show_shap(folder.shap)
+    if folder.settings.context_length <= folder.mae.grid.patch_size:
+        return [ranked, shap]  # prompts of one patch have no habit
+    prompts = folder.ranked.select(range(min(len(folder.ranked), _CARD_PROMPTS)))
+    cards = describe_heads(model, prompts, folder.ranking, mae=folder.mae)
+    return [ranked, sections.show_cards(cards), shap]
 
 
 def _samples(folder: StudyFolder, tokenizer: Any) -> list[Sample]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from aplens.interventions import AblationSweep
     from aplens.mae import Reconstruction
     from aplens.study.folder import StudyFolder
+    from aplens.viz import HeadCards
 
 _TOP_HEADS = 15
 _SAMPLE_LINES = 14
@@ -65,6 +66,7 @@ class Section:
         name: Its address inside the page.
         title: Its heading.
         text: Paragraphs.
+        html: What is drawn already, escaped.
         pictures: Figures.
         tables: The numbers.
         folded: More numbers, which open on a click.
@@ -74,6 +76,7 @@ class Section:
     name: str
     title: str
     text: Sequence[str] = ()
+    html: str = ""
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     folded: Sequence[Table] = ()
@@ -346,6 +349,21 @@ def show_ranking(ranking: HeadRanking) -> Section:
         ],
         tables=[tabulate_heads(ranking)],
         folded=[_tabulate_every_head(ranking, "Mean effect of every head")],
+    )
+
+
+def show_cards(cards: HeadCards) -> Section:
+    """What the first heads do."""
+    return Section(
+        name="cards",
+        title="What these heads do",
+        text=[
+            f"The first {len(cards)} heads, on {cards.n_prompts} of the scenarios. "
+            "Pictures: a head's typical pattern, and its habit there, which is what AP-MAE expects "
+            "of each query from the rest of the pattern. Surprise: attention beyond the habit. "
+            "Bars: which keys get it."
+        ],
+        html=cards.to_html(),
     )
 
 
