@@ -176,13 +176,6 @@ def test_a_setting_that_is_new_counts_as_its_default(tmp_path):
         run_and_tell(tmp_path, [with_new(1), stages[1]])
 
 
-@pytest.mark.parametrize("before", ["", 0, []])
-def test_what_older_versions_wrote_for_a_setting_left_out_is_no_change(tmp_path, before):
-    run_and_tell(tmp_path, two_stages(tmp_path, second_setting=before))
-    again = run_and_tell(tmp_path, two_stages(tmp_path, second_setting=None))
-    assert again == [("skip", "first"), ("skip", "second")]
-
-
 def test_a_setting_that_is_gone_is_refused(tmp_path):
     run_and_tell(tmp_path, two_stages(tmp_path))
     first, second = two_stages(tmp_path)
