@@ -48,7 +48,7 @@ _QUANTITIES = {
 METRIC_UNITS = {"log_prob": "nats", "logit_diff": "logits"}
 
 _RANKING_LABELS = {
-    "importance": "importance: mean |{name}| ({unit})",
+    "importance": "importance: {size} ({unit})",
     "mean": "mean {name} ({unit}; positive: toward incorrect)",
     "toward_incorrect": "toward incorrect: mean positive {name} ({unit})",
     "toward_correct": "toward correct: mean negative {name} ({unit})",
@@ -111,9 +111,10 @@ def _label(scores: HeadRanking | pd.DataFrame, column: str) -> str:
     if isinstance(scores, pd.DataFrame):
         return _SCORE_LABELS.get(column, column.replace("_", " "))
     if not scores.is_signed:
-        return "distance from usual patterns (1: as usual)"
+        return "distance from usual patterns × output norm"
     name, unit = _quantity(scores)
-    return _RANKING_LABELS[column].format(name=name, unit=unit)
+    size = f"|mean {name}|" if "effect" in name else f"mean |{name}|"
+    return _RANKING_LABELS[column].format(name=name, unit=unit, size=size)
 
 
 def _quantity(ranking: HeadRanking) -> tuple[str, str]:
