@@ -14,11 +14,11 @@ from .patterns import log_normalize as log_normalize
 from .mae import APMAE as APMAE
 from .mae import APMAEConfig as APMAEConfig
 from .mae import train_apmae as train_apmae
-from .scoring import HeadScorer as HeadScorer
-from .scoring import Observations as Observations
-from .scoring import observe as observe
-from .scoring import pattern_distances as pattern_distances
-from .scoring import score_heads as score_heads
+from .correctness import HeadScorer as HeadScorer
+from .correctness import Observations as Observations
+from .correctness import observe as observe
+from .describe import pattern_distances as pattern_distances
+from .describe import score_heads as score_heads
 from .ranking import rank_heads as rank_heads
 from .heads import Head as Head
 from .heads import HeadRanking as HeadRanking
@@ -34,12 +34,12 @@ from .circuits import PatchingTable as PatchingTable
 from .circuits import activation_patch as activation_patch
 from .circuits import logit_difference as logit_difference
 from .circuits import path_patch as path_patch
-from .viz import HeadCards as HeadCards
-from .viz import View as View
-from .viz import describe_heads as describe_heads
-from .viz import show_clusters as show_clusters
-from .viz import show_heads as show_heads
-from .viz import show_reconstruction as show_reconstruction
+from .views import HeadCards as HeadCards
+from .views import View as View
+from .views import describe_heads as describe_heads
+from .views import show_clusters as show_clusters
+from .views import show_heads as show_heads
+from .views import show_reconstruction as show_reconstruction
 
 __version__: str
 __all__: list[str]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from aplens.heads import HeadRanking
     from aplens.mae import Reconstruction
 
-#: The scoring package's features that need no AP-MAE.
+#: The predictors' features that need no AP-MAE.
 PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics", "regions")
 
 #: What a ranking's scores are, by the method that made it, and their unit.
@@ -69,7 +69,7 @@ def plot_head_map(scores: HeadRanking | pd.DataFrame, column: str = "importance"
 
     Args:
         scores: A ranking, or a table of heads with the columns `layer` and `head`, such as
-            `aplens.scoring.score_heads` makes. Heads it does not list are left grey.
+            `aplens.correctness.score_heads` makes. Heads it does not list are left grey.
         column: `importance`, `toward_incorrect`, `toward_correct` or `mean` of a ranking; any
             column of numbers of a table. One with a sign, such as `mean`, gets a diverging scale
             centred on 0.

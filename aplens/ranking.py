@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from aplens.correctness import DEFAULT_FEATURES, HeadScorer, Progress, split_by_file
+from aplens.correctness.splits import check_split
+from aplens.describe import output_norms, pattern_distances
 from aplens.heads import Head, HeadRanking
 from aplens.interventions import AnswerMetric, estimate_effects, measure_effects
 from aplens.models import describe_model
 from aplens.prompts import PromptsLike
 from aplens.scenarios import Scenarios, predicted_scenarios
-from aplens.scoring import (
-    DEFAULT_FEATURES,
-    HeadScorer,
-    Progress,
-    output_norms,
-    pattern_distances,
-    split_by_file,
-)
-from aplens.scoring.splits import check_split
 
 if TYPE_CHECKING:
     from aplens.mae import APMAE

@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 from common import print_table, seconds_of
 
+from aplens.correctness import CorrectnessPredictor, HeadClusters, Observations, attribute_heads
+from aplens.correctness.evaluation import score_table
+from aplens.correctness.head_array import HeadArray
 from aplens.heads import ModelShape, all_heads
-from aplens.scoring import CorrectnessPredictor, HeadClusters, Observations, attribute_heads
-from aplens.scoring.evaluation import score_table
-from aplens.scoring.head_array import HeadArray
 
 WIDTH = 384
 STEPS = ("cluster", "fit on clusters", "SHAP", "fit on embeddings", "intervals")

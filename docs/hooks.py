@@ -16,7 +16,7 @@ _log = logging.getLogger("mkdocs.hooks.aplens")
 
 
 #: Where the reference describes modules that have no page of their own.
-_PAGES = {"prompts": "models", "ranking": "scoring"}
+_PAGES = {"prompts": "models", "ranking": "heads"}
 
 
 def public_names() -> Iterator[tuple[str, str]]:

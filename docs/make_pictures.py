@@ -18,11 +18,11 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 import aplens
+from aplens.correctness import HeadClusters, Observations, split_by_file
 from aplens.mae import Reconstruction
 from aplens.scenarios import python_standard_library
-from aplens.scoring import HeadClusters, Observations, split_by_file
 from aplens.style import INK, new_figure
-from aplens.viz import plot_head_map, plot_reconstruction, plot_shap_summary
+from aplens.views import plot_head_map, plot_reconstruction, plot_shap_summary
 
 FOLDER = Path(__file__).parent / "images"
 DPI = 110

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import make_tiny_bridge
+from correctness_helpers import make_mae, make_observations, make_scenarios
 from mae_helpers import tiny_config
-from scoring_helpers import make_mae, make_observations, make_scenarios
 
 import aplens
+from aplens.correctness import evaluate_predictors
 from aplens.heads import Head, HeadRanking
 from aplens.mae import TrainingSettings, train_apmae
 from aplens.models import describe_model
-from aplens.scoring import evaluate_predictors
 
 CONFIG = tiny_config(n_ctx=32, patch_size=8, base="additive", patch_input="centred")
 CONFIG = replace(CONFIG, summary_weight=0.5)

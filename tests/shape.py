@@ -26,9 +26,10 @@ ROOMS = (
     "scenarios",
     "interventions",
     "circuits",
-    "scoring",
+    "correctness",
+    "describe",
     "ranking",
-    "viz",
+    "views",
     "study",
     "cli",
 )

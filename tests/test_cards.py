@@ -20,10 +20,10 @@ from aplens import (
     describe_heads,
     score_heads,
 )
+from aplens.describe.surprise_keys import KEY_KINDS, SurpriseTally, key_kinds
 from aplens.heads import ModelShape
 from aplens.models import describe_model
-from aplens.scoring.surprise_keys import KEY_KINDS, SurpriseTally, key_kinds
-from aplens.viz.cards import _is_delimiter
+from aplens.views.cards import _is_delimiter
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
+from correctness_helpers import make_mae, make_scenarios
 from fuzz_helpers import damaged, dump, fuzz, is_clear, json_values, mutations, refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
-from scoring_helpers import make_mae, make_scenarios
 
-from aplens.scoring import Observations, observe
+from aplens.correctness import Observations, observe
 
 N = 7
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from scoring_helpers import make_mae, make_scenarios
+from correctness_helpers import make_mae, make_scenarios
 
 from aplens.mae import BASELINES, compare_reconstruction, hidden_errors, inside_pattern
 from aplens.patterns import PatchGrid

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_bridge
-from scoring_helpers import make_scenarios
+from correctness_helpers import make_scenarios
 
 from aplens import Head, HeadRanking
 from aplens.heads import ModelShape

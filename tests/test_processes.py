@@ -19,7 +19,7 @@ from study_fixtures import STUDY
 
 from aplens._io import FolderInUseError, own_folder
 from aplens._processes import ALONE, Processes, join_processes
-from aplens.scoring import Observations
+from aplens.correctness import Observations
 
 TESTS = Path(__file__).parent
 

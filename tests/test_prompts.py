@@ -177,7 +177,7 @@ def test_columns_of_texts_and_answers_are_taken_row_by_row(speaking_model):
 
 
 def test_arrays_and_columns_go_wherever_prompts_go(tiny_model):
-    from scoring_helpers import make_mae
+    from correctness_helpers import make_mae
 
     ids = [[7, 3, 5, 1, 9, 2] * 3, [4, 4, 8, 6, 3, 1] * 3]
     other = [[7, 3, 5, 1, 9, 3] * 3, [4, 4, 8, 6, 3, 2] * 3]
@@ -239,7 +239,7 @@ def test_ragged_prompts_give_each_prompts_own_patterns(tiny_model, batch_size):
 
 
 def test_prompts_from_four_tokens_to_the_models_limit(tiny_model):
-    from scoring_helpers import make_mae
+    from correctness_helpers import make_mae
 
     mae = make_mae(n_ctx=64)
     prompts = [[7, 3, 5, 1], [index % 101 for index in range(64)]]
@@ -313,7 +313,7 @@ def test_a_tokenizer_that_pads_left_hides_no_token_of_a_prompt(tiny_hooked):
 
 
 def test_embeddings_of_ragged_patterns_are_those_of_each_prompt(tiny_model):
-    from scoring_helpers import make_mae
+    from correctness_helpers import make_mae
 
     mae = make_mae()
     patterns = aplens.collect_patterns(tiny_model, RAGGED)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scoring_helpers import make_mae, make_scenarios
+from correctness_helpers import make_mae, make_scenarios
 
 import aplens
 from aplens.heads import Head, HeadRanking, ModelShape, all_heads

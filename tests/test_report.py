@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from aplens import HeadRanking, parse_heads
+from aplens.correctness import DEFAULT_FEATURES
 from aplens.heads import ModelShape, all_heads
 from aplens.interventions import AblationSweep, Setting, SettingResult
 from aplens.mae import BASELINES, Reconstruction
 from aplens.patterns import PatchGrid
-from aplens.scoring import DEFAULT_FEATURES
 from aplens.study import findings, sections
 from aplens.study.findings import EFFECTS, SHAP_INCORRECT
 from aplens.study.report import render_page

@@ -13,24 +13,24 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from correctness_helpers import make_mae, make_observations, make_scenarios
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mae_helpers import softmax_patterns, tiny_mae
-from scoring_helpers import make_mae, make_observations, make_scenarios
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from aplens import AttentionPatterns, Head, HeadRanking, collect_patterns, log_normalize
 from aplens._words import displayable
+from aplens.correctness import Observations
+from aplens.correctness.clusters import HeadClusters
 from aplens.heads import ModelShape
 from aplens.scenarios import Scenarios
-from aplens.scoring import Observations
-from aplens.scoring.clusters import HeadClusters
-from aplens.viz import View, show_clusters, show_heads, show_reconstruction
-from aplens.viz.embed import displayable_token, to_json
-from aplens.viz.heads_view import _build_heads_view, quantize
-from aplens.viz.pixels import draw_pattern
-from aplens.viz.tokens import readable_text, token_texts
-from aplens.viz.typical import find_typical_patterns
+from aplens.views import View, show_clusters, show_heads, show_reconstruction
+from aplens.views.embed import displayable_token, to_json
+from aplens.views.heads_view import _build_heads_view, quantize
+from aplens.views.pixels import draw_pattern
+from aplens.views.tokens import readable_text, token_texts
+from aplens.views.typical import find_typical_patterns
 
 HOSTILE = [
     "</script><script>document.title='pwned';window.pwned=1</script>",
@@ -357,7 +357,7 @@ def test_a_planted_template_is_named(any_model, monkeypatch):
     previous[0, 0, range(1, 12), range(11)] = 1
     previous[0, 0, 0, 0] = 1
     monkeypatch.setattr(
-        "aplens.viz.heads_view.collect_patterns",
+        "aplens.views.heads_view.collect_patterns",
         lambda model, tokens, heads: AttentionPatterns(previous, heads),
     )
     view = show_heads(any_model, list(range(12)), "L0H0")
@@ -376,7 +376,7 @@ def test_a_long_prompt_is_cut_and_the_view_says_so(any_model):
 
 
 def test_very_long_prompts_are_thinned_to_the_largest_attention(any_model, monkeypatch):
-    monkeypatch.setattr("aplens.viz.heads_view._MOST_CELLS", 16)
+    monkeypatch.setattr("aplens.views.heads_view._MOST_CELLS", 16)
     tokens = torch.arange(30)
     view = show_heads(any_model, tokens, "L1H1", max_tokens=64)
     assert "Each cell shows the largest attention of 2 × 2." in view.html
@@ -399,7 +399,7 @@ def test_what_cannot_be_shown_is_refused_before_the_model_runs(any_model, monkey
         raise AssertionError("the model ran")
 
     show_heads(any_model, [1, 2], "L0H0")
-    monkeypatch.setattr("aplens.viz.heads_view.collect_patterns", run)
+    monkeypatch.setattr("aplens.views.heads_view.collect_patterns", run)
     tokens = [1, 2, 3]
     with pytest.raises(ValueError, match="no heads were chosen"):
         show_heads(any_model, tokens)
@@ -419,7 +419,7 @@ def test_what_cannot_be_shown_is_refused_before_the_model_runs(any_model, monkey
         show_heads(any_model, tokens, "L0H0", mae=tiny_mae())
     with pytest.raises(ValueError, match="got 4"):
         show_heads(any_model, [1] * 9, "L0H0", mae=tiny_mae(), max_tokens=4)
-    monkeypatch.setattr("aplens.viz.wording._MOST_HEADS", 3)
+    monkeypatch.setattr("aplens.views.wording._MOST_HEADS", 3)
     with pytest.raises(ValueError, match="12 heads are too many"):
         show_heads(any_model, tokens, [(layer, head) for layer in range(3) for head in range(4)])
 
@@ -610,8 +610,8 @@ def test_hostile_prompts_stay_text_in_clusters(spoken):
 def test_wrong_clusterings_are_refused_before_the_model_runs(any_model, monkeypatch):
     scenarios, mae = ragged_scenarios(), make_mae()
     observations = observations_of(scenarios)
-    monkeypatch.setattr("aplens.viz.typical.stream_patterns", None)
-    monkeypatch.setattr("aplens.viz.typical.collect_patterns", None)
+    monkeypatch.setattr("aplens.views.typical.stream_patterns", None)
+    monkeypatch.setattr("aplens.views.typical.collect_patterns", None)
     with pytest.raises(ValueError, match="expected one head, got 2: L0H0, L1H1"):
         show_clusters(any_model, scenarios, "L0H0, L1H1", mae=mae)
     with pytest.raises(ValueError, match="n_typical must be 1 or more, got 0"):

@@ -267,8 +267,8 @@ def _check_mae(mae: MAESettings) -> None:
 
 
 def _check_features(settings: StudySettings) -> None:
-    from aplens.scoring.clusters import HeadClusters
-    from aplens.scoring.features import keep_for, make_features
+    from aplens.correctness.clusters import HeadClusters
+    from aplens.correctness.features import keep_for, make_features
 
     for features in (settings.rank.features, *settings.rank.compare):
         make_features(features, HeadClusters("pca"))

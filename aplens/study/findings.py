@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from aplens.correctness import DEFAULT_FEATURES
 from aplens.heads import HeadRanking
 from aplens.intervals import COVERAGE, Estimate
 from aplens.mae import BASELINES
 from aplens.plots import METRIC_UNITS, PREDICTOR_BASELINES, is_baseline
-from aplens.scoring import DEFAULT_FEATURES
 
 if TYPE_CHECKING:
     from aplens.study.folder import StudyFolder

@@ -21,10 +21,10 @@ from aplens.study.stages import StageRecord
 if TYPE_CHECKING:
     import pandas as pd
 
+    from aplens.correctness import Observations
     from aplens.interventions import AblationSweep
     from aplens.mae import APMAE
     from aplens.scenarios import Scenarios
-    from aplens.scoring import Observations
     from aplens.study.config import StudySettings
 
 #: What the report takes from a study's tables.
@@ -104,7 +104,7 @@ class StudyFolder:
     @cached_property
     def observations(self) -> Observations:
         """What was observed on `observed_parts`, one part after the other."""
-        from aplens.scoring import Observations
+        from aplens.correctness import Observations
 
         return Observations.open(self.path / "observations")
 

@@ -16,8 +16,8 @@ from aplens.study import sections
 from aplens.study.findings import describe_study
 from aplens.study.sections import Sample, Section
 from aplens.tables import code, escape
-from aplens.viz.embed import render_template
-from aplens.viz.tokens import readable_text, token_texts
+from aplens.views.embed import render_template
+from aplens.views.tokens import readable_text, token_texts
 
 if TYPE_CHECKING:
     from aplens.study.folder import StudyFolder
@@ -171,7 +171,7 @@ def _sections(folder: StudyFolder, model: Any) -> list[Section]:
 
 def _head_sections(folder: StudyFolder, model: Any) -> list[Section]:
     """Which heads matter, what they do, and the paper's choice."""
-    from aplens.viz import describe_heads
+    from aplens.views import describe_heads
 
     ranked, shap = sections.show_ranking(folder.ranking), sections.show_shap(folder.shap)
     if folder.settings.context_length <= folder.mae.grid.patch_size:

@@ -19,9 +19,9 @@ from aplens.study.stages import Reporter, Stage, run_stages
 if TYPE_CHECKING:
     import torch
 
+    from aplens.correctness import Keep
     from aplens.mae import TrainingProgress
     from aplens.scenarios import Scenarios
-    from aplens.scoring import Keep
     from aplens.study.corpora import StudyCorpus
 
 _MESSAGES = {
@@ -220,8 +220,8 @@ class Study:
         self.reporter.update(progress.patterns, progress.total, note)
 
     def _observe(self) -> None:
+        from aplens.correctness import observe
         from aplens.scenarios import Scenarios
-        from aplens.scoring import observe
 
         wanted = self.settings.observe
         keep: list[Keep] = ["statistics"]
@@ -240,8 +240,8 @@ class Study:
         )
 
     def _rank(self) -> None:
+        from aplens.correctness import HeadClusters, HeadScorer
         from aplens.ranking import rank_heads
-        from aplens.scoring import HeadClusters, HeadScorer
 
         wanted, seed, tell = self.settings.rank, self.settings.seed, self.reporter.update
         some = self.folder.ranked

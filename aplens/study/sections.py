@@ -16,7 +16,7 @@ from aplens.study import findings
 from aplens.study.findings import is_at_chance
 from aplens.style import to_svg
 from aplens.tables import Table
-from aplens.viz.embed import displayable_token
+from aplens.views.embed import displayable_token
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aplens.interventions import AblationSweep
     from aplens.mae import Reconstruction
     from aplens.study.folder import StudyFolder
-    from aplens.viz import HeadCards
+    from aplens.views import HeadCards
 
 _TOP_HEADS = 15
 _SAMPLE_LINES = 14

@@ -167,7 +167,7 @@ def predict(
     table: Annotated[Path | None, typer.Option(help="A Parquet file for the table.")] = None,
 ) -> None:
     """Predict correctness from the observations of several studies together."""
-    from aplens.scoring import FEATURE_SETS
+    from aplens.correctness import FEATURE_SETS
     from paper.files import write_table
     from paper.predict import predict_together, predictions_to_markdown
 

@@ -23,19 +23,13 @@ import pandas as pd
 import torch
 
 import aplens
+from aplens.correctness import DEFAULT_FEATURES, HeadClusters, HeadScorer, split_by_file
+from aplens.describe import output_norms, pattern_distances
 from aplens.heads import Head
 from aplens.interventions import measure_effects
 from aplens.models import describe_model
 from aplens.patterns import DETECTED, stream_patterns, template_scores
 from aplens.scenarios import Scenarios
-from aplens.scoring import (
-    DEFAULT_FEATURES,
-    HeadClusters,
-    HeadScorer,
-    output_norms,
-    pattern_distances,
-    split_by_file,
-)
 from aplens.study import Reporter
 from aplens.style import CORRECT, GREY, INK, WIDTH, new_figure, tidy
 from aplens.tables import Table

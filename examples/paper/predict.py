@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aplens.scoring import HEAD_NUMBERS, Observations, evaluate_predictors
+from aplens.correctness import HEAD_NUMBERS, Observations, evaluate_predictors
 from aplens.study import StudyFolder
 from aplens.tables import Table, code
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aplens.correctness import CorrectnessPredictor, HeadClusters, keep_for
 from aplens.scenarios import LANGUAGES, list_tasks
-from aplens.scoring import CorrectnessPredictor, HeadClusters, keep_for
 
 if TYPE_CHECKING:
     from aplens.study import StudySettings
@@ -79,7 +79,7 @@ class TrySettings:
 
     Attributes:
         features: The feature sets that are tried with other classifiers and fewer files.
-        classifiers: Classifiers, see `aplens.scoring.CorrectnessPredictor`.
+        classifiers: Classifiers, see `aplens.correctness.CorrectnessPredictor`.
         shares: Shares of each fold's training files to fit on; judged on the same scenarios.
         single_tasks: The feature sets that are tried as in the paper: one predictor a task, on as
             many correct as incorrect scenarios.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from aplens.correctness import FEATURE_SETS, Observations, assign_folds, cross_validate
 from aplens.intervals import MEAN_OF_TASKS, FileBootstrap, average_tasks, estimate_from
-from aplens.scoring import FEATURE_SETS, Observations, assign_folds, cross_validate
 
 if TYPE_CHECKING:
     import pandas as pd

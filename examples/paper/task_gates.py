@@ -24,10 +24,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aplens.correctness import CorrectnessPredictor
 from aplens.heads import Head, HeadRanking
 from aplens.interventions import HeadEffects, estimate_effects
 from aplens.models import compute_in, describe_model
-from aplens.scoring import CorrectnessPredictor
 from paper.files import read_document, write_document
 from paper.gates import HeadGates
 from paper.greedy import choose_greedily

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from aplens.scoring import HeadClusters, Observations, evaluate_predictors, score_table
+from aplens.correctness import HeadClusters, Observations, evaluate_predictors, score_table
 from paper.files import write_table
 from paper.single_tasks import evaluate_single_tasks
 

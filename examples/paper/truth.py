@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from aplens.correctness import STATISTICS
 from aplens.intervals import FileBootstrap, estimate_from
 from aplens.interventions import HeadEffects, estimate_effects, measure_effects
 from aplens.models import compute_in
-from aplens.scoring import STATISTICS
 from paper.parts import dtype_of, first_of_each
 
 if TYPE_CHECKING:

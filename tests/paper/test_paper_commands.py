@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import KINDS
-from scoring_helpers import make_mae, make_observations, make_scenarios
+from correctness_helpers import make_mae, make_observations, make_scenarios
 from study_fixtures import STUDY
 from typer.testing import CliRunner
 
 from aplens import observe
-from aplens.scoring import evaluate_predictors
+from aplens.correctness import evaluate_predictors
 from aplens.study import Study, StudySettings
 from paper.__main__ import app
 from paper.catalogue import TemplateCatalogue

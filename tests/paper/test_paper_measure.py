@@ -7,7 +7,7 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
-from scoring_helpers import make_mae, make_scenarios
+from correctness_helpers import make_mae, make_scenarios
 from test_paper_reconstruction import in_files
 from typer.testing import CliRunner
 

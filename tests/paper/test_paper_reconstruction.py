@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from scoring_helpers import make_mae, make_scenarios
+from correctness_helpers import make_mae, make_scenarios
 
 from aplens.mae import additive_fit, random_masks, seeded
 from aplens.models import describe_model

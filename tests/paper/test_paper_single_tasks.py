@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scoring_helpers import make_observations
+from correctness_helpers import make_observations
 
 from aplens.heads import Head
 from aplens.intervals import MEAN_OF_TASKS

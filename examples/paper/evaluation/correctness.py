@@ -18,7 +18,7 @@ from paper.evaluation.prompts import SeenPrompt
 if TYPE_CHECKING:
     import pandas as pd
 
-    from aplens.scoring import Observations
+    from aplens.correctness import Observations
 
 #: What needs no AP-MAE.
 CORRECTNESS_BASELINES = ("majority", "confidence", "statistics")
@@ -52,7 +52,7 @@ class CorrectnessSamples:
         Raises:
             ValueError: When an embedding overflows float16.
         """
-        from aplens.scoring import describe_outcomes, pattern_statistics
+        from aplens.correctness import describe_outcomes, pattern_statistics
 
         for label, mae in self._maes.items():
             embeddings = encode_all_pools(mae, seen.scaled).half()
@@ -79,7 +79,7 @@ class CorrectnessSamples:
         """
         import pandas as pd
 
-        from aplens.scoring import evaluate_predictors
+        from aplens.correctness import evaluate_predictors
 
         frames = []
         baselines = self._observe(np.zeros((len(self._scenarios), len(self._info.heads), 1)))
@@ -100,7 +100,7 @@ class CorrectnessSamples:
     def _observe(self, embeddings: Float[np.ndarray, "scenario head d_embed"]) -> Observations:
         import pandas as pd
 
-        from aplens.scoring import Observations
+        from aplens.correctness import Observations
 
         table = Scenarios(self._scenarios).to_frame()
         table["scenario"] = range(len(table))

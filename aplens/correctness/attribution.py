@@ -1,0 +1,85 @@
+"""What each head contributes to a prediction of correctness: its SHAP value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from aplens.correctness.logistic import LogisticModel
+from aplens.correctness.observations import Observations
+from aplens.correctness.predictor import CorrectnessPredictor
+from aplens.heads import Head, HeadRanking, ModelShape
+
+
+@dataclass(frozen=True)
+class HeadAttributions:
+    """SHAP values in the predictor's log-odds of *incorrect* (docs/method.md, step 10).
+
+    On every scenario `values.sum(1) + others + expected_value` is the predictor's margin.
+
+    Attributes:
+        heads: The heads.
+        values: `Float[ndarray, "scenario head"]`; positive pushes toward *incorrect*.
+        others: `Float[ndarray, "scenario"]`, what features of no head contribute.
+        expected_value: The margin when nothing is known of a scenario.
+        model: The model that the heads are of.
+    """
+
+    heads: tuple[Head, ...]
+    values: Float[np.ndarray, "scenario head"]
+    others: Float[np.ndarray, " scenario"]
+    expected_value: float
+    model: ModelShape
+
+    def to_ranking(self) -> HeadRanking:
+        """Summarize over scenarios, head by head."""
+        return HeadRanking.from_values(self.heads, self.values.T, self.model)
+
+
+def attribute_heads(
+    predictor: CorrectnessPredictor, observations: Observations
+) -> HeadAttributions:
+    """SHAP value of every head on every scenario.
+
+    A head's value is the sum over the columns that describe it, which are its categories or the
+    directions of its embedding.
+
+    Args:
+        predictor: Fitted.
+        observations: Scenarios the predictor was not fitted on.
+
+    Raises:
+        ValueError: When the predictor's classifier has no exact SHAP values.
+        RuntimeError: When the installed shap misreads the trees, so that its values do not add up.
+    """
+    columns = predictor.columns(observations)
+    values, expected = _explain(predictor.model_, columns)
+    margin = predictor.model_.decision_function(columns)
+    error = np.abs(values.sum(axis=1) + expected - margin).max()
+    if error > 1e-6 * max(1.0, np.abs(margin).max()):
+        # Checked here because shap does not: some scikit-learn trees it explains wrongly.
+        raise RuntimeError(f"SHAP values miss the predictor's margin by {error:.3g} log-odds")
+    by_head = np.zeros((len(observations), len(observations.heads)))
+    of_head = predictor.column_heads_ >= 0
+    np.add.at(by_head.T, predictor.column_heads_[of_head], values[:, of_head].T)
+    return HeadAttributions(
+        observations.heads,
+        by_head,
+        values[:, ~of_head].sum(axis=1),
+        float(expected),
+        observations.model,
+    )
+
+
+def _explain(
+    model: Any, columns: Float[np.ndarray, "scenario column"]
+) -> tuple[Float[np.ndarray, "scenario column"], float]:
+    if isinstance(model, LogisticModel):
+        # What shap.LinearExplainer computes: exact, with the training mean as background.
+        return (columns - model.mean) * model.weights, model.intercept
+    import shap
+
+    explainer = shap.TreeExplainer(model)
+    return explainer.shap_values(columns), float(np.ravel(explainer.expected_value)[0])

@@ -1,0 +1,333 @@
+"""Observing: running a model on scenarios and keeping what its heads looked like."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Int, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from aplens._io import fingerprint, hash_tensors
+from aplens._processes import join_processes
+from aplens.correctness.observations import COLUMNS, HEAD_NUMBERS, Keep, Observations
+from aplens.correctness.regions import attention_by_region
+from aplens.correctness.shards import HeldShards, ShardFolder
+from aplens.correctness.statistics import patch_statistics
+from aplens.correctness.surprise import patch_surprise
+from aplens.heads import Head
+from aplens.models import compute_in, describe_model
+from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
+from aplens.prompts import read_prompts
+from aplens.scenarios.answers import require_answers, require_logits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aplens.mae import APMAE
+    from aplens.scenarios import Scenarios
+
+Progress: TypeAlias = Callable[[int, int], object]
+Arrays: TypeAlias = "dict[str, Shaped[Tensor, 'head scenario *values']]"
+
+#: Patterns the AP-MAE encodes at once.
+_PATTERNS_AT_ONCE = 128
+
+
+def observe(
+    model: Any,
+    scenarios: Scenarios,
+    mae: APMAE,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    batch_size: int = 8,
+    shard_size: int = 64,
+    keep: Sequence[Keep] = ("statistics",),
+    precision: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> Observations:
+    """Run the model on every scenario and keep each head's embedding and the outcome.
+
+    One forward pass a batch; each layer's patterns are encoded while the model has them and never
+    kept. Without a folder what was observed is in memory, half a kilobyte a head and scenario with
+    `aplens-base`. With one, memory grows neither with the number of scenarios nor with that of
+    layers; run again after an interrupt, only the shards that are missing or damaged are done, and
+    the result is the same as without the interrupt. Started by `accelerate launch`, each process
+    does its share of the shards; the result does not depend on how many there are.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        scenarios: Prompts of any lengths with their targets.
+        mae: The AP-MAE that encodes the patterns.
+        folder: Where shards are kept; made when missing (default: nowhere).
+        batch_size: Prompts a forward pass.
+        shard_size: Scenarios a shard.
+        keep: What to keep as well. "statistics": the hand-made numbers, the predictors' baselines
+            (`aplens.correctness.statistics`, `aplens.correctness.regions`). "surprise": how far the
+            last query's attention departs from what the AP-MAE fills in for it
+            (`aplens.correctness.surprise`); observing takes about twice as long. "patterns": the
+            patterns themselves, for `Observations.patterns`, one byte a value of the
+            lower-triangular patches (`aplens.patterns.CompactPatterns`), 10 MB a prompt for 270
+            heads on 256 tokens. A shard is held in memory until it is written: choose a smaller
+            `shard_size`.
+        precision: torch.bfloat16 lets the model compute its matrix products in bfloat16 (default:
+            as it is). Faster where the hardware is; a few predictions may change.
+        progress: Called with (scenarios done, scenarios in all), of this process.
+
+    Warns:
+        UserWarning: A shard on disk is damaged and is done again.
+
+    Raises:
+        ValueError: When the folder holds observations of something else (the difference is named),
+            an embedding overflows float16, the prompts are longer than the AP-MAE takes or too
+            short for "surprise", an answer is none of the model's tokens, an argument is out of
+            range, or the model is broken: its logits contain NaN or infinity, or its patterns are
+            no attention.
+        FolderInUseError: When another run is writing into the folder.
+        UnsupportedModelError: When the model has no causal attention patterns.
+    """
+    if isinstance(keep, str) or any(name not in get_args(Keep) for name in keep):
+        raise ValueError(f"keep must be a list of some of {list(get_args(Keep))}, got {keep!r}")
+    options = ObserveOptions(batch_size, shard_size, frozenset(keep), precision)
+    for name in ("batch_size", "shard_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be 1 or more, got {getattr(options, name)}")
+    require_answers(model, scenarios)
+    prompts = scenarios.prompts()
+    longest = prompts.n_tokens
+    mae.grid.n_rows_for(longest)  # refuses prompts that are too long for it
+    if "surprise" in keep:
+        from aplens.mae.habit import require_visible
+
+        require_visible(mae, int(prompts.lengths.min()))
+    run = _describe_run(model, scenarios, mae, options)
+    read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))
+    if folder is None:
+        return _observe_in_memory(model, scenarios, read, options, run, progress)
+    processes = join_processes()
+    with processes.own(folder) as path:
+        shards = ShardFolder.resume(path, run) if processes.is_main else None
+        processes.wait()
+        shards = shards or ShardFolder.resume(path, run)
+        mine = processes.share(shards.shards())
+        done, total = 0, sum(rows.stop - rows.start for _, rows in mine)
+        tell = progress or (lambda done, total: None)
+        for name, rows in mine:
+            if shards.store.is_sound(name):
+                done += rows.stop - rows.start
+                tell(done, total)
+                continue
+            batches = []
+            for batch in _observe_batches(model, scenarios[rows], read, options):
+                batches.append(batch)
+                done += len(batch.outcomes)
+                tell(done, total)
+            table = _join_tables(batches, scenarios, rows)
+            shards.write(name, _join_arrays(batches), table)
+    return Observations.of_shards(shards)
+
+
+class ObserveOptions(NamedTuple):
+    """What `observe` is told beside its inputs."""
+
+    batch_size: int
+    shard_size: int
+    keep: frozenset[Keep]
+    precision: torch.dtype | None
+
+
+def _observe_in_memory(
+    model: Any,
+    scenarios: Scenarios,
+    read: _LayerReader,
+    options: ObserveOptions,
+    run: dict[str, Any],
+    progress: Progress | None,
+) -> Observations:
+    batches: list[_Batch] = []
+    done = 0
+    for batch in _observe_batches(model, scenarios, read, options):
+        batches.append(batch)
+        done += len(batch.outcomes)
+        if progress is not None:
+            progress(done, len(scenarios))
+    table = _join_tables(batches, scenarios, slice(0, len(scenarios)))
+    return Observations.of_shards(HeldShards(run, _join_arrays(batches), table))
+
+
+class _Batch(NamedTuple):
+    arrays: Arrays
+    outcomes: pd.DataFrame
+
+
+def _observe_batches(
+    model: Any, scenarios: Scenarios, read: _LayerReader, options: ObserveOptions
+) -> Iterator[_Batch]:
+    targets, wrong = scenarios.targets(), [scenario.wrong for scenario in scenarios]
+    start = 0
+    for batch in read_prompts(model, scenarios).split(options.batch_size):
+        rows = slice(start, start := start + len(batch))
+        with compute_in(model, options.precision):
+            layers, logits = read_layers(model, batch, read)
+        arrays = {key: torch.cat([layer[key] for layer in layers]) for key in layers[0]}
+        yield _Batch(arrays, describe_outcomes(logits, targets[rows], wrong[rows]))
+
+
+class _LayerReader:
+    """What is kept of one layer's patterns: head by head, scenario by scenario.
+
+    Args:
+        mae: The AP-MAE that encodes.
+        options: What to keep.
+        n_patches: Patches of the longest prompt; shorter ones' kept patterns are filled up.
+    """
+
+    def __init__(self, mae: APMAE, options: ObserveOptions, n_patches: int) -> None:
+        self._mae = mae
+        self._options = options
+        self._n_patches = n_patches
+
+    def __call__(self, patterns: AttentionPatterns) -> Arrays:
+        arrays: Arrays = {}
+        for rows, alike in patterns.by_length():
+            for key, values in self._read(alike).items():
+                shape = (len(patterns), *values.shape[1:])
+                arrays.setdefault(key, values.new_zeros(shape))[rows] = values
+        return {key: values.transpose(0, 1).contiguous() for key, values in arrays.items()}
+
+    def _read(self, patterns: AttentionPatterns) -> dict[str, Shaped[Tensor, "batch head *values"]]:
+        mae, attention = self._mae, patterns.values.to(self._mae.device)
+        patches = mae.grid.patchify(attention)
+        scaled = log_normalize(patches)
+        embeddings = [
+            mae.encode_patches(part, n_tokens=patterns.n_tokens)
+            for part in scaled.flatten(0, 1).split(_PATTERNS_AT_ONCE)
+        ]
+        by_prompt = torch.cat(embeddings).unflatten(0, scaled.shape[:2])
+        half = to_float16(by_prompt.transpose(0, 1), patterns.heads).transpose(0, 1)
+        kept = {"embeddings": half}
+        if "statistics" in self._options.keep:
+            kept["statistics"] = patch_statistics(scaled, attention, mae.grid).cpu()
+            kept["regions"] = attention_by_region(attention[..., -1, :]).cpu()
+        if "surprise" in self._options.keep:
+            found = patch_surprise(mae, scaled.flatten(0, 1), attention.flatten(0, 1))
+            for name, flat in found._asdict().items():
+                kept[name] = flat.unflatten(0, scaled.shape[:2]).cpu()
+        if "patterns" in self._options.keep:
+            codes, floors = compact_patterns(patches)
+            filling = self._n_patches - codes.shape[-2]
+            kept["patterns.codes"] = F.pad(codes, (0, 0, 0, filling)).cpu()
+            kept["patterns.floors"] = floors.cpu()
+        return kept
+
+
+def _join_arrays(batches: Sequence[_Batch]) -> dict[str, Tensor]:
+    return {
+        key: torch.cat([batch.arrays[key] for batch in batches], dim=1) for key in batches[0].arrays
+    }
+
+
+def _join_tables(batches: Sequence[_Batch], scenarios: Scenarios, rows: slice) -> pd.DataFrame:
+    """The scenarios' rows with their outcomes."""
+    import pandas as pd
+
+    table = scenarios[rows].to_frame()
+    table["scenario"] = range(rows.start, rows.stop)
+    outcomes = pd.concat([batch.outcomes for batch in batches], ignore_index=True)
+    return table.join(outcomes)[list(COLUMNS)]
+
+
+def fingerprint_mae(mae: APMAE) -> str:
+    """Of its configuration and weights: embeddings of AP-MAEs that differ do not compare."""
+    return fingerprint([mae.config.to_dict(), hash_tensors(mae.state_dict())])
+
+
+def to_float16(
+    embeddings: Float[Tensor, "head *some d_embed"], heads: Sequence[Head]
+) -> Float16[Tensor, "head *some d_embed"]:
+    """Embeddings as they are kept.
+
+    Raises:
+        ValueError: When one overflows; its head is named.
+    """
+    half = embeddings.cpu().half()
+    broken = ~half.isfinite().flatten(1).all(dim=-1)
+    if broken.any():
+        head = int(broken.nonzero()[0])
+        raise ValueError(
+            f"the embedding of {heads[head]} does not fit float16: its largest value is "
+            f"{embeddings[head].abs().max().item():.4g}, at most 65504 can be kept"
+        )
+    return half
+
+
+def describe_outcomes(
+    logits: Float[Tensor, "batch d_vocab"],
+    targets: Int[Tensor, " batch"],
+    wrong: Sequence[int | None] | None = None,
+) -> pd.DataFrame:
+    """What the model predicts after the last token, and how sure it is.
+
+    Args:
+        logits: After the last token of each prompt.
+        targets: The tokens that are correct.
+        wrong: A wrong token for each prompt, for the logit difference; NaN where there is none.
+
+    Raises:
+        ValueError: When the logits contain NaN or infinity.
+    """
+    import pandas as pd
+
+    log_probabilities = require_logits(logits).float().log_softmax(dim=-1).cpu()
+    top, predicted = log_probabilities.max(dim=-1)
+    probabilities = log_probabilities.exp()
+    of_target = log_probabilities.gather(1, targets[:, None])[:, 0].numpy()
+    rivals = [None] * len(targets) if wrong is None else wrong
+    of_wrong = [
+        math.nan if rival is None else row[rival].item()
+        for row, rival in zip(log_probabilities, rivals, strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "predicted": predicted.numpy(),
+            "correct": (predicted == targets).numpy(),
+            "top_probability": top.exp().numpy(),
+            "entropy": torch.special.entr(probabilities).sum(dim=-1).numpy(),
+            "target_log_probability": of_target,
+            "logit_difference": of_target - np.array(of_wrong, dtype=np.float32),
+        }
+    )
+
+
+def _describe_run(
+    model: Any, scenarios: Scenarios, mae: APMAE, options: ObserveOptions
+) -> dict[str, Any]:
+    """Everything that observations depend on; two runs that differ here never share a folder."""
+    from aplens.mae.model import DEFAULT_POOL
+
+    info = describe_model(model)
+    return {
+        "model_name": info.name,
+        "n_layers": info.n_layers,
+        "n_heads": info.n_heads,
+        "d_head": info.d_head,
+        "model_dtype": str(info.dtype),
+        "heads": [list(head) for head in info.heads],
+        "mae": fingerprint_mae(mae),
+        "pool": list(DEFAULT_POOL),
+        "n_scenarios": len(scenarios),
+        "scenarios": fingerprint(scenarios.to_frame().to_dict(orient="list")),
+        "d_embed": mae.embedding_size(),
+        "n_ctx": mae.config.n_ctx,
+        "patch_size": mae.config.patch_size,
+        "n_tokens": scenarios.prompts().n_tokens,
+        "shard_size": options.shard_size,
+        "numbers": [name for name, kept_by in HEAD_NUMBERS.items() if kept_by in options.keep],
+        "patterns": "patterns" in options.keep,
+        "precision": None if options.precision is None else str(options.precision),
+    }

@@ -1,0 +1,78 @@
+"""How far the predicting position's attention departs from what AP-MAE expects of it.
+
+The last grid row of patches, which holds the query that predicts, is hidden and filled in from the
+rest of the pattern. What is left over is the part of that query's attention that neither the head's
+habits nor the prompt's earlier queries foretell: a use of the autoencoder that its embedding does
+not have, since one query is a 32nd of the pixels of its patches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from aplens.correctness.regions import attention_by_region
+
+if TYPE_CHECKING:
+    from aplens.mae import APMAE
+
+#: What `Surprise.surprise` holds, in its order, in log-normalized units.
+SURPRISES = (
+    "last_error",  # mean squared difference over the last query's keys
+    "last_shift",  # mean difference: attends more (or less) broadly than expected
+    "last_most",  # the largest difference: the key that is attended to most unexpectedly
+    "last_attended",  # mean difference, weighted by the attention itself
+)
+
+
+class Surprise(NamedTuple):
+    """What departs from the expectation.
+
+    Attributes:
+        surprise: The numbers that `SURPRISES` names.
+        unexpected: The share of attention that goes to each of `REGIONS`, less the share expected.
+    """
+
+    surprise: Float[Tensor, "pattern 4"]
+    unexpected: Float[Tensor, "pattern 6"]
+
+
+def patch_surprise(
+    mae: APMAE,
+    scaled: Float[Tensor, "pattern patch pixel"],
+    attention: Float[Tensor, "pattern query key"],
+    precision: torch.dtype | None = None,
+) -> Surprise:
+    """Compare the last query's attention with what AP-MAE fills in for it.
+
+    Args:
+        mae: The AP-MAE.
+        scaled: The patterns' log-normalized lower-triangular patches.
+        attention: The patterns, of prompts of one length.
+        precision: As for `APMAE.fill_in`.
+
+    Raises:
+        ValueError: When the prompt is no longer than one patch: nothing is left to see.
+    """
+    from aplens.mae.habit import fill_in_queries, to_attention
+
+    n = attention.shape[-1]
+    filled = fill_in_queries(mae, scaled, n, 1, precision)
+    seen, expected = mae.grid.unpatchify(scaled, n)[:, -1], filled[:, 0]
+    difference = seen - expected
+    last = attention[:, -1].to(difference)
+    return Surprise(
+        torch.stack(
+            [
+                difference.square().mean(-1),
+                difference.mean(-1),
+                difference.amax(-1),
+                (last * difference).sum(-1),
+            ],
+            dim=-1,
+        ),
+        attention_by_region(last - to_attention(filled, attention)[:, 0]),
+    )

@@ -1,0 +1,13 @@
+"""What heads do, read off their patterns: no answer is looked at."""
+
+from aplens.describe.description import HeadDescription, TypicalPattern
+from aplens.describe.distance import output_norms, pattern_distances
+from aplens.describe.scores import score_heads
+
+__all__ = [
+    "HeadDescription",
+    "TypicalPattern",
+    "output_norms",
+    "pattern_distances",
+    "score_heads",
+]

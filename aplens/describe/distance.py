@@ -1,0 +1,185 @@
+"""How far heads' patterns on some prompts are from their usual ones: no outcome is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from aplens.correctness.observing import Progress
+from aplens.heads import Head, HeadsLike
+from aplens.models import attach_hooks, run_until, z_hook_name
+from aplens.patterns import AttentionPatterns, stream_patterns
+from aplens.patterns.collect import select_heads
+from aplens.prompts import Prompts, PromptsLike, read_prompts
+
+if TYPE_CHECKING:
+    from aplens.mae import APMAE
+
+#: Unit vectors that are nearer by cosine are the same but for rounding.
+_ALIKE = 1e-6
+
+
+def pattern_distances(
+    model: Any,
+    prompts: PromptsLike,
+    reference: PromptsLike,
+    *,
+    mae: APMAE,
+    heads: HeadsLike | None = None,
+    n_neighbors: int = 5,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> dict[Head, float]:
+    """How far each head's patterns on these prompts are from those on reference prompts.
+
+    A pattern's distance is the mean cosine distance of its embedding to the nearest reference
+    embeddings of the same head. It is divided by the mean distance of that head's reference
+    patterns from each other, each measured in the same way with itself left out. So 1 is as usual,
+    and 3 is three times as far as usual; the result is the mean over prompts. One prompt is enough.
+
+    An embedding depends on the prompt's length. Patterns are therefore compared at the prompt's own
+    length, with the first tokens of all reference prompts that are long enough: no token of a
+    causal model sees later ones. Each prompt is run once; the reference is encoded again for every
+    length among the prompts. Memory holds embeddings, and the patterns of one batch.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        prompts: What is looked at, in any form that `read_prompts` takes.
+        reference: What is usual: other prompts, such as ordinary text, a few dozen or more.
+        mae: The AP-MAE that encodes patterns.
+        heads: Which heads (default: all).
+        n_neighbors: How many of the nearest reference embeddings count.
+        batch_size: Prompts a forward pass.
+        progress: Called with (prompts run, prompts in all), the reference's among them.
+
+    Returns:
+        The distance of each head, in the order of `heads`.
+
+    Raises:
+        ValueError: When `n_neighbors` is not positive, there are no more than `n_neighbors`
+            reference prompts as long as the longest prompt, or prompts are longer than the AP-MAE
+            takes.
+    """
+    chosen = select_heads(model, heads)
+    asked, usual = read_prompts(model, prompts), read_prompts(model, reference)
+    _check(asked, usual, mae, n_neighbors)
+    n_done = 0
+
+    def stream(some: Prompts) -> Iterator[AttentionPatterns]:
+        nonlocal n_done
+        for rows, patterns, _ in stream_patterns(model, some, chosen, batch_size):
+            yield patterns
+            n_done += rows.stop - rows.start
+            if progress is not None:
+                progress(n_done, len(asked) + len(usual))
+
+    ours = torch.cat([_embed(mae, patterns) for patterns in stream(asked)])
+    theirs: dict[int, list[Tensor]] = {length: [] for length in asked.lengths.unique().tolist()}
+    for patterns in stream(_first_tokens(usual, asked.n_tokens)):
+        for length, embeddings in theirs.items():
+            long = patterns.lengths >= length
+            if long.any():
+                embeddings.append(_embed(mae, patterns.select(long).crop(length)))
+
+    total = torch.zeros(len(chosen), dtype=torch.float64)
+    for length, embeddings in theirs.items():
+        here = ours[(asked.lengths == length).to(ours.device)].transpose(0, 1)
+        others = torch.cat(embeddings).transpose(0, 1)
+        far = _nearest_distances(here, others, n_neighbors)
+        usually = _nearest_distances(others, others, n_neighbors, leave_out_self=True).mean(dim=1)
+        ratios = far.clamp(min=_ALIKE) / usually.clamp(min=_ALIKE)[:, None]
+        total += ratios.sum(dim=1).double().cpu()
+    return dict(zip(chosen, (total / len(asked)).tolist(), strict=True))
+
+
+def output_norms(
+    model: Any,
+    prompts: PromptsLike,
+    heads: HeadsLike | None = None,
+    *,
+    batch_size: int = 8,
+) -> dict[Head, float]:
+    """How much each head writes at the last position of a prompt: the mean norm of z @ W_O.
+
+    One pass over the prompts. In families that normalize heads' outputs before they are added
+    (Gemma, OLMo 2), the norm is that before it.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        prompts: In any form that `read_prompts` takes.
+        heads: Which heads (default: all).
+        batch_size: Prompts a forward pass.
+
+    Returns:
+        The norm of each head, in the order of `heads`.
+    """
+    chosen = select_heads(model, heads)
+    read = read_prompts(model, prompts)
+    totals: dict[Head, float] = dict.fromkeys(chosen, 0.0)
+    by_layer = {head.layer: [h for h in chosen if h.layer == head.layer] for head in chosen}
+    last = read.lengths[:0]
+
+    def adding(members: list[Head]) -> Callable[..., None]:
+        def add(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+            at_last = z[torch.arange(len(z), device=z.device), last.to(z.device)]
+            for head in members:
+                weight = model.blocks[head.layer].attn.W_O[head.head].detach()
+                norms = (at_last[:, head.head] @ weight.to(at_last)).float().norm(dim=-1)
+                totals[head] += float(norms.sum())
+
+        return add
+
+    hooks = [(z_hook_name(layer), adding(members)) for layer, members in by_layer.items()]
+    with torch.no_grad(), attach_hooks(model, hooks):
+        for batch in read.split(batch_size):
+            last = batch.lengths - 1
+            run_until(model, batch.tokens, max(by_layer))
+    return {head: total / len(read) for head, total in totals.items()}
+
+
+def _check(prompts: Prompts, reference: Prompts, mae: APMAE, n_neighbors: int) -> None:
+    if n_neighbors < 1:
+        raise ValueError(f"n_neighbors must be 1 or more, got {n_neighbors}")
+    mae.grid.n_rows_for(prompts.n_tokens)  # refuses prompts that are too long for it
+    n_long = int((reference.lengths >= prompts.n_tokens).sum())
+    if n_long <= n_neighbors:
+        raise ValueError(
+            f"comparing with {n_neighbors} neighbors needs at least {n_neighbors + 1} reference "
+            f"prompts as long as the longest prompt, {prompts.n_tokens} tokens: "
+            f"{n_long} of {len(reference)} are"
+        )
+
+
+def _first_tokens(prompts: Prompts, n_tokens: int) -> Prompts:
+    """The beginnings of those prompts that are longer."""
+    return Prompts(prompts.tokens[:, :n_tokens], prompts.lengths.clamp(max=n_tokens))
+
+
+def _embed(mae: APMAE, patterns: AttentionPatterns) -> Float[Tensor, "prompt head d_embed"]:
+    """Embeddings scaled to length 1, since they are compared by direction; zeros stay."""
+    return torch.nn.functional.normalize(mae.encode(patterns), dim=-1)
+
+
+def _nearest_distances(
+    rows: Float[Tensor, "head row d_embed"],
+    others: Float[Tensor, "head other d_embed"],
+    n_neighbors: int,
+    *,
+    leave_out_self: bool = False,
+) -> Float[Tensor, "head row"]:
+    """Mean cosine distance of each row to the nearest of the others.
+
+    Args:
+        rows: Unit vectors.
+        others: Unit vectors.
+        n_neighbors: How many of the nearest.
+        leave_out_self: `others` are the rows themselves: a row is no neighbor of its own.
+    """
+    distances = (1 - rows @ others.transpose(1, 2)).clamp(min=0)
+    if leave_out_self:
+        distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return distances.topk(n_neighbors, dim=-1, largest=False).values.mean(dim=-1)

@@ -1,0 +1,33 @@
+"""Figures, and views for notebooks."""
+
+from aplens.plots import (
+    plot_ablation_curve,
+    plot_head_map,
+    plot_patching,
+    plot_predictors,
+    plot_reconstruction,
+    plot_reconstruction_error,
+    plot_shap_summary,
+    plot_task_accuracy,
+)
+from aplens.views.cards import HeadCards, describe_heads
+from aplens.views.embed import View
+from aplens.views.heads_view import show_heads
+from aplens.views.pattern_views import show_clusters, show_reconstruction
+
+__all__ = [
+    "HeadCards",
+    "View",
+    "describe_heads",
+    "plot_ablation_curve",
+    "plot_head_map",
+    "plot_patching",
+    "plot_predictors",
+    "plot_reconstruction",
+    "plot_reconstruction_error",
+    "plot_shap_summary",
+    "plot_task_accuracy",
+    "show_clusters",
+    "show_heads",
+    "show_reconstruction",
+]

@@ -1,0 +1,161 @@
+"""The typical patterns of a head's clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from aplens.correctness.clusters import FEWEST_SCENARIOS, HeadClusters, Reducer, unit_rows
+from aplens.heads import Head
+from aplens.patterns import collect_patterns, log_normalize, stream_patterns
+from aplens.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from aplens.correctness import Observations
+    from aplens.mae import APMAE
+    from aplens.scenarios import Scenarios
+
+_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class ClusterPatterns:
+    """One cluster of a head's patterns.
+
+    Attributes:
+        label: The cluster's number; -1 for what is in none.
+        members: `Int[ndarray, "member"]`, places of its scenarios.
+        accuracy: Share of them on which the model is right.
+        mean: `Float[ndarray, "query key"]`, mean log-normalized pattern; a cell is averaged over
+            the prompts long enough to have it.
+        typical: Places of the scenarios nearest to the centre, nearest first, with their
+            log-normalized patterns.
+    """
+
+    label: int
+    members: Int[np.ndarray, " member"]
+    accuracy: float
+    mean: Float[np.ndarray, "query key"]
+    typical: list[tuple[int, Float[np.ndarray, "query key"]]]
+
+
+def find_typical_patterns(
+    model: Any,
+    scenarios: Scenarios,
+    head: Head,
+    *,
+    mae: APMAE,
+    observations: Observations | None,
+    n_typical: int,
+    reducer: Reducer,
+    seed: int,
+) -> list[ClusterPatterns]:
+    """Cluster a head's patterns, the largest cluster first and what is in none last.
+
+    Arguments and errors are those of `aplens.show_clusters`.
+    """
+    clusters = HeadClusters(reducer, seed=seed)  # refuses a wrong reducer before the model runs
+    if len(scenarios) < FEWEST_SCENARIOS:
+        raise ValueError(
+            f"clustering needs at least {FEWEST_SCENARIOS} scenarios, got {len(scenarios)}"
+        )
+    if observations is None:
+        embeddings, correct = _observe_head(model, scenarios, head, mae)
+    else:
+        embeddings, correct = _read_head(observations, scenarios, head)
+    labels = clusters.fit(embeddings[:, None]).labels_[:, 0]
+    nearest = {
+        label: _nearest_to_centre(embeddings, np.flatnonzero(labels == label), n_typical)
+        for label in np.unique(labels).tolist()
+    }
+    sums, counts, shown = _sum_patterns(
+        model, scenarios, head, labels, {i for places in nearest.values() for i in places}
+    )
+    found = [
+        ClusterPatterns(
+            label,
+            members := np.flatnonzero(labels == label),
+            float(correct[members].mean()),
+            sums[label] / np.maximum(counts[label], 1),
+            [(place, shown[place]) for place in places],
+        )
+        for label, places in nearest.items()
+    ]
+    return sorted(found, key=lambda cluster: (cluster.label < 0, -len(cluster.members)))
+
+
+def _observe_head(
+    model: Any, scenarios: Scenarios, head: Head, mae: APMAE
+) -> tuple[Float[np.ndarray, "scenario d_embed"], Bool[np.ndarray, " scenario"]]:
+    """A head's embedding of every scenario, and whether the model is right."""
+    prompts = read_prompts(model, scenarios)
+    mae.grid.n_rows_for(prompts.n_tokens)  # refuses prompts that are too long for it
+    targets = scenarios.targets()
+    embeddings, correct = [], []
+    for rows, patterns, logits in stream_patterns(model, prompts, [head], _BATCH_SIZE):
+        embeddings.append(mae.encode(patterns)[:, 0].cpu())
+        correct.append(logits.argmax(-1).cpu() == targets[rows])
+    return torch.cat(embeddings).numpy(), torch.cat(correct).numpy()
+
+
+def _read_head(
+    observations: Observations, scenarios: Scenarios, head: Head
+) -> tuple[Float[np.ndarray, "scenario d_embed"], Bool[np.ndarray, " scenario"]]:
+    """The same, out of observations."""
+    observed = observations.table[["file", "line", "target"]].itertuples(index=False, name=None)
+    if list(observed) != [(each.file, each.line, each.target) for each in scenarios]:
+        raise ValueError(
+            f"expected observations of these {len(scenarios)} scenarios in this order, got "
+            f"{len(observations)} of other scenarios"
+        )
+    if head not in observations.heads:
+        raise ValueError(f"{head} is not among the {len(observations.heads)} heads observed")
+    correct = observations.table["correct"].to_numpy(dtype=bool)
+    return observations.embeddings[:, observations.heads.index(head)], correct
+
+
+def _nearest_to_centre(
+    embeddings: Float[np.ndarray, "scenario d_embed"], members: Int[np.ndarray, " member"], n: int
+) -> list[int]:
+    """Places of the members whose direction is nearest to that of the members' mean."""
+    rows = unit_rows(embeddings[members])
+    order = np.argsort(-(rows @ rows.mean(axis=0)), kind="stable")
+    return members[order[:n]].tolist()
+
+
+def _sum_patterns(
+    model: Any,
+    scenarios: Scenarios,
+    head: Head,
+    labels: Int[np.ndarray, " scenario"],
+    wanted: set[int],
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Each cluster's summed patterns, how many each cell has, and the patterns wanted by place."""
+    shown: dict[int, np.ndarray] = {}
+    longest: dict[int, int] = {}
+    for place, label in enumerate(labels.tolist()):
+        longest[label] = max(longest.get(label, 0), len(scenarios[place].prompt))
+    sums = {label: np.zeros((n, n)) for label, n in longest.items()}
+    counts = {label: np.zeros((n, n)) for label, n in longest.items()}
+    for place, pattern in enumerate(_scaled_patterns(model, scenarios, head)):
+        n, label = len(pattern), int(labels[place])
+        sums[label][:n, :n] += pattern
+        counts[label][:n, :n] += 1
+        if place in wanted:
+            shown[place] = pattern
+    return sums, counts, shown
+
+
+def _scaled_patterns(
+    model: Any, scenarios: Scenarios, head: Head
+) -> Iterator[Float[np.ndarray, "query key"]]:
+    """A head's log-normalized pattern of every scenario; the model stops after its layer."""
+    for batch in read_prompts(model, scenarios).split(_BATCH_SIZE):
+        patterns = collect_patterns(model, batch, [head])
+        for index in range(len(batch)):
+            yield log_normalize(patterns.prompt(index))[0].cpu().numpy()
