@@ -57,9 +57,9 @@ class HeadClusters:
     Equal embeddings and an equal seed give equal labels. With "pca" they do on any processor:
     positions along the components are rounded to multiples of 2^-24 (seven decimals, of embeddings
     of length 1), and merges at equal distances have a fixed order
-    (`aplens.correctness.density`). With "umap", whose steps enlarge the last digit, and for embeddings that another processor computed,
-    labels may differ. UMAP starts from PCA, not from the graph's spectrum as the paper's: that
-    start is random where few embeddings are distinct.
+    (`aplens.correctness.density`). With "umap", whose steps enlarge the last digit, and for
+    embeddings that another processor computed, labels may differ. UMAP starts from PCA, not from
+    the graph's spectrum as the paper's: that start is random where few embeddings are distinct.
 
     With fewer than 250 scenarios the smallest cluster is a tenth of them, not the paper's 25, and
     `min_samples` no larger.

@@ -1,7 +1,8 @@
 """Where the predicting position's attention goes: shares of it by region of the prompt.
 
 A hand-made description like `aplens.correctness.statistics`, finer in where and blind to all else.
-It is the baseline of the same shares less what AP-MAE expects of them (`aplens.correctness.surprise`).
+It is the baseline of the same shares less what AP-MAE expects of them
+(`aplens.correctness.surprise`).
 """
 
 from __future__ import annotations
