@@ -68,7 +68,12 @@ def test_ranking_out_of_shards_is_ranking_in_memory_and_holds_one_head_at_a_time
 
     def rank(observations):
         train, test = observations.select(range(78)), observations.select(range(78, 120))
-        return HeadScorer(None, clusters=HeadClusters("pca")).fit(train).rank(test).to_frame()
+        return (
+            HeadScorer(None, features="clusters", clusters=HeadClusters("pca"))
+            .fit(train)
+            .rank(test)
+            .to_frame()
+        )
 
     expected = rank(in_memory)
     asked.clear()

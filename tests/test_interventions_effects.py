@@ -354,7 +354,7 @@ def test_the_ranking_says_which_way_heads_push_and_what_it_cost():
     frame = ranking.to_frame()
     assert list(ranking) == [Head(2, 0), Head(0, 1)]
     assert frame.loc["L0H1", list(ranking.COLUMNS[2:])].tolist() == pytest.approx(
-        [0.25, 0.2, 0.225, 0.025]
+        [0.2, 0.2, 0.225, 0.025]
     )
     assert ranking.top(5, by="toward_incorrect") == (Head(0, 1),)  # works against the answers
     assert ranking.metadata == {

@@ -57,7 +57,7 @@ def test_the_catalogue_of_a_study(study, tmp_path):
 def test_predicting_from_two_studies_together(study, tmp_path):
     _, observed = study
     arguments = ["--features", "statistics", "--features", "confidence", "--folds", 3]
-    arguments += ["--keep", tmp_path / "kept.json", "--table", tmp_path / "table.parquet"]
+    arguments += ["--keep", tmp_path / "kept", "--table", tmp_path / "table.parquet"]
     result = run("predict", observed.folder.path, observed.folder.path, *arguments)
     assert result.exit_code == 0, result.output
     n, files = len(observed.folder.observations), len(set(observed.folder.observations.files))
@@ -69,7 +69,7 @@ def test_predicting_from_two_studies_together(study, tmp_path):
     )
     for _, row in alone.iterrows():
         assert f"| {row['features']} | {row['auc']:.3f} [{row['auc_low']:.3f}," in result.output
-    assert (tmp_path / "kept.json").is_file()
+    assert list((tmp_path / "kept").iterdir())
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), alone)
     refused = run("predict", observed.folder.path, tmp_path)
     assert refused.exit_code == 1

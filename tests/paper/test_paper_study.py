@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from aplens.heads import Head, HeadRanking, ModelShape
 from aplens.interventions import AblationSweep, HeadEffects, ablate_heads
 from aplens.study import Reporter, Study, StudySettings, read_settings
+from aplens.study.config import ObserveSettings
 from paper.__main__ import app
 from paper.settings import PaperSettings
 from paper.task_gates import TaskGates, answer_bias, gate_tasks, load_task
@@ -385,7 +386,6 @@ def test_the_answers_bias_counts_answers():
         ('[gates]\nprecision = "float8"', "gates.precision must be one of"),
         ('[gates]\ntasks = ["sonnets"]', r"gates.tasks\[0\] must be one of"),
         ('[gates]\npredictor = "confidence"', "gates.predictor needs observe.held_out"),
-        ('[gates]\npredictor = "surprise"', "need observe.surprise = true"),
         ("[gates]\nstep = 3", "unknown key gates.'step'"),
         ("gates = 3", "gates must be a table"),
         ("[truth]\nper_task = 0", "truth.per_task must be 1 or more, got 0"),
@@ -400,6 +400,14 @@ def test_settings_that_no_command_could_use_are_refused(tmp_path, text, message)
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_settings(PaperSettings, path).check_against(StudySettings())
+
+
+def test_gates_by_surprise_need_it_observed(tmp_path):
+    path = tmp_path / "paper.toml"
+    path.write_text('[gates]\npredictor = "surprise"')
+    study = StudySettings(observe=ObserveSettings(surprise=False, held_out=True))
+    with pytest.raises(ValueError, match=r"need observe\.surprise = true"):
+        read_settings(PaperSettings, path).check_against(study)
 
 
 def test_a_command_without_its_table_or_study_is_refused_before_anything_runs(tmp_path):
