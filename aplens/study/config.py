@@ -129,7 +129,8 @@ class RankSettings:
 
     Attributes:
         prompts: Scenarios of the part `rank`, as many of each task, on which effects are estimated.
-        verify: How many of the first heads are then ablated one by one; see `aplens.rank_heads`.
+        verify: How many of the first heads are then ablated one by one, beside those of the first
+            two layers; see `aplens.rank_heads`.
         features: What the predictor sees whose SHAP values are the other ranking: "clusters" as in
             the paper, see `aplens.HeadScorer`.
         reducer: Before clustering: "umap", "pca", or "auto" (UMAP where it is installed). UMAP

@@ -245,7 +245,7 @@ class Study:
 
         wanted, seed, tell = self.settings.rank, self.settings.seed, self.reporter.update
         some = self.folder.ranked
-        self.reporter.say(f"effects on {len(some)} scenarios, of {wanted.verify} heads measured")
+        self.reporter.say(f"effects on {len(some)} scenarios, the first heads measured")
         ranking = rank_heads(self.model, some, verify=wanted.verify, progress=tell)
         ranking.save(self.folder.path / "ranking.json")
         fit, held_out = self.folder.observed_part("fit"), self.folder.observed_part("rank")
