@@ -29,7 +29,14 @@ from aplens.patterns.collect import select_heads
 from aplens.patterns.templates import name_templates, template_scores
 from aplens.prompts import PromptsLike, read_prompts
 from aplens.scenarios import Scenario
-from aplens.views.embed import View, build_view, displayable_token, pack, to_json
+from aplens.views.embed import (
+    View,
+    build_view,
+    displayable_token,
+    pack,
+    read_script,
+    to_json,
+)
 from aplens.views.tokens import token_texts
 from aplens.views.wording import TOP_HEADS, at_most, count, join
 
@@ -161,7 +168,7 @@ def _build_heads_view(
 
     values = quantize(cells)
     expected = None if habit is None else quantize(habit)
-    script, circuitsvis = _read_script("heads.js"), read_circuitsvis()
+    script, circuitsvis = read_script("heads.js"), read_circuitsvis()
     strip = _ATTENTION_ALONE if habit is None else _WITH_HABIT
     data = {
         "tokens": tokens,
@@ -286,11 +293,6 @@ def _describe_prompt(n_whole: int, n_tokens: int, step: int, mae: APMAE | None) 
 def _rank(head: Head, ranking: HeadRanking | None) -> str:
     ranked = [] if ranking is None else list(ranking)
     return f"#{ranked.index(head) + 1}" if head in ranked else ""
-
-
-@lru_cache
-def _read_script(name: str) -> str:
-    return (resources.files("aplens.views") / "templates" / name).read_text(encoding="utf-8")
 
 
 @lru_cache
