@@ -187,7 +187,8 @@ class _Seen(NamedTuple):
 
 def _look(mae: APMAE, patterns: AttentionPatterns, precision: torch.dtype | None) -> _Seen:
     """What is kept of the patterns of one layer."""
-    order, seen = [], []
+    order: list[int] = []
+    seen: list[_Seen] = []
     for rows, alike in patterns.by_length():
         n_tokens = alike.n_tokens
         # The queries of the last row of patches, all of which one filling-in tells.
@@ -198,9 +199,9 @@ def _look(mae: APMAE, patterns: AttentionPatterns, precision: torch.dtype | None
         found = _Seen(
             mae.fingerprint(alike, precision=precision).cpu(), surprise.cpu(), _draw(alike.values)
         )
-        order.append(rows)
+        order.extend(rows.tolist())
         seen.append(found)
-    back = torch.cat(order).argsort()
+    back = torch.tensor(order).argsort()
     return _Seen(*(torch.cat(parts)[back] for parts in zip(*seen, strict=True)))
 
 
