@@ -12,10 +12,11 @@ from mae_helpers import tiny_mae
 from safetensors.torch import load_file, save_file
 from test_views import HOSTILE, Page, data_of, open_page
 
-from aplens import Head, HeadMap, collect_patterns, map_heads
+from aplens import Head, HeadMap, collect_patterns, map_heads, read_prompts
 from aplens.describe import ModelHeads
 from aplens.heads import ModelShape
 from aplens.patterns import TEMPLATES
+from aplens.scenarios import ScenarioError, TextCorpus, draw_passages, prose_and_code
 
 TOKENS = torch.randint(0, 101, (6, 16), generator=torch.Generator().manual_seed(3))
 
@@ -389,3 +390,59 @@ def test_a_thousand_heads_are_small_and_answer_at_once(chromium, tmp_path):
     )
     assert took < 500  # milliseconds a click, on a busy machine
     page.close()
+
+
+# The command
+
+
+def test_the_command_maps_models_one_after_the_other(
+    monkeypatch, tmp_path, any_model, other_model, mae
+):
+    from typer.testing import CliRunner
+
+    from aplens.cli import app
+    from aplens.study import head_maps
+
+    known = {"a": any_model, "b": other_model}
+    monkeypatch.setattr(head_maps, "load_model", known.__getitem__)
+    ids = {"first": TOKENS[0].tolist(), "second": TOKENS[1].tolist() * 2}
+    monkeypatch.setattr(
+        head_maps,
+        "read_prompts",
+        lambda model, texts: read_prompts(model, [ids[text] for text in texts]),
+    )
+    mae.save_pretrained(tmp_path / "mae")
+    (tmp_path / "prompts.txt").write_text("first\n\nsecond\n")
+    (tmp_path / "prompts.json").write_text('["first", "second"]')
+
+    def run(*arguments):
+        return CliRunner().invoke(
+            app, ["map", *map(str, arguments), "--mae", str(tmp_path / "mae")]
+        )
+
+    told = run("a", "b", "--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "map.html")
+    assert told.exit_code == 0, told.output
+    assert "the first 16 tokens are taken" in told.output
+    assert "HeadMap(24 heads: 12 of a, 12 of b; 2 prompts)" in told.output
+    assert "24 heads of a, b" in (tmp_path / "map.html").read_text(encoding="utf-8")
+    told = run("a", "--prompts", tmp_path / "prompts.json", "-o", tmp_path / "map.safetensors")
+    assert HeadMap.load(tmp_path / "map.safetensors").names == ("a",)
+
+    (tmp_path / "prompts.json").write_text('{"first": 1}')
+    told = run("a", "--prompts", tmp_path / "prompts.json")
+    assert "must be a JSON list of texts, got {'first': 1}" in told.output
+    (tmp_path / "prompts.txt").write_text(" \n")
+    assert "holds no prompt" in run("a", "--prompts", tmp_path / "prompts.txt").output
+    assert "a is named twice" in run("a", "a").output
+    assert run("a", "--prompts", tmp_path / "missing.txt").exit_code == 1
+
+
+def test_passages_are_whole_lines_from_the_middle_of_files():
+    text = "".join(f"line {number}\n" for number in range(90))
+    corpus = TextCorpus({"a": lambda: text, "b": lambda: text[::-1], "short": lambda: "\n" * 40})
+    passages = draw_passages(corpus, 2, 300)
+    assert sorted(passages)[1] == text[text.index("line 30") :][:300]
+    with pytest.raises(ScenarioError, match="has 2 files with 300 characters in their last two"):
+        draw_passages(corpus, 3, 300)
+    prose, code = prose_and_code(2, 100)
+    assert len(prose) == len(code) == 100
