@@ -441,7 +441,7 @@ def test_passages_are_whole_lines_from_the_middle_of_files():
     text = "".join(f"line {number}\n" for number in range(90))
     corpus = TextCorpus({"a": lambda: text, "b": lambda: text[::-1], "short": lambda: "\n" * 40})
     passages = draw_passages(corpus, 2, 300)
-    assert sorted(passages)[1] == text[text.index("line 30") :][:300]
+    assert sorted(passages)[1] == text[text.index("line 31") :][:300]
     with pytest.raises(ScenarioError, match="has 2 files with 300 characters in their last two"):
         draw_passages(corpus, 3, 300)
     prose, code = prose_and_code(2, 100)

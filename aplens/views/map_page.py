@@ -26,7 +26,7 @@ _N_NEAREST, _TEXT_LENGTH = 5, 280
 _HEIGHT = 860
 
 #: The scatter's own units, and the margin that keeps marks inside.
-_WIDTH, _TALL, _MARGIN = 640, 520, 16
+_WIDTH, _TALL, _MARGIN = 640, 600, 16
 
 _METHODS = {"umap": "UMAP", "pca": "PCA"}
 

@@ -130,7 +130,7 @@ def train_layers(model: Any, settings: ChangeSettings) -> list[float]:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                losses.append(float(loss))
+                losses.append(loss.item())
     finally:
         for parameter, was in zip(every, asked, strict=True):
             parameter.requires_grad_(was)

@@ -195,21 +195,39 @@
     describe(place);
   }
 
-  function headButton(place, similarity) {
-    const picture = similarity === undefined ? [] : [drawPicture(place)];
-    const number = similarity === undefined ? [] : [element("span", {}, similarity.toFixed(2))];
+  const drawShape = (model) =>
+    svg("svg", { viewBox: "-7 -7 14 14" }, svg("path", { d: shapeOf(model)(5) }));
+
+  function headButton(place, ...content) {
     const button = element(
       "button",
-      { type: "button", className: `t-${templateOf(place)}`, title: readable(templateOf(place)) },
-      ...picture,
-      element("b", {}, nameOf(place)),
-      ...number,
+      { type: "button", className: `t-${templateOf(place)}` },
+      ...content,
     );
-    button.addEventListener("click", () => choose(place));
+    button.addEventListener("click", () => {
+      point(null); // this button goes, and will not say that it was left
+      choose(place);
+    });
     button.addEventListener("pointermove", (event) => point(place, event));
     button.addEventListener("pointerleave", () => point(null));
     return button;
   }
+
+  const neighbour = ([place, similarity]) =>
+    headButton(
+      place,
+      drawPicture(place),
+      element("b", {}, nameOf(place)),
+      element("span", {}, similarity.toFixed(2)),
+    );
+
+  // Where there are several models, a shape says whose head it is.
+  const member = (place) =>
+    headButton(
+      place,
+      ...(models.length > 1 ? [drawShape(heads.model[place])] : []),
+      element("b", {}, nameOf(place)),
+    );
 
   const titled = (text, more) => element("h3", {}, text, element("span", {}, more));
 
@@ -225,7 +243,7 @@
 
     const nearest = heads.nearest[place].flatMap((found, model) => [
       titled("Nearest", ` in ${models[model].name}`),
-      element("div", { className: "heads" }, ...found.map(([other, s]) => headButton(other, s))),
+      element("div", { className: "heads" }, ...found.map(neighbour)),
     ]);
     byId("detail").replaceChildren(
       element("h2", {}, nameOf(place), element("span", {}, ` of ${modelOf(place)}`)),
@@ -241,7 +259,7 @@
     const { name, share, members } = groups[number];
     const named = name === "mixed" ? "no template in common" : `${readable(name)} ${percent(share)}`;
     const others = members.filter((other) => other !== place);
-    const listed = others.slice(0, LISTED).map((other) => headButton(other));
+    const listed = others.slice(0, LISTED).map(member);
     if (others.length > LISTED) {
       listed.push(element("span", {}, `and ${others.length - LISTED} more`));
     }
@@ -332,8 +350,7 @@
   });
   if (models.length > 1) {
     models.forEach(({ name }, number) => {
-      const shape = svg("svg", { viewBox: "-7 -7 14 14" }, svg("path", { d: shapeOf(number)(5) }));
-      addKey("model", number, name, shape);
+      addKey("model", number, name, drawShape(number));
     });
   }
 
