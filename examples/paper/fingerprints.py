@@ -7,6 +7,7 @@ fitted on (`paper.held_out`). What is finished is kept in the folder, and the sa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -81,8 +82,9 @@ def measure(
     Raises:
         ValueError: When the folder holds another set-up, or the AP-MAE has no fingerprint.
     """
-    claim(folder, {key: value for key, value in setup._asdict().items() if key != "errors"})
     mae = aplens.APMAE.from_pretrained(setup.mae)
+    apart = {"errors": 0, "weights": _hash_weights(mae)}  # a name may get other weights
+    claim(folder, {**setup._asdict(), **apart})
     if not mae.has_fingerprint:
         raise ValueError(f"{setup.mae} has no fingerprint: python -m paper fit-fingerprint")
     path = folder / RESULTS
@@ -103,6 +105,13 @@ def measure(
         results["errors"] = _measure_errors(setup, mae, folder, reporter, load)
         write_text(path, json.dumps(results, indent=2))
     return results
+
+
+def _hash_weights(mae: aplens.APMAE) -> str:
+    digest = hashlib.sha256()
+    for name, values in sorted(mae.state_dict().items()):
+        digest.update(name.encode() + values.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _collect(
