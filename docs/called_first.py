@@ -1,4 +1,4 @@
-"""The reference's order: what people call, then what they get, then constants; public names first."""
+"""The reference's order: what people call, what they get, constants; public names first."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ standard library, which every machine has; another version of it changes the pic
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def draw_all(
     save(plot_shap_summary(rank_by_shap(mae, observations), k=10), "shap")
     save(plot_head_map(ranking), "ranking")
     save(draw_habit(model, mae), "habit")
+    started = plot_head_map(rank_getting_started(model))
+    started.set_size_inches(4.2, 5.2)  # beside text
+    save(started, "started")
 
 
 def rank_by_shap(mae: aplens.APMAE, observations: Observations) -> aplens.HeadRanking:
@@ -87,6 +91,15 @@ def draw_overview(reconstruction: Reconstruction, ranking: aplens.HeadRanking) -
     panels[3].set_ylabel("layer", fontsize=8)
     panels[3].tick_params(labelsize=7)
     return figure
+
+
+def rank_getting_started(model: Any) -> aplens.HeadRanking:
+    """The ranking of docs/getting-started.md."""
+    pairs = list(permutations(["Mary", "John", "Tom", "Lucy"], 2))
+    prompts = [f"When {a} and {b} went to the store, {a} gave a drink to" for a, b in pairs]
+    right, wrong = [f" {b}" for _, b in pairs], [f" {a}" for a, _ in pairs]
+    scenarios = aplens.make_scenarios(model, prompts, right, wrong_answers=wrong)
+    return aplens.rank_heads(model, scenarios)
 
 
 def draw_habit(model: Any, mae: aplens.APMAE) -> Figure:

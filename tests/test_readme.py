@@ -7,15 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from outputs import assert_same_output
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NUMBER = re.compile(r"-?\d+\.\d+")
-
-
-def words(text: str) -> list[str]:
-    """The words of an output, without its numbers."""
-    return NUMBER.sub("", text).split()
 
 
 @pytest.mark.real
@@ -24,11 +19,7 @@ def test_the_readmes_python_prints_what_it_shows(capsys):
     (shown,) = re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL)
     capsys.readouterr()
     exec(compile(code, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert words(printed) == words(shown)
-    numbers = [[float(number) for number in NUMBER.findall(text)] for text in (printed, shown)]
-    assert len(numbers[0]) == 9
-    assert numbers[0] == pytest.approx(numbers[1], abs=0.03)  # processors round differently
+    assert_same_output(capsys.readouterr().out, shown)
 
 
 def test_the_readme_fits_on_two_screens():
