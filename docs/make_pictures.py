@@ -107,7 +107,7 @@ def draw_habit(model: Any, mae: aplens.APMAE) -> Figure:
     patterns = aplens.collect_patterns(model, HABIT_PROMPT, heads=HABIT_HEAD)
     attention, habit = patterns.values[0, 0], mae.expect(patterns, None)[0, 0]
     tokens = ["start", *(word.strip() for word in model.to_str_tokens(HABIT_PROMPT)[1:])]
-    figure = new_figure(10.0, 4.0)
+    figure = new_figure(8.2, 3.5)
     panels = figure.subplots(1, 3, sharey=True)
     titles = (f"{HABIT_HEAD} attends", "its habit: what AP-MAE expects", "surprise: the difference")
     for panel, values, title in zip(
