@@ -228,8 +228,17 @@ def served(site):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page_path", ["", "getting-started/", "concepts/", "reference/patterns/"])
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 400)])
+@pytest.mark.parametrize(
+    "page_path",
+    [
+        "",
+        "getting-started/",
+        "concepts/",
+        "reference/patterns/",
+        "results/claims/correctness-scenarios/",
+    ],
+)
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])
 def test_pages_render_offline(served, chromium, page_path, scheme, width):
     context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
     page = context.new_page()
@@ -244,6 +253,11 @@ def test_pages_render_offline(served, chromium, page_path, scheme, width):
     assert [url for url in requested if not url.startswith(own)] == []
     assert page.locator("h1").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = "pre code, .md-typeset__scrollwrap" if width >= 560 else "pre code"
+    assert page.evaluate(  # no line of code and no column is cut
+        f"[...document.querySelectorAll('article :is({boxes})')]"
+        ".every(box => box.scrollWidth <= box.clientWidth + 1)"
+    )
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 100)")
     assert page.locator("body").get_attribute("data-md-color-scheme") == (
         "slate" if scheme == "dark" else "default"
