@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-#: In standard deviations, and of the larger mean; what differs by less tells nothing apart.
-_LEAST_SPREADS, _LEAST_SHARE = 0.5, 0.15
+#: In standard deviations, of the larger mean, and in itself; less tells nothing apart.
+_LEAST_SPREADS, _LEAST_SHARE, _LEAST = 0.5, 0.15, 0.05
 
 
 def tell_apart(
@@ -22,8 +22,8 @@ def tell_apart(
         facts: One number a scenario, by how a mean of it is written, such as
             "first token {:.2f}".
         inside: Which scenarios are of the group.
-        most: Facts at most. One whose means are less than half a standard deviation apart, or less
-            than 15 % of the larger, is left out.
+        most: Facts at most. One whose means are less than half a standard deviation apart, less
+            than 15 % of the larger, or less than 0.05, is left out.
 
     Returns:
         Such as "first token 0.83 (others 0.31)"; nothing where there are no others.
@@ -34,7 +34,8 @@ def tell_apart(
     for written, values in facts.items():
         here, others, spread = values[inside].mean(), values[~inside].mean(), values.std()
         apart = abs(here - others)
-        least = max(_LEAST_SPREADS * spread, _LEAST_SHARE * max(abs(here), abs(others)))
+        larger = max(abs(here), abs(others))
+        least = max(_LEAST_SPREADS * spread, _LEAST_SHARE * larger, _LEAST)
         if spread > 0 and apart >= least:
             text, rest = written.format(here), _number_of(written).format(others)
             told.append((apart / spread, f"{text} (others {rest})"))

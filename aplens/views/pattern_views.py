@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: Sides of pictures, and heights of what stands around them, in pixels.
 _TILE_SIDE = 256
 _CLUSTER_TILE_SIDE = 176
-_NARROWEST_TILE = 112
+_NARROWEST_TILE = 94
 _ROW_TEXT, _PROMPT_TEXT, _TEXT_HEIGHT = 74, 56, 118
 _TALLEST = 900
 
