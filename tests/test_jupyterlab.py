@@ -142,7 +142,7 @@ def use_views(page):
     page.screenshot(path=PICTURES / "reconstruction-dark.png")
 
     plot = page.locator(".jp-CodeCell").nth(2).locator(".jp-RenderedImage img")
-    plot.wait_for(timeout=120_000)
+    plot.wait_for(timeout=400_000)
     plot.scroll_into_view_if_needed()
     assert plot.evaluate("image => image.naturalWidth") > 300
     page.screenshot(path=PICTURES / "patching.png")
