@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from aplens._tokens import displayable_token, last_text, token_texts
 from aplens.describe.description import HeadDescription, describe_patterns
 from aplens.describe.scores import fit_context
 from aplens.describe.surprise_keys import Answers
@@ -23,9 +24,8 @@ from aplens.patterns import log_normalize
 from aplens.patterns.collect import select_heads
 from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.scenarios import Scenarios
-from aplens.views.embed import View, build_view, displayable_token, render_template
+from aplens.views.embed import View, build_view, render_template
 from aplens.views.pixels import draw_pattern
-from aplens.views.tokens import last_text, token_texts
 from aplens.views.wording import TOP_HEADS, at_most, count, join
 
 if TYPE_CHECKING:
