@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from aplens._words import split_features
@@ -25,6 +26,7 @@ from aplens.style import (
     PATTERN_COLORS,
     PURPLE,
     SKY,
+    TEMPLATE_COLORS,
     WIDTH,
     YELLOW,
     new_figure,
@@ -138,6 +140,43 @@ def _read_scores(scores: HeadRanking | pd.DataFrame) -> tuple[pd.DataFrame, int,
     if not {"layer", "head"} <= set(scores.columns):
         raise ValueError(f"expected columns 'layer' and 'head', got {list(scores.columns)}")
     return scores, int(scores["layer"].max()) + 1, int(scores["head"].max()) + 1
+
+
+def plot_head_places(frame: pd.DataFrame) -> Figure:
+    """Heads in a plane, one dot each: its colour is the template, its shape the model.
+
+    Args:
+        frame: One row a head: `x`, `y`, `template` (of `aplens.patterns.TEMPLATES`, or "mixed") and
+            `model`.
+    """
+    figure = new_figure(WIDTH, 5.0)
+    axes = figure.subplots()
+    markers = dict(zip(dict.fromkeys(frame["model"]), cycle("o^sDPX")))
+    for (model, template), rows in frame.groupby(["model", "template"], sort=False):
+        axes.scatter(
+            rows["x"],
+            rows["y"],
+            s=26,
+            marker=markers[model],
+            color=TEMPLATE_COLORS[str(template)],
+            linewidths=0,
+            alpha=0.85,
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left", "bottom"]].set_color("#dddddd")
+    shown = [name for name in TEMPLATE_COLORS if name in set(frame["template"])]
+    entries = [("o", TEMPLATE_COLORS[name], name.replace("_", " ")) for name in shown]
+    if len(markers) > 1:
+        entries += [(marker, INK, str(model)) for model, marker in markers.items()]
+    handles = [
+        Line2D([], [], marker=marker, color=color, linestyle="", markersize=6, label=label)
+        for marker, color, label in entries
+    ]
+    axes.legend(
+        handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9
+    )
+    return figure
 
 
 def plot_reconstruction(

@@ -204,7 +204,7 @@ def describe_heads(
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     read = fit_context(read_prompts(model, prompts), mae.config.n_ctx)
-    places, read = _leave_out_short(read, mae.grid.patch_size)
+    places, read = leave_out_short(read, mae.grid.patch_size)
     texts = _read_texts(model, read)
     described = describe_patterns(
         model,
@@ -226,8 +226,12 @@ def describe_heads(
     return HeadCards(tuple(cards), ranking, shape, len(read), tuple(ends))
 
 
-def _leave_out_short(prompts: Prompts, patch_size: int) -> tuple[list[int], Prompts]:
-    """The prompts that have a habit, with their places; the caller's caller is warned of others."""
+def leave_out_short(prompts: Prompts, patch_size: int) -> tuple[list[int], Prompts]:
+    """The prompts that have a habit, with their places; the caller's caller is warned of others.
+
+    Raises:
+        ValueError: When none has.
+    """
     long = prompts.lengths > patch_size
     n_short = len(prompts) - int(long.sum())
     if n_short == len(prompts):

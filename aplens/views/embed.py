@@ -16,6 +16,8 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,12 @@ def render_template(name: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(name).render(**context)
+
+
+@lru_cache
+def read_script(name: str) -> str:
+    """A script of this package."""
+    return (resources.files("aplens.views") / "templates" / name).read_text(encoding="utf-8")
 
 
 def to_json(value: Any) -> str:

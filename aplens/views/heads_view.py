@@ -9,8 +9,6 @@ paper, and numbers the tokens of a cut prompt from 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,7 +24,7 @@ from aplens.patterns.collect import select_heads
 from aplens.patterns.templates import name_templates, template_scores
 from aplens.prompts import PromptsLike, read_prompts
 from aplens.scenarios import Scenario
-from aplens.views.embed import View, build_view, pack, to_json
+from aplens.views.embed import View, build_view, pack, read_script, to_json
 from aplens.views.wording import TOP_HEADS, at_most, count, join
 
 if TYPE_CHECKING:
@@ -189,7 +187,7 @@ def _build_heads_view(
 
     values = quantize(cells)
     expected = None if habit is None else quantize(habit)
-    script = _read_script("heads.js")
+    script = read_script("heads.js")
     strip = _ATTENTION_ALONE if habit is None else _WITH_HABIT
     data = {
         "tokens": tokens,
@@ -316,8 +314,3 @@ def _describe_prompt(
 def _rank(head: Head, ranking: HeadRanking | None) -> str:
     ranked = [] if ranking is None else list(ranking)
     return f"#{ranked.index(head) + 1}" if head in ranked else ""
-
-
-@lru_cache
-def _read_script(name: str) -> str:
-    return (resources.files("aplens.views") / "templates" / name).read_text(encoding="utf-8")

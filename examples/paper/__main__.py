@@ -325,7 +325,13 @@ def figures(
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
-for command in (commands.gates, commands.tries, commands.truth, commands.by_task):
+for command in (
+    commands.gates,
+    commands.tries,
+    commands.truth,
+    commands.by_task,
+    commands.changed,
+):
     app.command()(command)
 
 
