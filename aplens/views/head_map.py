@@ -16,6 +16,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from aplens._tokens import readable_text
 from aplens._words import shorten
 from aplens.correctness.clusters import Reducer
 from aplens.correctness.observing import fingerprint_mae
@@ -31,7 +32,6 @@ from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.views.cards import leave_out_short
 from aplens.views.embed import View
 from aplens.views.map_page import build_page
-from aplens.views.tokens import readable_text
 from aplens.views.wording import count
 
 if TYPE_CHECKING:
