@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 import torch
 
-from aplens.circuits.metrics import CountedMetric, Metric, Progress
+from aplens._progress import Progress, show_progress
+from aplens.circuits.metrics import CountedMetric, Metric
 from aplens.circuits.runs import (
     HeadActivation,
     hook_name,
@@ -34,7 +35,7 @@ def activation_patch(
     metric: Metric,
     activation: HeadActivation = "z",
     by_position: bool = False,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
 ) -> PatchingTable:
     """Put each chosen head's activation from the clean run into the corrupted run, one at a time.
 
@@ -51,7 +52,8 @@ def activation_patch(
         activation: What is patched: `z` (a head's output before the output projection), `q`, `k`,
             `v` or `pattern` (attention probabilities).
         by_position: Patch one position at a time (of a pattern: one query) instead of all at once.
-        progress: Called with (runs done, runs in all).
+        progress: A bar (the default), nothing (False), or a function called with (runs done, runs
+            in all).
 
     Raises:
         ValueError: When a head is out of range, the prompts differ in shape, `activation` is
@@ -74,7 +76,9 @@ def activation_patch(
     rows = [(head, position) for head in chosen for position in positions]
     if activation != "z":
         require_acting(model, activation, {head.layer for head in chosen})
-    measured = CountedMetric(metric, total=len(rows) + 2, progress=progress)
+    measured = CountedMetric(
+        metric, total=len(rows) + 2, tell=show_progress(progress, "Patching activations")
+    )
 
     names = {hook_name(activation, head.layer) for head in chosen}
     clean_logits, cache = run_with_cache(model, clean_tokens, names)

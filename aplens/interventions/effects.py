@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aplens._progress import Progress, show_progress
 from aplens.heads import Head, HeadRanking, HeadsLike, ModelShape
 from aplens.intervals import FileBootstrap, sign_flip_p_values
 from aplens.interventions.ablation import (
@@ -150,7 +151,7 @@ def measure_effects(
     reference: PromptsLike | None = None,
     batch_size: int = 32,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> HeadEffects:
     """Ablate every head by itself and measure what that does to the metric on each prompt.
 
@@ -171,7 +172,8 @@ def measure_effects(
             are used.
         batch_size: Prompts a forward pass, the copies for several heads counted.
         seed: Decides which reference prompt `resample` takes for which scenario.
-        progress: Called with (heads × prompts measured, heads × prompts in all).
+        progress: A bar (the default), nothing (False), or a function called with (heads × prompts
+            measured, heads × prompts in all).
 
     Raises:
         ValueError: When a head is out of range, metric or method is unknown, `logit_diff` lacks a
@@ -185,7 +187,7 @@ def measure_effects(
     substitute = _make_substitute(model, task.heads, method, reference, seed)
     clean, values = task.empty_results()
     midway = can_start_midway(model)
-    n_done = 0
+    tell, n_done = show_progress(progress, "Measuring effects"), 0
     for numbers in task.batches(batch_size):
         # Resampling pairs positions with the reference's, so its batches keep the whole length.
         prompts = task.take(numbers, trim=method != "resample")
@@ -203,8 +205,7 @@ def measure_effects(
             for place, ablated in zip(places, logits.split(len(numbers)), strict=True):
                 values[place, numbers] = task.evaluate(ablated, numbers) - clean[numbers]
             n_done += len(places) * len(numbers)
-            if progress is not None:
-                progress(n_done, values.numel())
+            tell(n_done, values.numel())
     return HeadEffects(
         task.heads,
         values.numpy(),
@@ -230,7 +231,7 @@ def estimate_effects(
     method: Literal["zero", "mean"] = "zero",
     reference: PromptsLike | None = None,
     batch_size: int = 8,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> HeadEffects:
     """Estimate what `measure_effects` measures, for all heads from one gradient.
 
@@ -249,7 +250,8 @@ def estimate_effects(
         method: The ablation that is estimated: "zero" or "mean".
         reference: Prompts for `mean`, in any form that `read_prompts` takes.
         batch_size: Prompts a forward and backward pass.
-        progress: Called with (prompts done, prompts in all).
+        progress: A bar (the default), nothing (False), or a function called with (prompts done,
+            prompts in all).
 
     Raises:
         ValueError: As for `measure_effects`, and when the method is neither "zero" nor "mean".
@@ -260,7 +262,7 @@ def estimate_effects(
     substitute = _make_substitute(model, task.heads, method, reference)
     clean, values = task.empty_results()
     by_layer = task.by_layer
-    n_done = 0
+    tell, n_done = show_progress(progress, "Estimating effects"), 0
     for numbers in task.batches(batch_size):
         prompts = task.take(numbers)
         with refuse_broken_patterns(model), _keep_outputs(model, by_layer) as outputs:
@@ -277,8 +279,7 @@ def estimate_effects(
             estimates = products.sum(dim=(1, 3), dtype=torch.float64)
             values[torch.tensor(places)[:, None], numbers] = estimates.T.cpu()
         n_done += len(numbers)
-        if progress is not None:
-            progress(n_done, len(clean))
+        tell(n_done, len(clean))
     return HeadEffects(
         task.heads,
         values.numpy(),

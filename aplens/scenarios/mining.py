@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from aplens._progress import Progress, show_progress
 from aplens.models import describe_model, own_tokenizer
 from aplens.scenarios.corpus import Corpus, SkipFile, SourceFile, check_file, open_corpus
 from aplens.scenarios.cutting import PromptBuilder, TokenizedFile
@@ -33,7 +34,7 @@ def mine_scenarios(
     context_length: int = 256,
     style: Literal["auto", "left_to_right", "fim"] = "auto",
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> Scenarios:
     """Take completion scenarios from source files (docs/method.md, step 1).
 
@@ -55,7 +56,8 @@ def mine_scenarios(
         context_length: Number of tokens in a prompt.
         style: How prompts are built; see `PromptBuilder`.
         seed: Decides the order of the files and the spans chosen in them.
-        progress: Called with the number of scenarios found and wanted, as they are found.
+        progress: A bar (the default), nothing (False), or a function called with the number of
+            scenarios found and wanted, as they are found.
 
     Warns:
         UserWarning: The corpus ended before every task was full.
@@ -73,9 +75,10 @@ def mine_scenarios(
         PromptBuilder(tokenizer, context_length, style), language, wanted, per_task, per_file, seed
     )
     source = open_corpus(corpus, language)
+    tell = show_progress(progress, "Mining scenarios")
     for file in source.files(seed):
-        if miner.mine(check_file(file)) and progress is not None:
-            progress(len(miner.scenarios), per_task * len(wanted))
+        if miner.mine(check_file(file)):
+            tell(len(miner.scenarios), per_task * len(wanted))
         if miner.is_full:
             break
     miner.check_yield(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aplens._progress import Progress, show_progress
 from aplens.correctness.clusters import Reducer
 from aplens.heads import Head, HeadRanking, HeadsLike, parse_heads
 from aplens.models import describe_model
@@ -97,6 +98,7 @@ def show_clusters(
     n_typical: int = 3,
     reducer: Reducer = "auto",
     seed: int = 0,
+    progress: bool | Progress = True,
 ) -> View:
     """What kinds of patterns one head has: its clusters, with the typical patterns of each.
 
@@ -115,6 +117,8 @@ def show_clusters(
         n_typical: Patterns a cluster.
         reducer: As `HeadClusters` takes it.
         seed: Of the clustering.
+        progress: A bar (the default), nothing (False), or a function called with (prompts run,
+            prompts to run); each is run once or twice.
 
     Raises:
         ValueError: When there is not one head or it is out of range, there are fewer than 10
@@ -136,6 +140,7 @@ def show_clusters(
         n_typical=n_typical,
         reducer=reducer,
         seed=seed,
+        tell=show_progress(progress, "Finding clusters"),
     )
     longest = max(len(cluster.mean) for cluster in clusters)
     return _build_patterns_view(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from aplens._progress import Progress
 from aplens.correctness.clusters import FEWEST_SCENARIOS, HeadClusters, Reducer, unit_rows
 from aplens.heads import Head
 from aplens.patterns import collect_patterns, log_normalize, stream_patterns
@@ -54,18 +55,24 @@ def find_typical_patterns(
     n_typical: int,
     reducer: Reducer,
     seed: int,
+    tell: Progress,
 ) -> list[ClusterPatterns]:
     """Cluster a head's patterns, the largest cluster first and what is in none last.
 
-    Arguments and errors are those of `aplens.show_clusters`.
+    Arguments and errors are those of `aplens.show_clusters`; `tell` is called with (prompts run,
+    prompts to run).
     """
     clusters = HeadClusters(reducer, seed=seed)  # refuses a wrong reducer before the model runs
     if len(scenarios) < FEWEST_SCENARIOS:
         raise ValueError(
             f"clustering needs at least {FEWEST_SCENARIOS} scenarios, got {len(scenarios)}"
         )
+    n_before = 0 if observations is not None else len(scenarios)
+    total = n_before + len(scenarios)
     if observations is None:
-        embeddings, correct = _observe_head(model, scenarios, head, mae)
+        embeddings, correct = _observe_head(
+            model, scenarios, head, mae, lambda done: tell(done, total)
+        )
     else:
         embeddings, correct = _read_head(observations, scenarios, head)
     labels = clusters.fit(embeddings[:, None]).labels_[:, 0]
@@ -74,7 +81,10 @@ def find_typical_patterns(
         for label in np.unique(labels).tolist()
     }
     sums, counts, shown = _sum_patterns(
-        model, scenarios, head, labels, {i for places in nearest.values() for i in places}
+        _scaled_patterns(model, scenarios, head, lambda done: tell(n_before + done, total)),
+        scenarios,
+        labels,
+        {i for places in nearest.values() for i in places},
     )
     found = [
         ClusterPatterns(
@@ -90,7 +100,7 @@ def find_typical_patterns(
 
 
 def _observe_head(
-    model: Any, scenarios: Scenarios, head: Head, mae: APMAE
+    model: Any, scenarios: Scenarios, head: Head, mae: APMAE, tell: Callable[[int], object]
 ) -> tuple[Float[np.ndarray, "scenario d_embed"], Bool[np.ndarray, " scenario"]]:
     """A head's embedding of every scenario, and whether the model is right."""
     prompts = read_prompts(model, scenarios)
@@ -100,6 +110,7 @@ def _observe_head(
     for rows, patterns, logits in stream_patterns(model, prompts, [head], _BATCH_SIZE):
         embeddings.append(mae.encode(patterns)[:, 0].cpu())
         correct.append(logits.argmax(-1).cpu() == targets[rows])
+        tell(rows.stop)
     return torch.cat(embeddings).numpy(), torch.cat(correct).numpy()
 
 
@@ -129,9 +140,8 @@ def _nearest_to_centre(
 
 
 def _sum_patterns(
-    model: Any,
+    patterns: Iterable[Float[np.ndarray, "query key"]],
     scenarios: Scenarios,
-    head: Head,
     labels: Int[np.ndarray, " scenario"],
     wanted: set[int],
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
@@ -142,7 +152,7 @@ def _sum_patterns(
         longest[label] = max(longest.get(label, 0), len(scenarios[place].prompt))
     sums = {label: np.zeros((n, n)) for label, n in longest.items()}
     counts = {label: np.zeros((n, n)) for label, n in longest.items()}
-    for place, pattern in enumerate(_scaled_patterns(model, scenarios, head)):
+    for place, pattern in enumerate(patterns):
         n, label = len(pattern), int(labels[place])
         sums[label][:n, :n] += pattern
         counts[label][:n, :n] += 1
@@ -152,10 +162,13 @@ def _sum_patterns(
 
 
 def _scaled_patterns(
-    model: Any, scenarios: Scenarios, head: Head
+    model: Any, scenarios: Scenarios, head: Head, tell: Callable[[int], object]
 ) -> Iterator[Float[np.ndarray, "query key"]]:
     """A head's log-normalized pattern of every scenario; the model stops after its layer."""
+    n_done = 0
     for batch in read_prompts(model, scenarios).split(_BATCH_SIZE):
         patterns = collect_patterns(model, batch, [head])
         for index in range(len(batch)):
             yield log_normalize(patterns.prompt(index))[0].cpu().numpy()
+        n_done += len(batch)
+        tell(n_done)
