@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import math
 import os
 import re
@@ -17,6 +19,8 @@ from aplens._documents import check, read_document, take
 from aplens._io import write_json
 from aplens._seeds import read_seed
 from aplens._words import is_whole, shorten
+from aplens.tables import Shown
+from aplens.verdicts import describe_ranking, is_at_chance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +175,7 @@ def _check_range(head: Head, model: ModelShape | None) -> None:
         )
 
 
-class HeadRanking:
+class HeadRanking(Shown):
     """Heads with the scores of a ranking, most important first.
 
     Args:
@@ -293,6 +297,35 @@ class HeadRanking:
         best = ", ".join(str(head) for head in self.top(min(3, len(self))))
         known = f", {len(self.measured)} measured" if self.measured else ""
         return f"HeadRanking({len(self)} heads of {self.model.name}{known}, best: {best})"
+
+    def _shown_rows(self) -> pd.DataFrame:
+        hidden = ["layer", "head"] if self.is_signed else [*self.COLUMNS[:2], *self.COLUMNS[3:]]
+        frame = self.to_frame().drop(columns=hidden).reset_index()
+        return frame.rename(columns={"low": "mean_low", "high": "mean_high"})
+
+    def _repr_html_(self) -> str:
+        """The verdict, the first ten heads, and the map, which a ranking at chance goes without."""
+        verdict = f"<p><strong>{html.escape(self.verdict)}</strong></p>"
+        if self.is_at_chance:
+            return verdict + super()._repr_html_()
+        from aplens.style import to_svg
+
+        picture = base64.b64encode(to_svg(self.plot())).decode()
+        name = html.escape(f"Map of the heads of {self.model.name} by importance")
+        return (
+            f"{verdict}{super()._repr_html_()}"
+            f'<img alt="{name}" src="data:image/svg+xml;base64,{picture}">'
+        )
+
+    @property
+    def verdict(self) -> str:
+        """Whether this order can be used, and what it found, in a sentence."""
+        return describe_ranking(self.to_frame(), self.metadata)
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether this is by a predictor that tells errors no better than chance: noise."""
+        return is_at_chance(self.metadata)
 
     def top(self, k: int, by: RankBy = "importance") -> tuple[Head, ...]:
         """The `k` heads that rank highest.

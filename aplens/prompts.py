@@ -22,7 +22,7 @@ _MOST = 2**63
 _KINDS_OF_OBJECTS = "OUT"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompts:
     """Token ids of prompts, padded on the right to the longest.
 
@@ -52,6 +52,11 @@ class Prompts:
                 f"expected prompts of 1 to {longest} tokens, got lengths {self.lengths.tolist()}"
             )
         object.__setattr__(self, "tokens", self.tokens.masked_fill(~self.mask, 0))
+
+    def __repr__(self) -> str:
+        shortest, longest = int(self.lengths.min()), int(self.lengths.max())
+        tokens = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+        return f"Prompts({len(self)} of {tokens} tokens)"
 
     @classmethod
     def from_ids(cls, prompts: Sequence[Sequence[int]]) -> Prompts:

@@ -248,8 +248,8 @@ def _rank_by_predictor(
     train, test = split_by_file(observations, _TEST_SHARE, scorer.seed)
     ranking = scorer.fit(train).rank(test)
     ranking.metadata["method"] = "predictor"
-    auc, low, high = ranking.metadata["auc"]
-    if low <= 0.5:
+    if ranking.is_at_chance:
+        auc, low, high = ranking.metadata["auc"]
         warnings.warn(
             f"on held-out files the predictor tells errors no better than chance (AUC {auc:.3f} "
             f"[{low:.3f}, {high:.3f}]): do not use the order of its heads",

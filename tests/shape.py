@@ -17,6 +17,7 @@ ROOMS = (
     "tables",
     "style",
     "intervals",
+    "verdicts",
     "plots",
     "heads",
     "models",

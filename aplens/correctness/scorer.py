@@ -60,6 +60,10 @@ class HeadScorer:
         self._settings: dict[str, Any] = {"classifier": classifier, "clusters": clusters}
         self._new_predictor(features)  # refuses wrong settings before any work is done
 
+    def __repr__(self) -> str:
+        state = "fitted" if hasattr(self, "predictor_") else "not fitted"
+        return f"HeadScorer({self.features!r}, {state})"
+
     def observe(
         self,
         model: Any,

@@ -44,7 +44,7 @@ class TypicalPattern:
     habit: Float[Tensor, "query key"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadDescription:
     """What one head does on some prompts.
 
@@ -75,6 +75,12 @@ class HeadDescription:
     surprise_by_text: dict[str, float]
     nearest: dict[Head, float]
     typical: TypicalPattern
+
+    def __repr__(self) -> str:
+        return (
+            f"HeadDescription({self.head}: {self.template} on {self.template_share:.0%} of the "
+            f"prompts, surprise {self.surprise:.0%})"
+        )
 
 
 @torch.no_grad()

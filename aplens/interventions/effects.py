@@ -35,6 +35,7 @@ from aplens.patterns.collect import select_heads
 from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.scenarios.answers import require_answers, require_logits
+from aplens.tables import SHOWN_ROWS, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 AnswerMetric: TypeAlias = Literal["log_prob", "logit_diff"]
 
 
-@dataclass(frozen=True)
-class HeadEffects:
+@dataclass(frozen=True, repr=False)
+class HeadEffects(Shown):
     """What ablating each head alone does to a metric, prompt by prompt.
 
     Costs are counted in passes over the whole set of prompts, so that they compare between methods
@@ -79,6 +80,32 @@ class HeadEffects:
     model: ModelShape
     n_forward_passes: int
     n_backward_passes: int
+
+    def __repr__(self) -> str:
+        how = "estimated" if self.estimated else "measured"
+        best = ", ".join(str(self.heads[place]) for place in self._largest(3))
+        return (
+            f"HeadEffects({len(self.heads)} heads of {self.model.name} × "
+            f"{len(self.clean)} prompts, {self.metric}, {how}, largest: {best})"
+        )
+
+    def _largest(self, k: int) -> list[int]:
+        """Places of the heads with the largest mean effect."""
+        means = np.abs(self.values.mean(axis=1))
+        return np.argsort(-means, kind="stable")[:k].tolist()
+
+    def _shown_rows(self) -> pd.DataFrame:
+        # Tests and their correction are left out: they need all heads, and take seconds.
+        import pandas as pd
+
+        bootstrap = FileBootstrap(self.groups)
+        several = len(set(self.groups)) > 1
+        rows = []
+        for place in self._largest(SHOWN_ROWS):
+            mean, low, high = bootstrap.mean(self.values[place])
+            ends = {"effect_low": low, "effect_high": high} if several else {}
+            rows.append({"head": str(self.heads[place]), "effect": mean, **ends})
+        return pd.DataFrame(rows)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a head, in the order of `heads`, with the head's name as index.

@@ -66,7 +66,7 @@ class TrainingProgress:
     validation_ratio: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingResult:
     """A trained AP-MAE, and what it reaches on held-out patterns.
 
@@ -91,6 +91,13 @@ class TrainingResult:
     patterns: int
     seconds: float
     history: list[HistoryEntry]
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainingResult({self.folder}: {self.patterns:,} patterns in {self.seconds:.0f} s, "
+            f"error {self.validation_ratio:.2f} of the mean patch's, additive fit "
+            f"{self.additive_ratio:.2f})"
+        )
 
     @property
     def validation_ratio(self) -> float:

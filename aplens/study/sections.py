@@ -13,7 +13,6 @@ from aplens import plots
 from aplens.intervals import Estimate
 from aplens.mae import BASELINES
 from aplens.study import findings
-from aplens.study.findings import is_at_chance
 from aplens.style import to_svg
 from aplens.tables import Table
 from aplens.views.embed import displayable_token
@@ -105,7 +104,7 @@ def main_tables(folder: StudyFolder) -> list[Table]:
         tabulate_tasks(task_accuracy(folder.observations.table)),
         *tabulate_predictors(folder.predictors),
         tabulate_heads(folder.ranking),
-        *([] if is_at_chance(folder.shap) else [tabulate_shap(folder.shap)]),
+        *([] if folder.shap.is_at_chance else [tabulate_shap(folder.shap)]),
         tabulate_sweep(folder.sweep),
     ]
 
@@ -392,7 +391,7 @@ def show_shap(ranking: HeadRanking) -> Section:
         tables=[tabulate_shap(ranking)],
         folded=[_tabulate_every_head(ranking, "Mean SHAP value of every head")],
         aside="No result, since the predictor is no better than chance: its order of heads"
-        if is_at_chance(ranking)
+        if ranking.is_at_chance
         else "",
     )
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from aplens.heads import Head, HeadRanking, HeadsLike
 from aplens.models import describe_model
 from aplens.patterns import collect_patterns
-from aplens.patterns.collect import select_heads
+from aplens.patterns.collect import AttentionPatterns, as_patterns, select_heads
 from aplens.patterns.templates import name_templates, template_scores
 from aplens.prompts import PromptsLike, read_prompts
 from aplens.scenarios import Scenario
@@ -34,6 +34,8 @@ from aplens.views.tokens import token_texts
 from aplens.views.wording import TOP_HEADS, at_most, count, join
 
 if TYPE_CHECKING:
+    from transformer_lens import ActivationCache
+
     from aplens.mae import APMAE
 
 #: Cells a side that a browser draws without delay; of longer prompts a cell is several tokens.
@@ -77,6 +79,7 @@ def show_heads(
     ranking: HeadRanking | None = None,
     mae: APMAE | None = None,
     max_tokens: int = _MOST_CELLS,
+    patterns: AttentionPatterns | ActivationCache | None = None,
 ) -> View:
     """The attention of chosen heads on one prompt, to point at in a notebook.
 
@@ -107,11 +110,14 @@ def show_heads(
         max_tokens: A longer prompt is cut to its first tokens, whose attention is the same without
             the rest; the view says so. Above 256 tokens a cell stands for several, and shows the
             largest attention among them.
+        patterns: The prompt's patterns, where you have them: what `collect_patterns` returned or
+            `run_with_cache` kept. The model is then not run.
 
     Raises:
         ValueError: When no heads or too many are chosen, one is out of range, or the prompt is
             empty, too long for the model, several prompts, text that no tokenizer can read, or,
             with `mae`, no longer than one of its patches.
+            With `patterns`: when they lack a head, or are not of one prompt of this length.
         TypeError: When `prompt` is no prompt.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
@@ -129,8 +135,10 @@ def show_heads(
     tokens = whole[: _most_tokens(max_tokens, mae)].cpu()
     _require_habit(len(tokens), mae)
 
-    patterns = collect_patterns(model, tokens[None], chosen)
-    attention = patterns.prompt(0).float().cpu()
+    if patterns is None:
+        attention = collect_patterns(model, tokens[None], chosen).prompt(0).float().cpu()
+    else:
+        attention = _read_given(patterns, chosen, len(whole))[:, : len(tokens), : len(tokens)]
     habit = None if mae is None else mae.expect(attention, None).float().cpu()
     names = name_templates(template_scores(attention, tokens), tokens).names
     labels = [
@@ -146,6 +154,21 @@ def show_heads(
         note=_describe_prompt(len(whole), len(tokens), step, mae),
         habit=None if habit is None else _pool(habit, step),
     )
+
+
+def _read_given(
+    patterns: AttentionPatterns | ActivationCache, heads: Sequence[Head], n_tokens: int
+) -> Float[Tensor, "head query key"]:
+    """The chosen heads' patterns on the prompt, out of what somebody else collected."""
+    given = as_patterns(patterns)
+    if missing := [str(head) for head in heads if head not in given.heads]:
+        raise ValueError(f"these patterns lack {', '.join(missing)}")
+    if given.lengths.tolist() != [n_tokens]:
+        raise ValueError(
+            f"expected patterns of one prompt of {n_tokens} tokens, got {len(given)} of "
+            f"{given.lengths.tolist()}: choose one with patterns.select([i])"
+        )
+    return torch.stack([given[head][0] for head in heads]).float().cpu()
 
 
 def _build_heads_view(
