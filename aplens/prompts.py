@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from aplens._words import is_whole, shorten
 from aplens.models import describe_model
+from aplens.models.classes import kind_of
 
 _MOST = 2**63
 
@@ -243,6 +244,7 @@ def _read(
         raise TypeError(
             "expected prompts as text, token ids, a tokenizer's output or scenarios, "
             f"got {type(prompts).__name__}"
+            + (": the model comes first, then the prompts" if kind_of(prompts) else "")
         )
     rows = [as_list(row) for row in rows]
     if rows and _are_ids(rows):

@@ -122,6 +122,7 @@ def rank_heads(
         "folder": folder,
     }
     _check_options(method, options)
+    describe_model(model)  # refuses what is no model before a word about the prompts
     tell = show_progress(progress, "Ranking heads")
     if method == "distance":
         assert mae is not None

@@ -24,8 +24,8 @@ RANDOM_SPAN_TOKENS = (3, 10)
 
 
 def mine_scenarios(
-    corpus: str | Path | Corpus,
     model_or_tokenizer: Any,
+    corpus: str | Path | Corpus,
     *,
     language: str = "java",
     tasks: Sequence[str] | None = None,
@@ -46,9 +46,9 @@ def mine_scenarios(
     where they are more than half of it. What was left out is counted in the warning and in errors.
 
     Args:
-        corpus: A folder, a zip archive such as a JDK's `src.zip` (read in place), or a corpus.
         model_or_tokenizer: A hooked model, whose tokenizer is taken as its own files define it, so
             that prompts begin with BOS where the model was trained so; or a fast tokenizer.
+        corpus: A folder, a zip archive such as a JDK's `src.zip` (read in place), or a corpus.
         language: Language of the files.
         tasks: Tasks to mine, of `list_tasks(language)`; all of them when None.
         per_task: Scenarios wanted of each task.
@@ -61,11 +61,19 @@ def mine_scenarios(
 
     Warns:
         UserWarning: The corpus ended before every task was full.
+        DeprecationWarning: The corpus stands before the model, as it did up to version 0.1.
 
     Raises:
         ScenarioError: An argument does not fit, the corpus cannot be read or is empty or has what
             is no text, or no scenario was found for a task.
     """
+    if _is_corpus(model_or_tokenizer) and not _is_corpus(corpus):
+        warnings.warn(
+            "mine_scenarios takes the model first, then the corpus: the old order will be refused",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        model_or_tokenizer, corpus = corpus, model_or_tokenizer
     tokenizer = _tokenizer_of(model_or_tokenizer, context_length)
     wanted = _check_tasks(tasks, language)
     for name, value in {"per_task": per_task, "per_file": per_file}.items():
@@ -83,6 +91,10 @@ def mine_scenarios(
             break
     miner.check_yield(source)
     return Scenarios(miner.scenarios)
+
+
+def _is_corpus(value: Any) -> bool:
+    return isinstance(value, str | Path) or callable(getattr(value, "files", None))
 
 
 def _tokenizer_of(model_or_tokenizer: Any, context_length: int) -> Any:

@@ -173,8 +173,8 @@ class Study:
         from aplens.scenarios import Scenarios, mine_scenarios
 
         scenarios = mine_scenarios(
-            found.corpus,
             self.model,
+            found.corpus,
             language=found.language,
             tasks=wanted.tasks or None,
             per_task=wanted.per_task,
