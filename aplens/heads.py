@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import math
 import os
 import re
@@ -19,7 +20,7 @@ from aplens._documents import check, read_document, take
 from aplens._io import write_json
 from aplens._seeds import read_seed
 from aplens._words import is_whole, shorten
-from aplens.tables import Shown
+from aplens.tables import Shown, Table
 from aplens.verdicts import describe_ranking, is_at_chance
 
 if TYPE_CHECKING:
@@ -377,6 +378,29 @@ class HeadRanking(Shown):
         frame.index.name = "name"
         return frame
 
+    def to_text(self, k: int = 10) -> str:
+        """The verdict and the first `k` heads, as text for a terminal."""
+        table = Table.from_frame(self._shown_rows().head(k), caption=repr(self))
+        return f"{self.verdict}\n\n{table.to_text()}"
+
+    def to_json(self) -> str:
+        """The verdict, the facts and every head with its scores, as JSON."""
+        return json.dumps(
+            {
+                "model": self.model.name,
+                "verdict": self.verdict,
+                "at_chance": self.is_at_chance,
+                "metadata": self.metadata,
+                "heads": [{"name": str(head)} | row for head, row in self._records()],
+            },
+            indent=2,
+        )
+
+    def _records(self) -> Iterator[tuple[Head, dict[str, Any]]]:
+        """Each head's scores as JSON takes them: None for what is not known."""
+        for head, row in zip(self, self._frame.to_dict(orient="records"), strict=True):
+            yield head, {str(key): None if value != value else value for key, value in row.items()}
+
     def plot(self, column: str = "importance") -> Figure:
         """The layer × head map of one score."""
         from aplens.plots import plot_head_map
@@ -394,10 +418,7 @@ class HeadRanking(Shown):
                 "n_layers": self.model.n_layers,
                 "n_heads": self.model.n_heads,
                 "metadata": self.metadata,
-                "heads": [
-                    {key: None if value != value else value for key, value in row.items()}
-                    for row in self._frame.to_dict(orient="records")
-                ],
+                "heads": [row for _, row in self._records()],
             },
         )
 

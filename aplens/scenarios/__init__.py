@@ -15,6 +15,7 @@ from aplens.scenarios.cutting import FIM_MARKERS, PromptBuilder, TokenizedFile
 from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
 from aplens.scenarios.mining import mine_scenarios
 from aplens.scenarios.own import make_scenarios, predicted_scenarios
+from aplens.scenarios.prompt_files import read_prompt_file
 from aplens.scenarios.prose import english_prose
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
 from aplens.scenarios.tasks import SourceText, SourceTree, Span, list_tasks
@@ -47,4 +48,5 @@ __all__ = [
     "open_corpus",
     "predicted_scenarios",
     "python_standard_library",
+    "read_prompt_file",
 ]

@@ -153,8 +153,16 @@ class AblateSettings:
 
     Heads are ablated in the order of their effects, of their SHAP values toward incorrect and
     toward correct, and at random.
-    `precision` is "bfloat16", or the model's own when left out. `per_task`: at most this many of a
-    task's held-out scenarios; all when left out.
+
+    Attributes:
+        method: What replaces a head's output: "zero", "mean" (its mean over other prompts) or
+            "resample" (its output on another prompt).
+        sizes: How many heads are ablated at once.
+        random_seeds: Of the draws of random heads, the baseline.
+        balance: Whether to sweep as many scenarios that the model gets right as wrong ones.
+        per_task: At most this many of a task's held-out scenarios; all when left out.
+        batch_size: Prompts a forward pass.
+        precision: "bfloat16", or the model's own when left out.
     """
 
     method: Literal["zero", "mean", "resample"] = "zero"
