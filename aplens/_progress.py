@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -46,7 +47,9 @@ class _Bar:
     """A bar that ends with its last unit, or with the call that it belongs to."""
 
     def __init__(self, what: str) -> None:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of ipywidgets that are missing: the bar is text then
+            from tqdm.auto import tqdm
 
         self._bar: tqdm[Any] = tqdm(desc=what, delay=_DELAY, dynamic_ncols=True)
 

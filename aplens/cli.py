@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -200,11 +201,14 @@ def _run(
     """Bring a stage, and what it needs, up to date."""
     from aplens.study import Study, StudySettings
 
+    started = time.monotonic()
     with reporting() as (console, reporter):
         settings = StudySettings.from_toml(study_file, changes or ())
         study = Study(settings, _target(study_file, folder), reporter, _command())
         study.run(until, redo=redo)
         if until == "report" and join_processes().is_main:
+            minutes, seconds = divmod(round(time.monotonic() - started), 60)
+            console.print(f"this run took {minutes} min {seconds:02d} s")
             console.print(study.summary(), markup=False, soft_wrap=True)
 
 

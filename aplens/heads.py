@@ -21,7 +21,7 @@ from aplens._io import write_json
 from aplens._seeds import read_seed
 from aplens._words import is_whole, shorten
 from aplens.tables import Shown, Table
-from aplens.verdicts import describe_ranking, is_at_chance
+from aplens.verdicts import describe_ranking, has_no_effect, is_at_chance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -305,9 +305,9 @@ class HeadRanking(Shown):
         return frame.rename(columns={"low": "mean_low", "high": "mean_high"})
 
     def _repr_html_(self) -> str:
-        """The verdict, the first ten heads, and the map, which a ranking at chance goes without."""
+        """The verdict, the first ten heads, and the map, which a ranking of noise goes without."""
         verdict = f"<p><strong>{html.escape(self.verdict)}</strong></p>"
-        if self.is_at_chance:
+        if self.is_noise:
             return verdict + super()._repr_html_()
         from aplens.style import to_svg
 
@@ -322,6 +322,11 @@ class HeadRanking(Shown):
     def verdict(self) -> str:
         """Whether this order can be used, and what it found, in a sentence."""
         return describe_ranking(self.to_frame(), self.metadata)
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether nothing was found: the predictor is at chance, or no effect is clearly not 0."""
+        return self.is_at_chance or has_no_effect(self.to_frame(), self.metadata)
 
     @property
     def is_at_chance(self) -> bool:

@@ -43,6 +43,17 @@ def is_at_chance(facts: Mapping[str, Any]) -> bool:
     return "auc" in facts and not facts["auc"][1] > 0.5  # NaN: nobody knows
 
 
+def has_no_effect(frame: pd.DataFrame, facts: Mapping[str, Any]) -> bool:
+    """Whether heads were ablated, and none of them has an effect that is clearly not 0."""
+    if "metric" not in facts or "measured" not in frame:
+        return False
+    measured = frame[frame["measured"]]
+    if (frame["mean"].abs() < _SEEN).all():
+        return True
+    known = measured["low"].notna()
+    return bool(known.any() and not ((measured["low"] > 0) | (measured["high"] < 0)).any())
+
+
 def describe_effects(frame: pd.DataFrame, metric: str) -> str:
     """How many of the heads that were measured have an effect, and which are the largest."""
     unit = METRIC_UNITS.get(metric, metric)
