@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aplens._progress import Progress, show_progress
+from aplens._progress import Progress
 from aplens.correctness.clusters import Reducer
 from aplens.heads import Head, HeadRanking, HeadsLike, parse_heads
 from aplens.models import describe_model
@@ -140,7 +140,7 @@ def show_clusters(
         n_typical=n_typical,
         reducer=reducer,
         seed=seed,
-        tell=show_progress(progress, "Finding clusters"),
+        progress=progress,
     )
     longest = max(len(cluster.mean) for cluster in clusters)
     return _build_patterns_view(

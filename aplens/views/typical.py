@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from aplens._progress import Progress
+from aplens._progress import Progress, show_progress
 from aplens.correctness.clusters import FEWEST_SCENARIOS, HeadClusters, Reducer, unit_rows
 from aplens.heads import Head
 from aplens.patterns import collect_patterns, log_normalize, stream_patterns
@@ -55,18 +55,18 @@ def find_typical_patterns(
     n_typical: int,
     reducer: Reducer,
     seed: int,
-    tell: Progress,
+    progress: bool | Progress = True,
 ) -> list[ClusterPatterns]:
     """Cluster a head's patterns, the largest cluster first and what is in none last.
 
-    Arguments and errors are those of `aplens.show_clusters`; `tell` is called with (prompts run,
-    prompts to run).
+    Arguments and errors are those of `aplens.show_clusters`.
     """
     clusters = HeadClusters(reducer, seed=seed)  # refuses a wrong reducer before the model runs
     if len(scenarios) < FEWEST_SCENARIOS:
         raise ValueError(
             f"clustering needs at least {FEWEST_SCENARIOS} scenarios, got {len(scenarios)}"
         )
+    tell = show_progress(progress, "Finding clusters")
     n_before = 0 if observations is not None else len(scenarios)
     total = n_before + len(scenarios)
     if observations is None:
