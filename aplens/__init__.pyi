@@ -55,6 +55,7 @@ from .views import describe_heads as describe_heads
 from .views import map_heads as map_heads
 from .views import show_clusters as show_clusters
 from .views import show_heads as show_heads
+from .views import show_in_circuitsvis as show_in_circuitsvis
 from .views import show_reconstruction as show_reconstruction
 
 __version__: str

@@ -118,15 +118,12 @@ def show_heads(
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be 1 or more, got {max_tokens}")
-    chosen, ranking = _choose_heads(model, heads, ranking)
-    whole = _read_one_prompt(model, prompt).cpu()
+    chosen, ranking = choose_heads(model, heads, ranking)
+    whole = read_one_prompt(model, prompt).cpu()
     read, positions = _choose_tokens(model, whole, max_tokens, mae)
     _require_habit(len(positions), mae)
 
-    if patterns is None:
-        complete = collect_patterns(model, read[None], chosen).prompt(0).float().cpu()
-    else:
-        complete = _read_given(patterns, chosen, len(read))
+    complete = read_patterns(model, read, chosen, patterns)
     names = name_templates(template_scores(complete, read), read).names
     attention = complete[:, -len(positions) :, -len(positions) :]
     habit = None if mae is None else mae.expect(attention, None).float().cpu()
@@ -149,7 +146,7 @@ def show_heads(
     )
 
 
-def _choose_heads(
+def choose_heads(
     model: Any, heads: HeadsLike | None, ranking: HeadRanking | None
 ) -> tuple[tuple[Head, ...], HeadRanking | None]:
     """The heads to show, and where their ranks come from."""
@@ -181,16 +178,21 @@ def _choose_tokens(
     return whole[positions], positions
 
 
-def _read_given(
-    patterns: AttentionPatterns | ActivationCache, heads: Sequence[Head], n_tokens: int
+def read_patterns(
+    model: Any,
+    prompt: Int[Tensor, " pos"],
+    heads: Sequence[Head],
+    patterns: AttentionPatterns | ActivationCache | None,
 ) -> Float[Tensor, "head query key"]:
-    """The chosen heads' patterns on the prompt, out of what somebody else collected."""
+    """The heads' patterns on one prompt: the model's, or those that somebody else collected."""
+    if patterns is None:
+        return collect_patterns(model, prompt[None], heads).prompt(0).float().cpu()
     given = as_patterns(patterns)
     if missing := [str(head) for head in heads if head not in given.heads]:
         raise ValueError(f"these patterns lack {', '.join(missing)}")
-    if given.lengths.tolist() != [n_tokens]:
+    if given.lengths.tolist() != [len(prompt)]:
         raise ValueError(
-            f"expected patterns of one prompt of {n_tokens} tokens, got {len(given)} of "
+            f"expected patterns of one prompt of {len(prompt)} tokens, got {len(given)} of "
             f"{given.lengths.tolist()}: choose one with patterns.select([i])"
         )
     return torch.stack([given[head][0] for head in heads]).float().cpu()
@@ -292,7 +294,8 @@ def _name_cells(tokens: Sequence[str], step: int) -> list[str]:
     return list(tokens) if step == 1 else [f"{token}…" for token in tokens[::step]]
 
 
-def _read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, " pos"]:
+def read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, " pos"]:
+    """The token ids of a prompt; several are refused."""
     read = read_prompts(model, [prompt.prompt] if isinstance(prompt, Scenario) else prompt)
     if len(read) != 1:
         raise ValueError(f"expected one prompt, got {len(read)}: choose one of them")
