@@ -214,6 +214,16 @@ def test_two_runs_agree_and_another_seed_does_not(any_model, tmp_path, uninterru
     assert not same_weights(train(any_model, tmp_path / "b", seed=1).mae, uninterrupted.mae)
 
 
+def test_a_fingerprint_is_fitted_at_the_end(any_model, tmp_path, uninterrupted):
+    config = dataclasses.replace(CONFIG, fingerprint_dim=6)
+    mae = train(any_model, tmp_path, config=config).mae
+    assert mae.has_fingerprint
+    own = {k: v for k, v in mae.state_dict().items() if not k.startswith("to_fingerprint")}
+    expected = uninterrupted.mae.state_dict()
+    assert all(torch.equal(own[name], expected[name]) for name in expected | own)
+    assert same_weights(train(any_model, tmp_path, config=config).mae, mae)
+
+
 def test_a_finished_run_is_loaded_without_running_the_model(any_model, tmp_path, monkeypatch):
     finished = train(any_model, tmp_path)
     monkeypatch.setattr("aplens.mae.rounds.read_layers", None)

@@ -3,9 +3,16 @@
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
 from aplens.mae.error import BASELINES, compare_reconstruction, hidden_errors, inside_pattern
+from aplens.mae.fingerprint import fit_fingerprint, linear_metric, set_fingerprint
 from aplens.mae.low_rank import low_rank_fit
 from aplens.mae.masking import random_masks
-from aplens.mae.model import APMAE, DEFAULT_POOL, APMAEOutput, Reconstruction
+from aplens.mae.model import (
+    APMAE,
+    DEFAULT_POOL,
+    FINGERPRINT_POOL,
+    APMAEOutput,
+    Reconstruction,
+)
 from aplens.mae.precision import default_precision
 from aplens.mae.pretrained import CheckpointError, list_pretrained
 from aplens.mae.rounds import seeded
@@ -21,6 +28,7 @@ __all__ = [
     "APMAE",
     "BASELINES",
     "DEFAULT_POOL",
+    "FINGERPRINT_POOL",
     "APMAEConfig",
     "APMAEOutput",
     "CheckpointError",
@@ -32,11 +40,14 @@ __all__ = [
     "additive_fit",
     "compare_reconstruction",
     "default_precision",
+    "fit_fingerprint",
     "hidden_errors",
     "inside_pattern",
+    "linear_metric",
     "list_pretrained",
     "low_rank_fit",
     "random_masks",
     "seeded",
+    "set_fingerprint",
     "train_apmae",
 ]

@@ -47,6 +47,8 @@ class APMAEConfig:
             decoder reads the fit and predicts what is left over.
         summary_weight: How much training counts the error of what CLS alone tells about the whole
             pattern (`aplens.mae.summary`), beside that on hidden patches; 0 as in the paper.
+        fingerprint_dim: Numbers in a fingerprint (`APMAE.fingerprint`); 0: this AP-MAE has none, as
+            in the paper.
         layer_norm_eps: Epsilon of every LayerNorm.
         qkv_bias: Whether the query, key and value projections have a bias.
     """
@@ -68,6 +70,7 @@ class APMAEConfig:
     decoder_context: DecoderContext = "tokens"
     base: Base = "none"
     summary_weight: float = 0.0
+    fingerprint_dim: int = 0
     layer_norm_eps: float = 1e-12
     qkv_bias: bool = False
 
@@ -92,6 +95,8 @@ class APMAEConfig:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
         if not 0 <= self.summary_weight < math.inf:
             raise ValueError(f"summary_weight must not be negative, got {self.summary_weight}")
+        if self.fingerprint_dim < 0:
+            raise ValueError(f"fingerprint_dim must not be negative, got {self.fingerprint_dim}")
         if not 0 < self.layer_norm_eps < math.inf:
             raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}")
         for name in ("encoder_dim", "decoder_dim"):
@@ -168,7 +173,8 @@ class APMAEConfig:
     def small(cls) -> APMAEConfig:
         """For a CPU: the paper's 256 tokens and patches of 32, 128 wide, 4 + 2 layers.
 
-        Starts from the low-rank fit, keeps the level of a patch, and asks CLS for a summary.
+        Starts from the low-rank fit, keeps the level of a patch, asks CLS for a summary, and has a
+        fingerprint.
         """
         return cls(
             encoder_dim=128,
@@ -184,6 +190,7 @@ class APMAEConfig:
             patch_input="centred",
             base="low_rank",
             summary_weight=0.4,
+            fingerprint_dim=128,
         )
 
     def to_dict(self) -> dict[str, Any]:

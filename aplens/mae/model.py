@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
@@ -30,6 +31,8 @@ Patterns: TypeAlias = "AttentionPatterns | Float[Tensor, '*pattern query key']"
 #: position that predicts, which adds to it (docs/results/reconstruction.md).
 DEFAULT_POOL: tuple[Pool, ...] = ("cls", "last_query")
 
+#: What a fingerprint is read from.
+FINGERPRINT_POOL: tuple[Pool, ...] = ("cls", "last_query", "mean")
 
 # Log-normalized values stray from their mean by about 0.1. What the network reads of that is
 # brought to the size of its other inputs, or its first layers learn several times slower.
@@ -103,6 +106,9 @@ class APMAE(nn.Module):
             configuration uses it; zero until training sets it.
         depth_scales: What turns that mean into the mean of shorter prompts
             (`aplens.patterns.depth_scales`), one factor for every length up to `n_ctx`.
+        to_fingerprint: The linear layer from an embedding pooled as `FINGERPRINT_POOL` to a
+            fingerprint before it is scaled to length 1; zero until it is fitted or trained, None
+            when the configuration has none.
     """
 
     def __init__(self, config: APMAEConfig, seed: int = 0) -> None:
@@ -114,6 +120,7 @@ class APMAE(nn.Module):
             self.encoder = Encoder(config)
             self.decoder = Decoder(config)
             self.summary = Summary(config) if config.summary_weight else None
+            self.to_fingerprint = make_fingerprint_layer(config)
         self.mean_patches: Float[Tensor, "patch pixel"] | None
         mean = torch.zeros(self.grid.n_patches, self.grid.n_pixels) if config.needs_mean else None
         self.register_buffer("mean_patches", mean)
@@ -443,6 +450,62 @@ class APMAE(nn.Module):
         return torch.cat(embeddings).reshape(*leading, self.embedding_size(pool))
 
     @torch.no_grad()
+    def fingerprint(
+        self,
+        patterns: Patterns,
+        *,
+        batch_size: int = 64,
+        precision: torch.dtype | None = None,
+    ) -> Float[Tensor, "*pattern d"]:
+        """What tells heads apart: the same head is alike on other prompts, and in other models.
+
+        Compare fingerprints by cosine, which is their product. The fingerprint of a head is the
+        mean over prompts: one prompt tells something, a few dozen much more.
+
+        Args:
+            patterns: As for `encode`: prompts of any lengths up to `n_ctx`.
+            batch_size: Patterns run at once.
+            precision: As for `encode`.
+
+        Returns:
+            One fingerprint a pattern, of length 1, `[batch, head, d]` for `AttentionPatterns`, in
+            float32 on the model's device; d is `config.fingerprint_dim`.
+
+        Raises:
+            ValueError: When this AP-MAE has no fingerprint, or as `encode`.
+        """
+        if not self.has_fingerprint:  # before anything is run
+            raise ValueError(
+                "this AP-MAE has no fingerprint "
+                f"(fingerprint_dim={self.config.fingerprint_dim}, nothing fitted): fit one with "
+                "aplens.mae.fit_fingerprint(mae, model, prompts), or use a bundled AP-MAE"
+            )
+        embeddings = self.encode(
+            patterns, pool=FINGERPRINT_POOL, batch_size=batch_size, precision=precision
+        )
+        return self.read_fingerprint(embeddings)
+
+    def read_fingerprint(
+        self, embeddings: Float[Tensor, "*pattern d_embed"]
+    ) -> Float[Tensor, "*pattern d"]:
+        """The fingerprints of embeddings pooled as `FINGERPRINT_POOL`: the last step.
+
+        Gradients flow, so that training can learn it.
+
+        Raises:
+            ValueError: When this AP-MAE has no fingerprint.
+        """
+        layer = self.to_fingerprint
+        if layer is None:
+            raise ValueError("this AP-MAE has no fingerprint: fingerprint_dim is 0")
+        return F.normalize(layer(embeddings.to(layer.weight.dtype)).float(), dim=-1)
+
+    @property
+    def has_fingerprint(self) -> bool:
+        """Whether there is a fingerprint, and it was fitted or trained."""
+        return self.to_fingerprint is not None and bool(self.to_fingerprint.weight.any())
+
+    @torch.no_grad()
     def encode_patches(
         self,
         scaled: Float[Tensor, "pattern patch pixel"],
@@ -478,12 +541,7 @@ class APMAE(nn.Module):
                 raise ValueError(
                     f"patches must be one of {list(get_args(PatchSet))}, got {patches!r}"
                 )
-        pooled = {
-            "cls": lambda: tokens[:, 0],
-            "mean": lambda: tokens.mean(dim=1),
-            "last_query": lambda: tokens[:, -n_rows:].mean(dim=1),
-        }
-        return torch.cat([pooled[name]().float() for name in pools], dim=-1)
+        return pool_tokens(tokens, n_rows, pools)
 
     def _encode_whole_grid(
         self,
@@ -587,6 +645,34 @@ class APMAE(nn.Module):
                 f"among {possible}, got {tuple(scaled.shape)}"
             )
         return scaled.shape[0], scaled.shape[1]
+
+
+def make_fingerprint_layer(config: APMAEConfig) -> nn.Linear | None:
+    """What reads a fingerprint off an embedding; None where the configuration has none."""
+    if not config.fingerprint_dim:
+        return None
+    layer = nn.Linear(config.encoder_dim * len(FINGERPRINT_POOL), config.fingerprint_dim)
+    nn.init.zeros_(layer.weight)  # a random one would look like a fingerprint
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def pool_tokens(
+    tokens: Float[Tensor, "pattern 1+patch dim"], n_rows: int, pools: Sequence[Pool]
+) -> Float[Tensor, "pattern d_embed"]:
+    """One embedding a pattern from the encoder's tokens, CLS first, in float32.
+
+    Args:
+        tokens: Of all patches, in row-major order.
+        n_rows: Rows of the grid that the patches fill; the last one has as many patches.
+        pools: What to take, as for `APMAE.encode`, side by side.
+    """
+    pooled = {
+        "cls": lambda: tokens[:, 0],
+        "mean": lambda: tokens.mean(dim=1),
+        "last_query": lambda: tokens[:, -n_rows:].mean(dim=1),
+    }
+    return torch.cat([pooled[name]().float() for name in pools], dim=-1)
 
 
 def _read_pool(pool: Pool | Sequence[Pool]) -> tuple[Pool, ...]:

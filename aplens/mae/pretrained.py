@@ -29,6 +29,9 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
+#: What fields stand for in a configuration that was written before there were such.
+_ADDED = {"fingerprint_dim": 0}
+
 _BUNDLED = Path(__file__).parent / "weights"
 _LISTED = 10
 _FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -235,4 +238,4 @@ def _read_config(values: dict[str, Any]) -> APMAEConfig:
         raise ValueError(
             f"this aplens reads format_version {FORMAT_VERSION}, got {shorten(version)}"
         )
-    return APMAEConfig.from_dict(values)
+    return APMAEConfig.from_dict({**_ADDED, **values})

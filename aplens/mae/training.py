@@ -20,6 +20,7 @@ from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
 from aplens.mae.error import inside_pattern, squared_errors
+from aplens.mae.fingerprint import fit_fingerprint
 from aplens.mae.masking import random_masks
 from aplens.mae.model import APMAE
 from aplens.mae.rounds import PatternRounds, sample_patches, seeded
@@ -34,9 +35,10 @@ Prompts: TypeAlias = "Int[Tensor, 'prompt pos'] | Scenarios"
 
 HISTORY_FILE = "history.json"
 _BATCH = 64  # patterns at once where nothing is learned
+_FINGERPRINT_PROMPTS = 24
 
 # What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0 and 1.
-_SHUFFLE, _MASKS, _VALIDATION, _CROP = 2, 3, 4, 5
+_SHUFFLE, _MASKS, _VALIDATION, _CROP, _FINGERPRINT = 2, 3, 4, 5, 6
 
 
 class TrainingError(RuntimeError):
@@ -113,6 +115,9 @@ def train_apmae(
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train an AP-MAE on a model's attention patterns, without storing any.
+
+    Where the configuration has a fingerprint (`fingerprint_dim`), it is fitted at the end, on a few
+    of the prompts (`fit_fingerprint`); an unfinished run has none.
 
     Where `folder` holds an unfinished run of the same configuration, settings and data, it goes on;
     on a CPU it then ends with the same weights, bit for bit, as a run that was never interrupted
@@ -231,8 +236,19 @@ class _Run:
                 progress(self._progress())
             if state.batch >= len(batches):
                 state.round, state.batch = state.round + 1, 0
+        if self.mae.config.fingerprint_dim and not self.mae.has_fingerprint:
+            self._fit_fingerprint()
         self._save()
         return self._result()
+
+    def _fit_fingerprint(self) -> None:
+        """By every process on the same prompts: a few seconds, and all end with one AP-MAE."""
+        generator = seeded(self.settings.seed, _FINGERPRINT)
+        chosen = torch.randperm(len(self.rounds.tokens), generator=generator)
+        prompts = self.rounds.tokens[chosen[:_FINGERPRINT_PROMPTS]]
+        fit_fingerprint(
+            self.mae, self.rounds.model, prompts, batch_size=self.settings.model_batch_size
+        )
 
     @property
     def fraction(self) -> float:

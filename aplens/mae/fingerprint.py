@@ -1,0 +1,127 @@
+"""Fitting a fingerprint: the linear map of embeddings under which heads are told apart best.
+
+Most of what varies in embeddings is the prompt, not the head. Whitening them by how much the same
+head varies over prompts makes every such direction count alike; of the directions that are left,
+those are kept along which heads differ most (linear discriminant analysis, a class a head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from aplens.mae.model import APMAE, FINGERPRINT_POOL, make_fingerprint_layer
+from aplens.patterns import stream_patterns
+from aplens.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from aplens.prompts import PromptsLike
+
+#: Numbers in a fingerprint, unless told otherwise.
+FINGERPRINT_DIM = 128
+
+#: How much of the mean variance is added to that of every direction before it is whitened.
+SHRINKAGE = 0.01
+
+#: The same head is to be alike on these shares of a prompt as well: a crop is another prompt.
+_SHARES = (1.0, 0.75, 0.5)
+
+
+def fit_fingerprint(
+    mae: APMAE,
+    model: Any,
+    prompts: PromptsLike,
+    *,
+    dim: int | None = None,
+    batch_size: int = 4,
+    progress: Callable[[int, int], object] | None = None,
+) -> None:
+    """Give an AP-MAE a fingerprint, or another one, in place; its other weights stay as they are.
+
+    Prompts of the kinds that heads will be compared on are best, such as code and prose: the
+    fingerprint then learns to look past that difference. A few dozen are enough. Every prompt also
+    counts cut to three quarters and to half of its tokens.
+
+    Args:
+        mae: The AP-MAE; `APMAE.save_pretrained` keeps the fingerprint.
+        model: A HookedTransformer or TransformerBridge.
+        prompts: In any form that `read_prompts` takes, of up to the AP-MAE's context.
+        dim: Numbers in a fingerprint (default: as configured, or 128 where none are). Those beyond
+            the numbers in an embedding, three times `encoder_dim`, are 0.
+        batch_size: Prompts a forward pass.
+        progress: Called with (prompts done, prompts in all).
+
+    Raises:
+        ValueError: When prompts are empty, too long or not the model's, or `dim` is not positive.
+    """
+    read = read_prompts(model, prompts)
+    dim = mae.config.fingerprint_dim or FINGERPRINT_DIM if dim is None else dim
+    if dim < 1:
+        raise ValueError(f"dim must be 1 or more, got {dim}")
+    mae.grid.n_rows_for(read.n_tokens)  # refuses prompts that are too long for it
+    embeddings = []
+    for rows, patterns, _ in stream_patterns(model, read, batch_size=batch_size):
+        for place in range(len(patterns)):
+            attention = patterns.prompt(place)
+            for share in _SHARES:
+                n = max(1, round(share * attention.shape[-1]))
+                embeddings.append(mae.encode(attention[:, :n, :n], pool=FINGERPRINT_POOL).cpu())
+        if progress is not None:
+            progress(rows.stop, len(read))
+    set_fingerprint(mae, *linear_metric([torch.stack(embeddings)], dim))
+
+
+@torch.no_grad()
+def set_fingerprint(
+    mae: APMAE, weight: Float[Tensor, "d d_embed"], bias: Float[Tensor, " d"]
+) -> None:
+    """Make these numbers an AP-MAE's fingerprint layer."""
+    mae.config = replace(mae.config, fingerprint_dim=len(weight))
+    layer = make_fingerprint_layer(mae.config)
+    assert layer is not None  # of one number or more
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    mae.to_fingerprint = layer.to(mae.device)
+
+
+def linear_metric(
+    groups: Sequence[Float[Tensor, "sample head d_embed"]],
+    dim: int,
+    shrinkage: float = SHRINKAGE,
+) -> tuple[Float[Tensor, "dim d_embed"], Float[Tensor, " dim"]]:
+    """Fit the map under which the same head is alike over samples, and heads differ most.
+
+    Args:
+        groups: Embeddings of the heads of one model each, on the same prompts for all its heads;
+            every head counts the same, and each model is centred by itself.
+        dim: Directions to keep; rows beyond `d_embed` are 0.
+        shrinkage: As `SHRINKAGE`.
+
+    Returns:
+        Weight and bias: `embedding @ weight.T + bias`, centred on the mean over heads. Scaled so
+        that the mean squared length of a head's mean is 1.
+    """
+    means = [group.double().mean(0) for group in groups]
+    samples = [
+        (group.double() - mean).flatten(0, 1) / len(group) ** 0.5
+        for group, mean in zip(groups, means, strict=True)
+    ]
+    within = torch.cat(samples)
+    n_heads = sum(len(mean) for mean in means)
+    covariance = within.T @ within / n_heads
+    covariance += shrinkage * covariance.trace() / len(covariance) * torch.eye(len(covariance))
+    variances, axes = torch.linalg.eigh(covariance)
+    whiten = axes / variances.sqrt()
+    heads = torch.cat([mean - mean.mean(0) for mean in means]) @ whiten
+    between, directions = torch.linalg.eigh(heads.T @ heads / n_heads)
+    best = between.argsort(descending=True)[:dim]
+    weight = (whiten @ directions[:, best]).T / between[best].sum().sqrt()
+    weight = F.pad(weight, (0, 0, 0, dim - len(weight)))
+    bias = -weight @ torch.cat(means).mean(0)
+    return weight.float(), bias.float()
