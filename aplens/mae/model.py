@@ -527,7 +527,39 @@ class APMAE(nn.Module):
         Raises:
             ValueError: When the shape is wrong, or `patches` or `pool` is unknown.
         """
-        pools = _read_pool(pool)
+        return self._embed(scaled, patches, _read_pool(pool), n_tokens, precision)
+
+    def fingerprint_patches(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        *,
+        n_tokens: int | None = None,
+        precision: torch.dtype | None = None,
+    ) -> Float[Tensor, "pattern d"]:
+        """Fingerprints of patches that are log-normalized already, all at once.
+
+        Gradients flow, so that training can learn them.
+
+        Args:
+            scaled: As for `encode_patches`.
+            n_tokens: As for `forward`.
+            precision: As for `encode`.
+
+        Raises:
+            ValueError: When this AP-MAE has no fingerprint, or the shape is wrong.
+        """
+        embeddings = self._embed(scaled, "lower", FINGERPRINT_POOL, n_tokens, precision)
+        return self.read_fingerprint(embeddings)
+
+    def _embed(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        patches: PatchSet,
+        pools: tuple[Pool, ...],
+        n_tokens: int | None,
+        precision: torch.dtype | None,
+    ) -> Float[Tensor, "pattern d_embed"]:
+        """Embed patches as `encode_patches` says; gradients flow."""
         _, k = self._check_patches(scaled)
         prompt = self._prompt(k, n_tokens)
         n_rows, places = prompt.n_rows, self._lower_places[:k]

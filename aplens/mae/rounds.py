@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class PatternRounds:
         Prompt by prompt, head by head. One round is held at a time.
         """
         if self._held is None or self._held[0] != number:
-            self._held = None
+            self.forget()
             mine = self.processes.share(self._prompts(number))
             tokens, heads = self.tokens[mine], self._heads(number)
             chunks = stream_patches(self.model, tokens, self.grid, heads, self.batch_size)
@@ -79,9 +79,13 @@ class PatternRounds:
         """Patches of a pattern."""
         return self.grid.n_patches_for(self.tokens.shape[1])
 
-    def size(self, number: int) -> int:
-        """Patterns of round `number`, those of all processes."""
-        return self.prompts_per_round * len(self._heads(number))
+    def forget(self) -> None:
+        """Hold no round until the next one is asked for."""
+        self._held = None
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """Prompts and heads of round `number`; their product is its patterns, of all processes."""
+        return self.prompts_per_round, len(self._heads(number))
 
     def places(
         self, number: int, patterns: Int[Tensor, " pattern"]
@@ -113,6 +117,40 @@ class PatternRounds:
                 torch.randperm(info.n_heads, generator=generator)[:n_chosen].tolist()
             )
         )
+
+
+class RoundsInTurn:
+    """Rounds of several models, which take turns; one round is held at a time.
+
+    Args:
+        rounds: Those of each model, on prompts of one length.
+    """
+
+    def __init__(self, rounds: Sequence[PatternRounds]) -> None:
+        self.each = tuple(rounds)
+
+    def _of(self, number: int) -> tuple[PatternRounds, int]:
+        return self.each[number % len(self.each)], number // len(self.each)
+
+    def patches(self, number: int) -> Float16[Tensor, "mine patch pixel"]:
+        """As `PatternRounds.patches`."""
+        rounds, own = self._of(number)
+        for other in self.each:
+            if other is not rounds:
+                other.forget()
+        return rounds.patches(own)
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """As `PatternRounds.shape`."""
+        rounds, own = self._of(number)
+        return rounds.shape(own)
+
+    def places(
+        self, number: int, patterns: Int[Tensor, " pattern"]
+    ) -> tuple[Bool[Tensor, " pattern"], Int[Tensor, " mine"]]:
+        """As `PatternRounds.places`."""
+        rounds, own = self._of(number)
+        return rounds.places(own, patterns)
 
 
 def sample_patches(

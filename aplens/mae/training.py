@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +15,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn, optim
 
-from aplens._io import hash_tokens, write_json
+from aplens._io import hash_tensors, hash_tokens, write_json
 from aplens._processes import Processes, join_processes
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
 from aplens.mae.error import inside_pattern, squared_errors
 from aplens.mae.fingerprint import fit_fingerprint
+from aplens.mae.identity import identity_loss, pair_batches, retrieval
 from aplens.mae.masking import random_masks
 from aplens.mae.model import APMAE
-from aplens.mae.rounds import PatternRounds, sample_patches, seeded
+from aplens.mae.pretrained import load_weights
+from aplens.mae.rounds import (
+    PatternRounds,
+    RoundsInTurn,
+    sample_patches,
+    seeded,
+    stream_patches,
+)
 from aplens.mae.settings import TrainingSettings
 from aplens.models import describe_model
 from aplens.patterns import PatchGrid, crop_patches, depth_scales
@@ -36,6 +45,7 @@ Prompts: TypeAlias = "Int[Tensor, 'prompt pos'] | Scenarios"
 HISTORY_FILE = "history.json"
 _BATCH = 64  # patterns at once where nothing is learned
 _FINGERPRINT_PROMPTS = 24
+_RETRIEVAL_PROMPTS = 8
 
 # What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0 and 1.
 _SHUFFLE, _MASKS, _VALIDATION, _CROP, _FINGERPRINT = 2, 3, 4, 5, 6
@@ -81,7 +91,8 @@ class TrainingResult:
         additive_mse: Error of the additive fit.
         patterns: Patterns trained on.
         seconds: Time it took, all runs together.
-        history: One entry a validation.
+        history: One entry a validation; with `identity_weight`, also how often a held-out head is
+            found by its fingerprint on another prompt.
     """
 
     mae: APMAE
@@ -106,18 +117,20 @@ class TrainingResult:
 
 def train_apmae(
     model: Any,
-    prompts: Prompts,
+    prompts: Prompts | Sequence[Prompts],
     config: APMAEConfig,
     folder: str | os.PathLike[str],
     *,
     validation: Prompts,
+    start: str | os.PathLike[str] | None = None,
     settings: TrainingSettings | None = None,
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train an AP-MAE on a model's attention patterns, without storing any.
 
     Where the configuration has a fingerprint (`fingerprint_dim`), it is fitted at the end, on a few
-    of the prompts (`fit_fingerprint`); an unfinished run has none.
+    of the prompts (`fit_fingerprint`); an unfinished run has none. With `identity_weight` it is
+    fitted first, and trained from there: batches then hold the same heads on two prompts.
 
     Where `folder` holds an unfinished run of the same configuration, settings and data, it goes on;
     on a CPU it then ends with the same weights, bit for bit, as a run that was never interrupted
@@ -128,27 +141,54 @@ def train_apmae(
     The first process writes. Another number of processes may go on from its checkpoint.
 
     Args:
-        model: A HookedTransformer or TransformerBridge; the AP-MAE trains on its device.
-        prompts: Token ids, or scenarios, of one length up to `config.n_ctx`.
+        model: A HookedTransformer or TransformerBridge, or a list of several, whose rounds of
+            prompts take turns; the AP-MAE trains on the first one's device.
+        prompts: Token ids, or scenarios, of one length up to `config.n_ctx`; of several models, a
+            list with those of each.
         config: The AP-MAE to train.
         folder: For checkpoints, `history.json` and, as `save_pretrained` writes them, the weights.
-        validation: Held-out prompts of the same length: of scenarios, from other files.
+        validation: Held-out prompts of the same length for the first model: of scenarios, from
+            other files.
+        start: Name or folder of an AP-MAE of the same sizes to go on from (default: random
+            weights). The mean patch is measured anew. Its fingerprint is kept where
+            `identity_weight` trains it on.
         settings: Recipe and budget (default: `TrainingSettings()`).
         progress: Called once before the first step and after every step.
 
     Raises:
-        ValueError: When prompts are empty or too long, or appear in training and validation.
-        CheckpointError: When `folder` holds another run, or a damaged checkpoint.
+        ValueError: When prompts are empty, too long or of several lengths, appear in training and
+            validation, are not as many lists as models, or are too few to compare heads on; or when
+            several processes are to train with `identity_weight`.
+        CheckpointError: When `folder` holds another run, or a damaged checkpoint, or `start` is no
+            AP-MAE of these sizes.
         FolderInUseError: When another run is writing into the folder.
         TrainingError: When the loss or a gradient is not finite; the last checkpoint is kept.
     """
     settings = settings or TrainingSettings()
-    tokens = _read_prompts(prompts, "prompts", config)
+    several = isinstance(model, (list, tuple))
+    models, lists = (model, prompts) if several else ([model], [prompts])
+    if len(models) != len(lists) or not models:
+        raise ValueError(
+            f"expected prompts for each of {len(models)} models, got {len(lists)} lists"
+        )
+    tokens = [_read_prompts(one, "prompts", config) for one in lists]
     held_out = _read_prompts(validation, "validation", config)
-    _refuse_overlap(prompts, tokens, validation, held_out)
+    lengths = sorted({one.shape[1] for one in [*tokens, held_out]})
+    if len(lengths) > 1:
+        raise ValueError(f"prompts and validation must have one length, got {lengths} tokens")
+    for one, read in zip(lists, tokens, strict=True):
+        _refuse_overlap(one, read, validation, held_out)
     processes = join_processes()
     with processes.own(folder) as path:
-        run = _Run(model, tokens, held_out, config, path, settings, processes)
+        run = _Run(
+            list(zip(models, tokens, strict=True)),
+            held_out,
+            config,
+            path,
+            start,
+            settings,
+            processes,
+        )
         return run.train(progress or (lambda _: None))
 
 
@@ -157,32 +197,41 @@ class _Run:
 
     def __init__(
         self,
-        model: Any,
-        tokens: Int[Tensor, "prompt pos"],
+        sources: list[tuple[Any, Int[Tensor, "prompt pos"]]],
         held_out: Int[Tensor, "prompt pos"],
         config: APMAEConfig,
         folder: Path,
+        start: str | os.PathLike[str] | None,
         settings: TrainingSettings,
         processes: Processes,
     ) -> None:
-        info = describe_model(model)
+        model, tokens = sources[0]
         self.processes = processes
         self.folder = folder
         self.settings = settings
         self.n_tokens = tokens.shape[1]
-        self.identity = _identify(model, tokens, held_out, config, settings)
-        self.mae = APMAE(config, settings.seed).to(info.device)
+        self.mae = APMAE(config, settings.seed).to(describe_model(model).device)
+        if start is not None:
+            _go_on_from(self.mae, start)
+        self.identity = _identify(sources, held_out, self.mae if start else None, config, settings)
         self.optimizer = _make_optimizer(self.mae, settings)
-        self.rounds = PatternRounds(
-            model,
-            tokens,
-            self.mae.grid,
-            prompts_per_round=settings.prompts_per_round,
-            heads_fraction=settings.heads_fraction,
-            batch_size=settings.model_batch_size,
-            seed=settings.seed,
-            processes=processes,
+        self.rounds = RoundsInTurn(
+            [
+                PatternRounds(
+                    one,
+                    prompts,
+                    self.mae.grid,
+                    prompts_per_round=settings.prompts_per_round,
+                    heads_fraction=settings.heads_fraction,
+                    batch_size=settings.model_batch_size,
+                    seed=settings.seed,
+                    processes=processes,
+                )
+                for one, prompts in sources
+            ]
         )
+        if config.identity_weight:
+            _check_pairs(self.rounds, held_out, processes)
         self.validation = _Validation(
             model, held_out, self.mae.grid, config.mask_ratio, settings, processes
         )
@@ -193,7 +242,7 @@ class _Run:
     def _start(self) -> TrainingState:
         """Measure what does not change: the mean patch of every position, and the baselines."""
         patches, total = self.rounds.patches(0), self.processes.sum
-        parts, k, n = patches.split(_BATCH), patches.shape[1], self.rounds.size(0)
+        parts, k, n = patches.split(_BATCH), patches.shape[1], math.prod(self.rounds.shape(0))
         mean = torch.zeros(self.mae.grid.n_patches, self.mae.grid.n_pixels, device=patches.device)
         mean[:k] = total(patches.sum(dim=0, dtype=torch.float64)) / n
         if self.mae.mean_patches is not None and self.mae.depth_scales is not None:
@@ -207,6 +256,8 @@ class _Run:
         for part in parts:
             squared += (part - mean[:k]).square().sum(dtype=torch.float64)
         variance = float(total(squared)) / (n * k * self.mae.grid.n_pixels)
+        if self.mae.config.identity_weight and not self.mae.has_fingerprint:
+            self._fit_fingerprint()
         return TrainingState(
             # No patterns vary so little that dividing by this could overflow.
             variance=max(variance, 1e-9),
@@ -224,7 +275,7 @@ class _Run:
             self._save()
         progress(self._progress())
         while self.fraction < 1:
-            batches = self._batches(self.rounds.size(state.round))
+            batches = self._batches(*self.rounds.shape(state.round))
             while state.batch < len(batches) and self.fraction < 1:
                 self._step(batches[state.batch])
                 state.batch += 1
@@ -244,11 +295,10 @@ class _Run:
     def _fit_fingerprint(self) -> None:
         """By every process on the same prompts: a few seconds, and all end with one AP-MAE."""
         generator = seeded(self.settings.seed, _FINGERPRINT)
-        chosen = torch.randperm(len(self.rounds.tokens), generator=generator)
-        prompts = self.rounds.tokens[chosen[:_FINGERPRINT_PROMPTS]]
-        fit_fingerprint(
-            self.mae, self.rounds.model, prompts, batch_size=self.settings.model_batch_size
-        )
+        first = self.rounds.each[0]
+        chosen = torch.randperm(len(first.tokens), generator=generator)
+        prompts = first.tokens[chosen[:_FINGERPRINT_PROMPTS]]
+        fit_fingerprint(self.mae, first.model, prompts, batch_size=self.settings.model_batch_size)
 
     @property
     def fraction(self) -> float:
@@ -258,15 +308,20 @@ class _Run:
             used = max(used, self.state.seconds / self.settings.max_seconds)
         return min(used, 1.0)
 
-    def _batches(self, n_patterns: int) -> list[Int[Tensor, " pattern"]]:
+    def _batches(self, n_prompts: int, n_heads: int) -> list[Int[Tensor, " pattern"]]:
         """The round's batches: every pattern once a pass, in batches of about equal size."""
-        generator = seeded(self.settings.seed, _SHUFFLE, self.state.round)
-        n_batches = max(1, round(n_patterns / self.settings.batch_size))
-        return [
-            batch
-            for _ in range(self.settings.passes)
-            for batch in torch.randperm(n_patterns, generator=generator).tensor_split(n_batches)
-        ]
+        settings = self.settings
+        generator = seeded(settings.seed, _SHUFFLE, self.state.round)
+        n_patterns = n_prompts * n_heads
+        n_batches = max(1, round(n_patterns / settings.batch_size))
+        batches: list[Tensor] = []
+        for _ in range(settings.passes):
+            if self.mae.config.identity_weight:
+                batches += pair_batches(n_prompts, n_heads, settings.batch_size, generator)
+            else:
+                order = torch.randperm(n_patterns, generator=generator)
+                batches += order.tensor_split(n_batches)
+        return batches
 
     def _crop(
         self, patches: Float[Tensor, "pattern patch pixel"]
@@ -301,10 +356,11 @@ class _Run:
 
     def _backward(self, batch: Int[Tensor, " pattern"]) -> Float[Tensor, ""]:
         """This process's share of the batch's loss, its gradients left in the parameters."""
+        if self.mae.config.identity_weight:
+            return self._backward_pairs(batch)
         state, settings = self.state, self.settings
         mine, places = self.rounds.places(state.round, batch)
-        held = self.rounds.patches(state.round)
-        patches, n_tokens = self._crop(held[places.to(held.device)].float())
+        patches, n_tokens = self._crop(self._take(places))
         masks = random_masks(
             len(batch),
             patches.shape[1],
@@ -325,6 +381,33 @@ class _Run:
         ((loss + weight * summary) / state.variance).backward()
         return loss.detach()
 
+    def _backward_pairs(self, batch: Int[Tensor, " pattern"]) -> Float[Tensor, ""]:
+        """The loss of the same heads on two prompts, its gradients left in the parameters.
+
+        One prompt, now and then cropped, is reconstructed; the other is only compared with it.
+        """
+        state, settings, config = self.state, self.settings, self.mae.config
+        first, second = self._take(batch).chunk(2)
+        second, n_tokens = self._crop(second)
+        output = self.mae(
+            second,
+            generator=seeded(settings.seed, _MASKS, state.step),
+            n_tokens=n_tokens,
+            precision=settings.dtype,
+        )
+        identity = identity_loss(
+            self.mae.fingerprint_patches(first, precision=settings.dtype, n_tokens=self.n_tokens),
+            self.mae.fingerprint_patches(second, precision=settings.dtype, n_tokens=n_tokens),
+        )
+        reconstruction = output.loss + config.summary_weight * output.summary_loss
+        (reconstruction / state.variance + config.identity_weight * identity).backward()
+        return output.loss.detach()
+
+    def _take(self, places: Int[Tensor, " mine"]) -> Float[Tensor, "mine patch pixel"]:
+        """Patterns of the round under way."""
+        held = self.rounds.patches(self.state.round)
+        return held[places.to(held.device)].to(self.mae.device, torch.float32)
+
     def _add_up(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Add up gradients over the processes, and the loss."""
         if self.processes.count == 1:
@@ -343,6 +426,7 @@ class _Run:
                 part, mask, n_tokens=self.n_tokens, precision=settings.dtype
             )
         )
+        found = self.validation.retrieval(self.mae) if self.mae.config.identity_weight else None
         state.history.append(
             {
                 "patterns": state.patterns,
@@ -351,6 +435,7 @@ class _Run:
                 "loss": _mean_loss(state),
                 "validation_mse": mse,
                 "validation_ratio": mse / state.mean_patch_mse,
+                "retrieval": found,
             }
         )
         state.loss_sum, state.loss_count = 0.0, 0
@@ -431,6 +516,30 @@ class _Validation:
         mask = random_masks(n, patches.shape[1], self.mask_ratio, generator)[mine]
         return patches, mask.to(patches.device)
 
+    @cached_property
+    def _heads(self) -> Float[Tensor, "prompt head patch pixel"]:
+        """Every head's patches on a few prompts."""
+        generator = seeded(self.settings.seed, _VALIDATION, 1)
+        chosen = torch.randperm(len(self.tokens), generator=generator)[:_RETRIEVAL_PROMPTS]
+        batch_size = self.settings.model_batch_size
+        chunks = stream_patches(self.model, self.tokens[chosen], self.grid, None, batch_size)
+        return torch.stack(list(chunks))
+
+    @torch.no_grad()
+    def retrieval(self, mae: APMAE) -> float:
+        """Share of heads found by their fingerprint on another held-out prompt."""
+        n_tokens, precision = self.tokens.shape[1], self.settings.dtype
+        fingerprints = [
+            torch.cat(
+                [
+                    mae.fingerprint_patches(part.float(), n_tokens=n_tokens, precision=precision)
+                    for part in prompt.split(_BATCH)
+                ]
+            )
+            for prompt in self._heads
+        ]
+        return retrieval(torch.stack(fingerprints))
+
     @torch.no_grad()
     def error_of(self, predict: Callable[[Tensor, Tensor], Tensor]) -> float:
         """Mean squared error over masked patches of `predict(patches, mask) -> patches`."""
@@ -474,6 +583,35 @@ def _make_optimizer(mae: APMAE, settings: TrainingSettings) -> optim.Optimizer:
     )
 
 
+def _go_on_from(mae: APMAE, start: str | os.PathLike[str]) -> None:
+    """Copy another AP-MAE's weights; what it lacks of a summary or fingerprint stays as it is."""
+    weights = APMAE.from_pretrained(start).state_dict()
+    if not mae.config.identity_weight:  # to be fitted to the new encoder
+        weights = {n: w for n, w in weights.items() if not n.startswith("to_fingerprint.")}
+    optional = ("summary.", "to_fingerprint.")
+    names = {n: n for n in mae.state_dict() if n in weights or not n.startswith(optional)}
+    load_weights(mae, weights, source=start, names=names)
+
+
+def _check_pairs(rounds: RoundsInTurn, held_out: Tensor, processes: Processes) -> None:
+    """Refuse what leaves nothing to compare.
+
+    Raises:
+        ValueError: When there are too few prompts, or several processes.
+    """
+    fewest = min(len(held_out), *(rounds.shape(i)[0] for i in range(len(rounds.each))))
+    if fewest < 2:
+        raise ValueError(
+            "identity_weight compares prompts with each other: needs two or more in every round "
+            f"and in validation, got {fewest}"
+        )
+    if processes.count > 1:
+        raise ValueError(
+            f"identity_weight trains in one process, got {processes.count}: a head is compared "
+            "with all others of its batch, which processes would have to share"
+        )
+
+
 def _mean_loss(state: TrainingState) -> float | None:
     return state.loss_sum / state.loss_count if state.loss_count else None
 
@@ -509,25 +647,29 @@ def _refuse_overlap(
 
 
 def _identify(
-    model: Any,
-    tokens: Tensor,
+    sources: list[tuple[Any, Int[Tensor, "prompt pos"]]],
     held_out: Tensor,
+    start: APMAE | None,
     config: APMAEConfig,
     settings: TrainingSettings,
 ) -> dict[str, Any]:
     """What a run must have in common with a checkpoint that it goes on from."""
-    info = describe_model(model)
     recipe = asdict(settings)
     del recipe["checkpoint_seconds"]  # the one setting that changes nothing in the result
+    infos = [describe_model(model) for model, _ in sources]
     return {
         "config": config.to_dict(),
         "settings": recipe,
-        "model": {
-            "name": info.name,
-            "n_layers": info.n_layers,
-            "n_heads": info.n_heads,
-            "d_head": info.d_head,
-        },
-        "prompts": hash_tokens(tokens),
+        "models": [
+            {
+                "name": info.name,
+                "n_layers": info.n_layers,
+                "n_heads": info.n_heads,
+                "d_head": info.d_head,
+            }
+            for info in infos
+        ],
+        "prompts": [hash_tokens(tokens) for _, tokens in sources],
         "validation": hash_tokens(held_out),
+        "start": start and hash_tensors(start.state_dict()),
     }
