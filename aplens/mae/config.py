@@ -200,7 +200,7 @@ class APMAEConfig:
             patch_input="centred",
             base="low_rank",
             summary_weight=0.4,
-            fingerprint_dim=128,
+            fingerprint_dim=64,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Fitting a fingerprint: the linear map of embeddings under which heads are told apart best.
 
 Most of what varies in embeddings is the prompt, not the head. Whitening them by how much the same
-head varies over prompts makes every such direction count alike; of the directions that are left,
-those are kept along which heads differ most (linear discriminant analysis, a class a head).
+head varies over prompts makes every such direction count alike; then those are kept along which
+heads differ most (linear discriminant analysis, a class a head), each weighted by how much of what
+varies along it is the head's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from aplens.prompts import PromptsLike
 
 #: Numbers in a fingerprint, unless told otherwise.
-FINGERPRINT_DIM = 128
+FINGERPRINT_DIM = 64
 
 #: How much of the mean variance is added to that of every direction before it is whitened.
 SHRINKAGE = 0.01
@@ -52,7 +53,7 @@ def fit_fingerprint(
         mae: The AP-MAE; `APMAE.save_pretrained` keeps the fingerprint.
         model: A HookedTransformer or TransformerBridge.
         prompts: In any form that `read_prompts` takes, of up to the AP-MAE's context.
-        dim: Numbers in a fingerprint (default: as configured, or 128 where none are). Those beyond
+        dim: Numbers in a fingerprint (default: as configured, or 64 where none are). Those beyond
             the numbers in an embedding, three times `encoder_dim`, are 0.
         batch_size: Prompts a forward pass.
         progress: Called with (prompts done, prompts in all).
@@ -122,7 +123,9 @@ def linear_metric(
     heads = torch.cat([mean - mean.mean(0) for mean in means]) @ whiten
     between, directions = torch.linalg.eigh(heads.T @ heads / n_heads)
     best = between.argsort(descending=True)[:dim]
-    weight = (whiten @ directions[:, best]).T / between[best].sum().sqrt()
+    between = between[best].clamp(min=0)
+    share = between / (between + 1)  # of the variance along a direction; within heads it is 1
+    weight = (whiten @ directions[:, best] * share.sqrt()).T / (between * share).sum().sqrt()
     weight = F.pad(weight, (0, 0, 0, dim - len(weight)))
     bias = -weight @ torch.cat(means).mean(0)
     return weight.float(), bias.float()

@@ -228,6 +228,47 @@ def handoff(
 
 
 @app.command()
+def fit_fingerprint(
+    mae: Annotated[str, typer.Argument(help="An AP-MAE: a bundled name, a folder or a hub id.")],
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes, in float16.")],
+    model: str = "smollm2-135m",
+    prompts: Annotated[int, typer.Option(help="Of each domain: Java, Python, prose.")] = 16,
+    dim: Annotated[int, typer.Option(help="Numbers in a fingerprint.")] = 64,
+) -> None:
+    """Give an AP-MAE a fingerprint, fitted on files that no evaluation uses."""
+    from paper.fit_fingerprint import fit
+
+    with reporting() as (_, reporter):
+        fit(mae, model, prompts, folder, reporter, dim)
+
+
+@app.command()
+def fingerprints(
+    mae: Annotated[
+        str, typer.Option(help="An AP-MAE with a fingerprint: a bundled name, a folder, a hub id.")
+    ] = "aplens-short",
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", "-o", help="Where results go [default: runs/fingerprints/<mae>]"),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Of each domain.")] = 24,
+    errors: Annotated[int, typer.Option(help="Scenarios to foretell errors on; 0: none.")] = 240,
+    model: str = "smollm2-135m",
+    other: Annotated[str, typer.Option(help="A model that nothing was fitted on.")] = "gemma3-270m",
+) -> None:
+    """Are heads told apart, are kin found in another model, do clusters stay? Beside baselines."""
+    from aplens.mae import APMAE
+    from paper import fingerprints as study
+
+    with reporting() as (console, reporter):
+        place = folder or Path("runs") / "fingerprints" / Path(mae).name
+        setup = study.Setup(mae, (model, other), "bridge", prompts, errors)
+        study.measure(setup, place, reporter)
+        n_tokens = APMAE.from_pretrained(mae).config.n_ctx
+        console.print(study.tables(place, n_tokens), markup=False, soft_wrap=True)
+
+
+@app.command()
 def tables(
     table: Table,
     folders: Annotated[list[Path], typer.Argument(help="Folders of studies that were run.")],

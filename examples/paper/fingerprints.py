@@ -1,0 +1,269 @@
+"""What fingerprints are good for: heads told apart, kin found across models, errors foretold.
+
+Every row of the tables is one way to describe a pattern by numbers, compared by cosine; several
+prompts are the mean of vectors of length 1. All evaluated prompts are from files that nothing is
+fitted on (`paper.held_out`). What is finished is kept in the folder, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import aplens
+from aplens.intervals import Estimate
+from aplens.models import describe_model
+from aplens.patterns import DETECTED
+from aplens.study import Reporter
+from aplens.tables import Table
+from paper.evaluation.probes import LAYER, evaluate_probe
+from paper.files import claim, write_text
+from paper.fingerprint_errors import observe_errors, predict_errors
+from paper.fingerprint_measures import chance_of_kin, found_again, kin, stability
+from paper.fingerprint_samples import ROWS, Describe, describers, repeated_after, sample, unit
+from paper.held_out import draw_prompts
+
+RESULTS = "results.json"
+
+#: Prompts of random tokens that templates are scored on.
+_REPEATED = 8
+
+#: Heads of a prompt that probes are fitted on.
+_PROBED = 45
+
+
+class Setup(NamedTuple):
+    """What results depend on.
+
+    Attributes:
+        mae: An AP-MAE with a fingerprint.
+        models: The model that fits are made on, and one that nothing has seen.
+        kind: As `load_model` takes it.
+        prompts: Of each domain.
+        errors: Scenarios that errors are foretold on; 0: none.
+    """
+
+    mae: str
+    models: tuple[str, str] = ("smollm2-135m", "gemma3-270m")
+    kind: str = "bridge"
+    prompts: int = 24
+    errors: int = 240
+
+
+class Samples(NamedTuple):
+    """One model's samples by what they are of, and the layer of each head."""
+
+    by_name: dict[str, dict[str, Tensor]]
+    layers: np.ndarray
+
+
+def measure(
+    setup: Setup,
+    folder: Path,
+    reporter: Reporter,
+    load: Callable[[str, str], Any] = aplens.load_model,
+) -> dict[str, Any]:
+    """Collect and measure what the folder does not hold yet.
+
+    Args:
+        setup: What to measure.
+        folder: Where everything is kept.
+        reporter: Told how far it is.
+        load: Makes a model of its name and kind.
+
+    Raises:
+        ValueError: When the folder holds another set-up, or the AP-MAE has no fingerprint.
+    """
+    claim(folder, setup._asdict())
+    mae = aplens.APMAE.from_pretrained(setup.mae)
+    if not mae.has_fingerprint:
+        raise ValueError(f"{setup.mae} has no fingerprint: python -m paper fit-fingerprint")
+    path = folder / RESULTS
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    samples = {
+        name: _collect(setup, name, mae, folder, reporter, load)
+        for name in setup.models
+        if "errors" not in results
+    }
+    if samples:
+        own, other = (samples[name] for name in setup.models)
+        fitted = [own.by_name[name] for name in own.by_name if name.startswith("fit")]
+        rows = describers(fitted, mae.config.fingerprint_dim)
+        for row in ROWS:
+            if row not in results:
+                started = time.perf_counter()
+                results[row] = _measure_row(rows[row], own, other)
+                write_text(path, json.dumps(results, indent=2))
+                reporter.say(f"{row}: {time.perf_counter() - started:.0f} s")
+        results["n_heads"] = [len(samples[name].layers) for name in setup.models]
+        results["errors"] = _measure_errors(setup, mae, folder, reporter, load)
+        write_text(path, json.dumps(results, indent=2))
+    return results
+
+
+def _collect(
+    setup: Setup,
+    name: str,
+    mae: aplens.APMAE,
+    folder: Path,
+    reporter: Reporter,
+    load: Callable[[str, str], Any],
+) -> Samples:
+    """Every sample of one model: prompts, halves of them, random tokens, and files to fit on."""
+    n, whole = setup.prompts, mae.config.n_ctx
+    model = load(name, setup.kind)
+    java, prose = (
+        draw_prompts(model, domain, n, whole, held_out=True).tokens()
+        for domain in ("java", "prose")
+    )
+    repeated = repeated_after(java[0, 0], torch.cat([java, prose]).unique(), _REPEATED, whole)
+    tokens = {"java": java, "prose": prose, "java, half": java[:, : whole // 2]}
+    tokens["repeated"] = repeated
+    if name == setup.models[0]:
+        for domain in ("java", "prose"):
+            fit = draw_prompts(model, domain, max(2, n // 2), whole, held_out=False)
+            tokens[f"fit, {domain}"] = fit.tokens()
+            tokens[f"fit, {domain}, half"] = fit.tokens()[:, : whole // 2]
+    by_name = {}
+    for what, prompts in tokens.items():
+        reporter.start("fingerprints", f"{name}: {what}, {len(prompts)} prompts")
+        path = folder / f"{name}: {what}.safetensors".replace(": ", "-").replace(", ", "-")
+        encoder = None if what.startswith("fit") else mae
+        by_name[what] = sample(path, model, encoder, prompts, reporter.update)
+    return Samples(by_name, np.array([head.layer for head in describe_model(model).heads]))
+
+
+def _measure_row(describe: Describe, own: Samples, other: Samples) -> dict[str, Any]:
+    """Every figure of one row, for both models."""
+    found: dict[str, Any] = {}
+    units: list[Tensor] = []
+    for place, samples in enumerate((own, other)):
+        vectors = {
+            name: unit(describe(part))
+            for name, part in samples.by_name.items()
+            if not name.startswith("fit")
+        }
+        java, prose, half = (vectors[name] for name in ("java", "prose", "java, half"))
+        for n in (1, 4, 24):
+            found[f"{place}, {n}"] = found_again(java, prose, min(n, len(java)))
+        found[f"{place}, half, same"] = found_again(half, java, 1)
+        found[f"{place}, half, other"] = found_again(half, java.roll(1, 0), 1)
+        units.append(torch.cat([java, prose]))
+    scores = [samples.by_name["repeated"]["scores"].mean(0) for samples in (own, other)]
+    for centred in (False, True):
+        near, hits = kin(*units, *scores, centred=centred)
+        for name in DETECTED:
+            found[f"kin, {name}" + (", centred" if centred else "")] = near[name]
+            if not centred:
+                found[f"hits, {name}"] = hits[name]
+    some = units[0][::2]  # clustering takes long
+    found |= {f"stability, {what}": value for what, value in stability(some).items()}
+    return found | _probe(describe, own)
+
+
+def _probe(describe: Describe, samples: Samples) -> dict[str, Estimate]:
+    """What ridge regression reads off a pattern's numbers, on files it was not fitted on."""
+    values, scores, layers, prompt, files, domains = [], [], [], [], [], []
+    rng = np.random.default_rng(0)
+    for domain in ("java", "prose", "repeated"):
+        part = samples.by_name[domain]
+        vectors = describe(part)
+        for place in range(len(vectors)):
+            heads = np.sort(rng.permutation(vectors.shape[1])[:_PROBED])
+            values.append(vectors[place, heads].numpy())
+            scores.append(part["scores"][place, heads].numpy())
+            layers.append(samples.layers[heads])
+            prompt.append(np.full(len(heads), len(files)))
+            files.append(f"{domain} {place}")
+            domains.append(domain)
+    joined = (np.concatenate(each) for each in (values, scores, layers, prompt))
+    frame = evaluate_probe(*joined, files, domains)
+    frame = frame[frame["domain"] == "all"].set_index("target")
+    return {
+        f"probe, {name}": Estimate(*map(float, frame.loc[name, ["value", "low", "high"]]))
+        for name in (*DETECTED, LAYER)
+    }
+
+
+def _measure_errors(
+    setup: Setup,
+    mae: aplens.APMAE,
+    folder: Path,
+    reporter: Reporter,
+    load: Callable[[str, str], Any],
+) -> dict[str, Any]:
+    if not setup.errors:
+        return {}
+    model = load(setup.models[0], setup.kind)
+    n_tokens = mae.config.n_ctx
+    scenarios = draw_prompts(model, "java", setup.errors, n_tokens, held_out=True, seed=1)
+    reporter.start("fingerprints", f"errors: {len(scenarios)} Java scenarios")
+    path = folder / "errors.safetensors"
+    found = observe_errors(path, model, mae, scenarios, reporter.update)
+    predicted = predict_errors(found, scenarios.files)
+    return {"n": len(scenarios), "n_correct": int(found["correct"].sum()), "auc": predicted}
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def tables(folder: Path, n_tokens: int) -> str:
+    """What the folder holds, in Markdown."""
+    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    own, other = results["n_heads"]
+    half = n_tokens // 2
+    text = ""
+    for place, (name, n) in enumerate((("the model fitted on", own), ("the unseen model", other))):
+        columns = {f"{place}, {k}": f"{k} prompt{'s' * (k > 1)}" for k in (1, 4, 24)}
+        chance = dict.fromkeys(columns, 1 / n)
+        title = f"Told apart, Java to prose, {name}: top 1 of {n} heads"
+        text += _table(results, title, columns, chance)
+    columns = {
+        f"{place}, half, {which}": f"{name}, {which} prompt"
+        for place, name in enumerate(("fitted on", "unseen"))
+        for which in ("same", "other")
+    }
+    chance = {key: 1 / (own, other)[int(key[0])] for key in columns}
+    text += _table(results, f"The same head at {half} against {n_tokens} tokens", columns, chance)
+    spoken = {name: name.replace("_", " ") for name in DETECTED}
+    columns = {f"kin, {name}": word for name, word in spoken.items()}
+    text += _table(results, "Kin across models: correlation of template scores", columns, {})
+    columns = {f"kin, {name}, centred": word for name, word in spoken.items()}
+    text += _table(results, "The same, centred on the heads of both models", columns, {})
+    columns = {f"hits, {name}": word for name, word in spoken.items()}
+    chance = dict.fromkeys(columns, chance_of_kin(own))
+    text += _table(results, "Kin: one of the strongest among the three nearest", columns, chance)
+    columns = {"stability, seed": "another seed", "stability, half": "half of the prompts"}
+    text += _table(results, "Clusters of all patterns: adjusted Rand index", columns, {})
+    columns = {f"probe, {name}": word for name, word in {**spoken, LAYER: LAYER}.items()}
+    text += _table(results, "Probes: R² of scores, accuracy of the layer", columns, {})
+    return text + _error_table(results["errors"])
+
+
+def _table(
+    results: dict[str, Any], title: str, columns: dict[str, str], chance: dict[str, float]
+) -> str:
+    rows = [[row, *(_cell(results[row][key]) for key in columns)] for row in ROWS if row in results]
+    if chance:
+        rows.append(["chance", *(f"{chance[key]:.3f}" for key in columns)])
+    return Table(["", *columns.values()], rows, title).to_markdown() + "\n\n"
+
+
+def _error_table(errors: dict[str, Any]) -> str:
+    if not errors:
+        return ""
+    title = f"Errors foretold: AUC on {errors['n']} Java scenarios, {errors['n_correct']} correct"
+    rows = [[name, *map(_cell, figures)] for name, figures in errors["auc"].items()]
+    return Table(["", "AUC", "over confidence"], rows, title).to_markdown() + "\n"
+
+
+def _cell(figure: float | Iterable[float]) -> str:
+    """A figure, alone or with its interval; JSON keeps an estimate as a list."""
+    return f"{figure:.2f}" if isinstance(figure, float) else format(Estimate(*figure), ".2f")

@@ -1,0 +1,38 @@
+"""The fingerprint of an AP-MAE, fitted on files that no evaluation uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import aplens
+from aplens.mae import fit_fingerprint
+from aplens.scenarios import Scenarios
+from aplens.study import Reporter
+from paper.held_out import DOMAINS, draw_prompts
+
+
+def fit(
+    mae_name: str, model_name: str, n_prompts: int, folder: Path, reporter: Reporter, dim: int
+) -> None:
+    """Fit a fingerprint on prompts of all domains, and save the AP-MAE with it in float16.
+
+    Args:
+        mae_name: As `APMAE.from_pretrained` takes it.
+        model_name: As `load_model` takes it.
+        n_prompts: Of each domain, as long as the AP-MAE takes.
+        folder: Where the AP-MAE goes.
+        reporter: Told how far it is.
+        dim: Numbers in a fingerprint.
+    """
+    mae = aplens.APMAE.from_pretrained(mae_name)
+    model = aplens.load_model(model_name, "bridge")
+    prompts = Scenarios(
+        scenario
+        for domain in DOMAINS
+        for scenario in draw_prompts(model, domain, n_prompts, mae.config.n_ctx, held_out=False)
+    )
+    reporter.start("fit-fingerprint", f"{mae_name} on {len(prompts)} prompts of {model_name}")
+    fit_fingerprint(mae, model, prompts, dim=dim, progress=reporter.update)
+    mae.save_pretrained(folder, torch.float16)

@@ -1,0 +1,122 @@
+"""The measures of fingerprints, on heads that are planted, and the whole on a small model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mae_helpers import tiny_mae
+from torch.nn.functional import normalize
+
+from aplens.mae import fit_fingerprint
+from aplens.scenarios import Scenario, Scenarios
+from aplens.study import Reporter
+from paper import fingerprints
+from paper.fingerprint_errors import predict_errors
+from paper.fingerprint_measures import chance_of_kin, found_again, kin, stability
+from paper.fingerprint_samples import ROWS
+from paper.held_out import PartOfCorpus, is_held_out
+
+
+def noisy_heads(n_prompts, n_heads, noise, seed=0):
+    """The same heads for one seed, other prompts for every call's noise."""
+    own = torch.randn(n_heads, 16, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(n_prompts)
+    return normalize(own + noise * torch.randn(n_prompts, n_heads, 16, generator=generator), dim=-1)
+
+
+def test_more_prompts_find_a_head_again_and_other_heads_are_chance():
+    first, second = noisy_heads(24, 50, 2.0), noisy_heads(25, 50, 2.0)[:24]
+    one, many = found_again(first, second, 1), found_again(first, second, 24)
+    assert 1 / 50 < one.low <= one.value <= one.high < many.value
+    assert found_again(first, noisy_heads(26, 50, 2.0, seed=1)[:24], 1).value < 0.06
+
+
+def test_kin_are_found_where_scores_follow_the_vectors():
+    known, asked = noisy_heads(8, 40, 0.1), noisy_heads(9, 40, 0.1)
+    scores = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+    near, hits = kin(known, asked, scores, scores)
+    assert near["induction"].value > 0.99
+    assert hits["induction"].value == 1
+    shuffled = scores[torch.randperm(40, generator=torch.Generator().manual_seed(1))]
+    assert kin(known, asked, scores, shuffled)[0]["induction"].value < 0.5
+    assert chance_of_kin(12) == 1
+
+
+def test_clusters_that_are_there_stay():
+    assert stability(noisy_heads(10, 5, 0.02), n_clusters=5)["half"] > 0.6
+    assert stability(noisy_heads(10, 5, 50.0), n_clusters=5)["half"] < 0.3
+
+
+def test_errors_are_foretold_by_what_foretells_them():
+    generator = torch.Generator().manual_seed(0)
+    correct = torch.rand(120, generator=generator) < 0.5
+    prints = torch.randn(1, 6, 8, generator=generator).repeat(120, 1, 1)
+    prints[~correct] += torch.randn(int((~correct).sum()), 6, 8, generator=generator)
+    found = {
+        "correct": correct,
+        "fingerprint": normalize(prints, dim=-1),
+        "confidence": torch.rand(120, 2, generator=generator),
+        "statistics": torch.rand(120, 6, 8, generator=generator),
+        "surprise": torch.rand(120, 6, 3, generator=generator),
+    }
+    auc = predict_errors(found, [f"file {i // 2}" for i in range(120)])
+    assert auc["distance"][0].value > 0.95
+    assert auc["distance"][1].low > 0
+    assert auc["surprise"][0].value < 0.7
+
+
+def test_no_file_is_on_both_sides():
+    class Corpus:
+        skipped = None
+
+        def files(self, seed=0):
+            from aplens.scenarios import SourceFile
+
+            return (SourceFile(f"a/{i}.java", "") for i in range(200))
+
+    held, other = ({f.path for f in PartOfCorpus(Corpus(), side).files()} for side in (True, False))
+    assert not held & other
+    assert len(held | other) == 200
+    assert 30 < len(held) < 90
+    assert all(map(is_held_out, held))
+
+
+@pytest.fixture
+def small(any_model, tmp_path, monkeypatch):
+    """A study of a small model on random prompts, as half of another model."""
+
+    def draw(model, domain, n, n_tokens, *, held_out, seed=0):
+        generator = torch.Generator().manual_seed(hash((domain == "java", held_out, seed)) % 1000)
+        prompts = torch.randint(0, 101, (n, n_tokens), generator=generator).tolist()
+        return Scenarios(
+            Scenario("random", domain, f"{domain}{i}", 1, "", tuple(p), p[0], "left_to_right")
+            for i, p in enumerate(prompts)
+        )
+
+    mae = tiny_mae()
+    fit_fingerprint(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
+    mae.save_pretrained(tmp_path / "mae")
+    monkeypatch.setattr(fingerprints, "draw_prompts", draw)
+    setup = fingerprints.Setup(str(tmp_path / "mae"), ("small", "other"), "bridge", 4, 0)
+    loaded = []
+
+    def load(name, kind):
+        loaded.append(name)
+        return any_model
+
+    return setup, tmp_path / "study", load, loaded
+
+
+def test_the_whole_study_has_every_row_and_goes_on(small):
+    setup, folder, load, loaded = small
+    results = fingerprints.measure(setup, folder, Reporter(), load)
+    assert set(ROWS) <= set(results)
+    assert results["fingerprint"]["0, 4"].value > 1 / 12
+    text = fingerprints.tables(folder, 16)
+    assert text.count("| fingerprint |") == 8
+    assert "The same head at 8 against 16 tokens" in text
+    loaded.clear()
+    fingerprints.measure(setup, folder, Reporter(), load)
+    assert loaded == []
+    with pytest.raises(ValueError, match="another prompts"):
+        fingerprints.measure(setup._replace(prompts=5), folder, Reporter(), load)
