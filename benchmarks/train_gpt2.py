@@ -7,8 +7,8 @@
 
 What it makes is a Hugging Face folder with its tokenizer, so `aplens.load_model` reads it as either
 class: LayerNorm, 4 layers × 8 heads, a context of 256; a GPT-2 has learned positions, a Pythia
-rotary ones in a quarter of a head's width, and attention and MLP side by side. The same command goes
-on from where the folder stands, after an interrupt too. A twentieth of the files is held out.
+rotary ones in a quarter of a head's width, and attention and MLP side by side. The same command
+goes on from where the folder stands, after an interrupt too. A twentieth of the files is held out.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from mae_helpers import tiny_config
+from mae_helpers import scaled_patches, tiny_config, tiny_mae
 from test_mae_training import SETTINGS, prompts, same_weights
 
 from aplens.mae import APMAE, CheckpointError, train_apmae
@@ -85,6 +85,20 @@ def test_a_start_from_given_weights(tiny_bridge, tmp_path):
         train(tiny_bridge, tmp_path / "tuned", learning_rate=1e-9, patterns=8)
 
 
+def test_a_masked_pattern_has_the_fingerprint_of_its_visible_patches():
+    mae = tiny_mae(fingerprint_dim=4)
+    patches = scaled_patches(mae, 3)
+    mask = torch.zeros(patches.shape[:2], dtype=torch.bool)
+    mask[:, 1] = True
+    changed = patches.clone()
+    changed[:, 1] = 0.5
+    seen = mae(patches, mask=mask).fingerprint
+    assert torch.equal(seen, mae(changed, mask=mask).fingerprint)
+    changed[:, 0] = 0.5
+    assert not torch.allclose(seen, mae(changed, mask=mask).fingerprint)
+    assert torch.allclose(seen.norm(dim=1), torch.ones(3))
+
+
 def test_too_few_prompts_to_compare_are_refused(tiny_bridge, tmp_path):
     with pytest.raises(ValueError, match="needs two or more in every round"):
         train(tiny_bridge, tmp_path, prompts_per_round=1)
@@ -103,7 +117,9 @@ def test_the_loss_falls_as_heads_come_apart():
 def test_retrieval_counts_heads_that_are_found():
     heads = torch.eye(4)
     assert retrieval(torch.stack([heads, heads])) == 1
-    assert retrieval(torch.stack([heads, heads[[1, 0, 2, 3]], heads])) == 0.5  # the third is left out
+    assert (
+        retrieval(torch.stack([heads, heads[[1, 0, 2, 3]], heads])) == 0.5
+    )  # the third is left out
 
 
 def test_batches_hold_the_same_heads_on_two_prompts():

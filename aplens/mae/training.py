@@ -384,7 +384,8 @@ class _Run:
     def _backward_pairs(self, batch: Int[Tensor, " pattern"]) -> Float[Tensor, ""]:
         """The loss of the same heads on two prompts, its gradients left in the parameters.
 
-        One prompt, now and then cropped, is reconstructed; the other is only compared with it.
+        One prompt, now and then cropped, is reconstructed; what its visible patches give as a
+        fingerprint is compared with the other prompt's, of which nothing is hidden.
         """
         state, settings, config = self.state, self.settings, self.mae.config
         first, second = self._take(batch).chunk(2)
@@ -395,10 +396,11 @@ class _Run:
             n_tokens=n_tokens,
             precision=settings.dtype,
         )
-        identity = identity_loss(
-            self.mae.fingerprint_patches(first, precision=settings.dtype, n_tokens=self.n_tokens),
-            self.mae.fingerprint_patches(second, precision=settings.dtype, n_tokens=n_tokens),
+        whole = self.mae.fingerprint_patches(
+            first, n_tokens=self.n_tokens, precision=settings.dtype
         )
+        assert output.fingerprint is not None  # the configuration has one
+        identity = identity_loss(whole, output.fingerprint)
         reconstruction = output.loss + config.summary_weight * output.summary_loss
         (reconstruction / state.variance + config.identity_weight * identity).backward()
         return output.loss.detach()

@@ -58,17 +58,19 @@ def train(
             patterns=10**9,
             max_seconds=seconds,
             batch_size=192,
-            learning_rate=1e-3,
-            prompts_per_round=32,
+            learning_rate=1.5e-3,
+            prompts_per_round=64,
             passes=3,
             crop_share=0.3,
-            validations=10,
+            validations=5,
         ),
         progress=lambda progress: _show(reporter, progress, seconds),
     )
     result.mae.save_pretrained(folder / "float16", torch.float16)
     found = result.history[-1]["retrieval"]
-    reporter.say(f"error {result.validation_ratio:.3f} of the mean patch's, heads found {found:.2f}")
+    reporter.say(
+        f"error {result.validation_ratio:.3f} of the mean patch's, heads found {found:.2f}"
+    )
     return result
 
 
