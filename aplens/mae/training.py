@@ -7,12 +7,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn, optim
 
 from aplens._io import hash_tensors, hash_tokens, write_json
@@ -20,22 +19,16 @@ from aplens._processes import Processes, join_processes
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
-from aplens.mae.error import inside_pattern, squared_errors
 from aplens.mae.fingerprint import fit_fingerprint
-from aplens.mae.identity import identity_loss, pair_batches, retrieval
+from aplens.mae.identity import identity_loss, pair_batches
 from aplens.mae.masking import random_masks
 from aplens.mae.model import APMAE
 from aplens.mae.pretrained import load_weights
-from aplens.mae.rounds import (
-    PatternRounds,
-    RoundsInTurn,
-    sample_patches,
-    seeded,
-    stream_patches,
-)
+from aplens.mae.rounds import PatternRounds, RoundsInTurn, seeded
 from aplens.mae.settings import TrainingSettings
+from aplens.mae.validation import Validation
 from aplens.models import describe_model
-from aplens.patterns import PatchGrid, crop_patches, depth_scales
+from aplens.patterns import crop_patches, depth_scales
 
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
@@ -45,10 +38,10 @@ Prompts: TypeAlias = "Int[Tensor, 'prompt pos'] | Scenarios"
 HISTORY_FILE = "history.json"
 _BATCH = 64  # patterns at once where nothing is learned
 _FINGERPRINT_PROMPTS = 24
-_RETRIEVAL_PROMPTS = 8
 
-# What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0 and 1.
-_SHUFFLE, _MASKS, _VALIDATION, _CROP, _FINGERPRINT = 2, 3, 4, 5, 6
+# What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0 and 1,
+# `Validation` 4.
+_SHUFFLE, _MASKS, _CROP, _FINGERPRINT = 2, 3, 5, 6
 
 
 class TrainingError(RuntimeError):
@@ -232,7 +225,7 @@ class _Run:
         )
         if config.identity_weight:
             _check_pairs(self.rounds, held_out, processes)
-        self.validation = _Validation(
+        self.validation = Validation(
             model, held_out, self.mae.grid, config.mask_ratio, settings, processes
         )
         loaded = load_checkpoint(folder, self.mae, self.optimizer, self.identity)
@@ -480,81 +473,6 @@ class _Run:
             seconds=state.seconds,
             history=state.history,
         )
-
-
-class _Validation:
-    """The same held-out patterns under the same masks, whatever predicts them."""
-
-    def __init__(
-        self,
-        model: Any,
-        tokens: Int[Tensor, "prompt pos"],
-        grid: PatchGrid,
-        mask_ratio: float,
-        settings: TrainingSettings,
-        processes: Processes,
-    ) -> None:
-        self.model, self.tokens, self.grid = model, tokens, grid
-        self.processes = processes
-        self.mask_ratio, self.settings = mask_ratio, settings
-
-    @cached_property
-    def _sample(
-        self,
-    ) -> tuple[Float[Tensor, "pattern patch pixel"], Bool[Tensor, "pattern patch"]]:
-        # Collected when first needed: a finished run that is only loaded needs no forward pass.
-        settings = self.settings
-        generator = seeded(settings.seed, _VALIDATION)
-        chosen = torch.randperm(len(self.tokens), generator=generator)
-        patches, mine, n = sample_patches(
-            self.model,
-            self.tokens[chosen[: settings.validation_prompts]],
-            self.grid,
-            settings.validation_patterns,
-            batch_size=settings.model_batch_size,
-            generator=generator,
-            processes=self.processes,
-        )
-        mask = random_masks(n, patches.shape[1], self.mask_ratio, generator)[mine]
-        return patches, mask.to(patches.device)
-
-    @cached_property
-    def _heads(self) -> Float[Tensor, "prompt head patch pixel"]:
-        """Every head's patches on a few prompts."""
-        generator = seeded(self.settings.seed, _VALIDATION, 1)
-        chosen = torch.randperm(len(self.tokens), generator=generator)[:_RETRIEVAL_PROMPTS]
-        batch_size = self.settings.model_batch_size
-        chunks = stream_patches(self.model, self.tokens[chosen], self.grid, None, batch_size)
-        return torch.stack(list(chunks))
-
-    @torch.no_grad()
-    def retrieval(self, mae: APMAE) -> float:
-        """Share of heads found by their fingerprint on another held-out prompt."""
-        n_tokens, precision = self.tokens.shape[1], self.settings.dtype
-        fingerprints = [
-            torch.cat(
-                [
-                    mae.fingerprint_patches(part.float(), n_tokens=n_tokens, precision=precision)
-                    for part in prompt.split(_BATCH)
-                ]
-            )
-            for prompt in self._heads
-        ]
-        return retrieval(torch.stack(fingerprints))
-
-    @torch.no_grad()
-    def error_of(self, predict: Callable[[Tensor, Tensor], Tensor]) -> float:
-        """Mean squared error over masked patches of `predict(patches, mask) -> patches`."""
-        patches, mask = self._sample
-        inside = inside_pattern(self.grid, self.tokens.shape[1], patches.device)
-        added = torch.zeros(2, dtype=torch.float64)  # squared errors, and values
-        for part, part_mask in zip(patches.split(_BATCH), mask.split(_BATCH), strict=True):
-            predicted = predict(part.float(), part_mask)
-            squared = squared_errors(predicted, part.float(), inside)[part_mask].sum()
-            count = inside.expand_as(part)[part_mask].sum()
-            added += torch.tensor([squared.item(), count.item()])
-        squared, count = self.processes.sum(added).tolist()
-        return squared / count
 
 
 class _Clock:
