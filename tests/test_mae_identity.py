@@ -6,11 +6,14 @@ import dataclasses
 
 import pytest
 import torch
-from mae_helpers import scaled_patches, tiny_config, tiny_mae
+from mae_helpers import scaled_patches, softmax_patterns, tiny_config, tiny_mae
 from test_mae_training import SETTINGS, prompts, same_weights
 
 from aplens.mae import APMAE, CheckpointError, train_apmae
 from aplens.mae.identity import identity_loss, pair_batches, retrieval
+from aplens.mae.rounds import PatternRounds, seeded
+from aplens.mae.virtual import virtual_heads
+from aplens.patterns import PatchGrid
 
 CONFIG = tiny_config(
     n_ctx=32,
@@ -131,3 +134,31 @@ def test_batches_hold_the_same_heads_on_two_prompts():
         assert (first % 6).tolist() == (second % 6).tolist()
         assert len({*(first // 6).tolist()}) == len({*(second // 6).tolist()}) == 1
         assert (first // 6)[0] != (second // 6)[0]
+
+
+def test_virtual_heads_are_attention_and_the_same_on_every_prompt(any_model, tmp_path):
+    def rounds(virtual):
+        return PatternRounds(
+            any_model,
+            prompts(3, seed=1),
+            PatchGrid(32, 8),
+            prompts_per_round=3,
+            heads_fraction=1.0,
+            batch_size=1,
+            seed=0,
+            virtual=virtual,
+        )
+
+    plain, more = rounds(0), rounds(2)
+    (_, n_plain), (_, n_more) = plain.shape(0), more.shape(0)
+    n_layers = any_model.cfg.n_layers
+    assert n_more == n_plain + 2 * n_layers == len(more.patches(0)) // 3
+    by_layer = more.patches(0).unflatten(0, (3, n_layers, -1))
+    assert torch.equal(by_layer[:, :, :-2].flatten(0, 2), plain.patches(0))
+
+    attention = softmax_patterns(3, 4)
+    made = [virtual_heads(attention[i : i + 1], 5, seeded(1)) for i in range(3)]
+    assert torch.equal(torch.cat(made), virtual_heads(attention, 5, seeded(1)))
+    assert torch.allclose(made[0].sum(-1), torch.ones(1, 5, 16))
+    assert not made[0].triu(1).any()
+    assert not torch.allclose(made[0], virtual_heads(attention[:1], 5, seeded(2)))

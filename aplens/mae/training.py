@@ -39,7 +39,7 @@ HISTORY_FILE = "history.json"
 _BATCH = 64  # patterns at once where nothing is learned
 _FINGERPRINT_PROMPTS = 24
 
-# What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0 and 1,
+# What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0, 1 and 7,
 # `Validation` 4.
 _SHUFFLE, _MASKS, _CROP, _FINGERPRINT = 2, 3, 5, 6
 
@@ -218,6 +218,7 @@ class _Run:
                     heads_fraction=settings.heads_fraction,
                     batch_size=settings.model_batch_size,
                     seed=settings.seed,
+                    virtual=settings.virtual_heads,
                     processes=processes,
                 )
                 for one, prompts in sources
