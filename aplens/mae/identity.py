@@ -1,8 +1,11 @@
-"""Telling a head by its patterns on other prompts: the contrastive loss, and what it compares.
+"""Telling a head by any of its patterns: the loss that trains a fingerprint on.
 
-A batch holds the same heads on two prompts. Each head is to be found among all of them by its
-fingerprint on the other prompt (InfoNCE, van den Oord et al., 2018). All share a prompt, so that
-nothing about the prompt helps; what is left is what the head does.
+A head's prototype is its mean fingerprint over the prompts of a round, by the AP-MAE that training
+started from. Every pattern is to be found, by its own fingerprint, among the prototypes of all
+heads of its model. So one prompt learns to tell what many prompts tell, and heads that are alike
+stay so: their prototypes lie close together, and do not move. Comparing a head's patterns with each
+other (InfoNCE) tells heads apart as well, but pushes those of a kind apart: kin in other models are
+then no longer found.
 """
 
 from __future__ import annotations
@@ -12,23 +15,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-#: What similarities are divided by. Lower ones push near-duplicates apart, which costs the
-#: likeness of heads of a kind in different models.
+#: What similarities are divided by.
 TEMPERATURE = 0.1
 
 
 def identity_loss(
-    first: Float[Tensor, "head d"], second: Float[Tensor, "head d"]
+    fingerprints: Float[Tensor, "pattern d"],
+    prototypes: Float[Tensor, "head d"],
+    heads: Int[Tensor, " pattern"],
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy, in nats, of finding each head on the other prompt, in both directions.
+    """Mean cross-entropy, in nats, of finding each pattern's head among all prototypes.
 
     Args:
-        first: Fingerprints of heads on one prompt, of length 1.
-        second: Those of the same heads, in the same order, on another prompt.
+        fingerprints: Of patterns, of length 1.
+        prototypes: Of all heads of the model, of length 1.
+        heads: Which of them each pattern is of.
     """
-    similarity = first @ second.T / TEMPERATURE
-    heads = torch.arange(len(first), device=first.device)
-    return (F.cross_entropy(similarity, heads) + F.cross_entropy(similarity.T, heads)) / 2
+    return F.cross_entropy(fingerprints @ prototypes.T / TEMPERATURE, heads)
 
 
 def retrieval(fingerprints: Float[Tensor, "prompt head d"]) -> float:
@@ -39,27 +42,3 @@ def retrieval(fingerprints: Float[Tensor, "prompt head d"]) -> float:
     first, second = fingerprints[: len(fingerprints) // 2 * 2].chunk(2)
     nearest = (first @ second.mT).argmax(-1)
     return (nearest == torch.arange(nearest.shape[1], device=nearest.device)).float().mean().item()
-
-
-def pair_batches(
-    n_prompts: int, n_heads: int, batch_size: int, generator: torch.Generator
-) -> list[Int[Tensor, " pattern"]]:
-    """One pass over a round's patterns, as batches of the same heads on two prompts.
-
-    Args:
-        n_prompts: Prompts in the round, two or more; of an odd number, one is left out.
-        n_heads: Heads in the round; pattern `prompt * n_heads + head` is a head's on a prompt.
-        batch_size: Patterns in a batch, about; at most all heads on the two prompts.
-        generator: Draws pairs, heads and order.
-
-    Returns:
-        Batches in random order: the first half are patterns of one prompt, the second half those of
-        the same heads on the other.
-    """
-    prompts = torch.randperm(n_prompts, generator=generator)
-    n_parts = max(1, round(2 * n_heads / batch_size))
-    batches = []
-    for first, second in prompts[: n_prompts // 2 * 2].view(-1, 2).tolist():
-        for heads in torch.randperm(n_heads, generator=generator).tensor_split(n_parts):
-            batches.append(torch.cat([first * n_heads + heads, second * n_heads + heads]))
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn, optim
+from torch.nn import functional as F
 
 from aplens._io import hash_tensors, hash_tokens, write_json
 from aplens._processes import Processes, join_processes
@@ -20,9 +21,9 @@ from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
 from aplens.mae.fingerprint import fit_fingerprint
-from aplens.mae.identity import identity_loss, pair_batches
+from aplens.mae.identity import identity_loss
 from aplens.mae.masking import random_masks
-from aplens.mae.model import APMAE
+from aplens.mae.model import APMAE, APMAEOutput
 from aplens.mae.pretrained import load_weights
 from aplens.mae.rounds import PatternRounds, RoundsInTurn, seeded
 from aplens.mae.settings import TrainingSettings
@@ -122,8 +123,8 @@ def train_apmae(
     """Train an AP-MAE on a model's attention patterns, without storing any.
 
     Where the configuration has a fingerprint (`fingerprint_dim`), it is fitted at the end, on a few
-    of the prompts (`fit_fingerprint`); an unfinished run has none. With `identity_weight` it is
-    fitted first, and trained from there: batches then hold the same heads on two prompts.
+    of the prompts (`fit_fingerprint`); an unfinished run has none. With `identity_weight` the
+    fingerprint of `start` is trained on instead (`aplens.mae.identity`).
 
     Where `folder` holds an unfinished run of the same configuration, settings and data, it goes on;
     on a CPU it then ends with the same weights, bit for bit, as a run that was never interrupted
@@ -150,8 +151,8 @@ def train_apmae(
 
     Raises:
         ValueError: When prompts are empty, too long or of several lengths, appear in training and
-            validation, are not as many lists as models, or are too few to compare heads on; or when
-            several processes are to train with `identity_weight`.
+            validation, or are not as many lists as models; or when `identity_weight` has no
+            fingerprint to start from.
         CheckpointError: When `folder` holds another run, or a damaged checkpoint, or `start` is no
             AP-MAE of these sizes.
         FolderInUseError: When another run is writing into the folder.
@@ -204,9 +205,15 @@ class _Run:
         self.settings = settings
         self.n_tokens = tokens.shape[1]
         self.mae = APMAE(config, settings.seed).to(describe_model(model).device)
-        if start is not None:
-            _go_on_from(self.mae, start)
-        self.identity = _identify(sources, held_out, self.mae if start else None, config, settings)
+        self.start = None if start is None else APMAE.from_pretrained(start).to(self.mae.device)
+        if self.start is not None:
+            _copy_weights(self.start, self.mae)
+        if config.identity_weight and not (self.start and self.start.has_fingerprint):
+            raise ValueError(
+                "identity_weight trains a fingerprint on: give a start that has one "
+                f"(aplens.mae.fit_fingerprint), got {start!r}"
+            )
+        self.identity = _identify(sources, held_out, self.start, config, settings)
         self.optimizer = _make_optimizer(self.mae, settings)
         self.rounds = RoundsInTurn(
             [
@@ -224,16 +231,15 @@ class _Run:
                 for one, prompts in sources
             ]
         )
-        if config.identity_weight:
-            _check_pairs(self.rounds, held_out, processes)
         self.validation = Validation(
             model, held_out, self.mae.grid, config.mask_ratio, settings, processes
         )
         loaded = load_checkpoint(folder, self.mae, self.optimizer, self.identity)
-        self.state = loaded or self._start()
+        self._told: tuple[int, Float[Tensor, "head d"]] | None = None
+        self.state = loaded or self._begin()
         self.clock = _Clock(self.state.seconds)
 
-    def _start(self) -> TrainingState:
+    def _begin(self) -> TrainingState:
         """Measure what does not change: the mean patch of every position, and the baselines."""
         patches, total = self.rounds.patches(0), self.processes.sum
         parts, k, n = patches.split(_BATCH), patches.shape[1], math.prod(self.rounds.shape(0))
@@ -250,8 +256,6 @@ class _Run:
         for part in parts:
             squared += (part - mean[:k]).square().sum(dtype=torch.float64)
         variance = float(total(squared)) / (n * k * self.mae.grid.n_pixels)
-        if self.mae.config.identity_weight and not self.mae.has_fingerprint:
-            self._fit_fingerprint()
         return TrainingState(
             # No patterns vary so little that dividing by this could overflow.
             variance=max(variance, 1e-9),
@@ -269,7 +273,7 @@ class _Run:
             self._save()
         progress(self._progress())
         while self.fraction < 1:
-            batches = self._batches(*self.rounds.shape(state.round))
+            batches = self._batches(math.prod(self.rounds.shape(state.round)))
             while state.batch < len(batches) and self.fraction < 1:
                 self._step(batches[state.batch])
                 state.batch += 1
@@ -302,20 +306,15 @@ class _Run:
             used = max(used, self.state.seconds / self.settings.max_seconds)
         return min(used, 1.0)
 
-    def _batches(self, n_prompts: int, n_heads: int) -> list[Int[Tensor, " pattern"]]:
+    def _batches(self, n_patterns: int) -> list[Int[Tensor, " pattern"]]:
         """The round's batches: every pattern once a pass, in batches of about equal size."""
-        settings = self.settings
-        generator = seeded(settings.seed, _SHUFFLE, self.state.round)
-        n_patterns = n_prompts * n_heads
-        n_batches = max(1, round(n_patterns / settings.batch_size))
-        batches: list[Tensor] = []
-        for _ in range(settings.passes):
-            if self.mae.config.identity_weight:
-                batches += pair_batches(n_prompts, n_heads, settings.batch_size, generator)
-            else:
-                order = torch.randperm(n_patterns, generator=generator)
-                batches += order.tensor_split(n_batches)
-        return batches
+        generator = seeded(self.settings.seed, _SHUFFLE, self.state.round)
+        n_batches = max(1, round(n_patterns / self.settings.batch_size))
+        return [
+            batch
+            for _ in range(self.settings.passes)
+            for batch in torch.randperm(n_patterns, generator=generator).tensor_split(n_batches)
+        ]
 
     def _crop(
         self, patches: Float[Tensor, "pattern patch pixel"]
@@ -350,11 +349,10 @@ class _Run:
 
     def _backward(self, batch: Int[Tensor, " pattern"]) -> Float[Tensor, ""]:
         """This process's share of the batch's loss, its gradients left in the parameters."""
-        if self.mae.config.identity_weight:
-            return self._backward_pairs(batch)
         state, settings = self.state, self.settings
         mine, places = self.rounds.places(state.round, batch)
-        patches, n_tokens = self._crop(self._take(places))
+        held = self.rounds.patches(state.round)
+        patches, n_tokens = self._crop(held[places.to(held.device)].to(self.mae.device).float())
         masks = random_masks(
             len(batch),
             patches.shape[1],
@@ -371,38 +369,50 @@ class _Run:
         hidden = (masks * pixels).sum(1)
         loss = output.loss * float(hidden[mine].sum() / hidden.sum())
         summary = output.summary_loss * float(mine.sum() / len(batch))
-        weight = self.mae.config.summary_weight
-        ((loss + weight * summary) / state.variance).backward()
+        total = (loss + self.mae.config.summary_weight * summary) / state.variance
+        if self.mae.config.identity_weight and mine.any():
+            share = self.mae.config.identity_weight * float(mine.sum() / len(batch))
+            total = total + share * self._identity_loss(batch[mine], patches, n_tokens, output)
+        total.backward()
         return loss.detach()
 
-    def _backward_pairs(self, batch: Int[Tensor, " pattern"]) -> Float[Tensor, ""]:
-        """The loss of the same heads on two prompts, its gradients left in the parameters.
-
-        One prompt, now and then cropped, is reconstructed; what its visible patches give as a
-        fingerprint is compared with the other prompt's, of which nothing is hidden.
-        """
-        state, settings, config = self.state, self.settings, self.mae.config
-        first, second = self._take(batch).chunk(2)
-        second, n_tokens = self._crop(second)
-        output = self.mae(
-            second,
-            generator=seeded(settings.seed, _MASKS, state.step),
-            n_tokens=n_tokens,
-            precision=settings.dtype,
-        )
-        whole = self.mae.fingerprint_patches(
-            first, n_tokens=self.n_tokens, precision=settings.dtype
+    def _identity_loss(
+        self,
+        batch: Int[Tensor, " pattern"],
+        patches: Float[Tensor, "pattern patch pixel"],
+        n_tokens: int,
+        output: APMAEOutput,
+    ) -> Float[Tensor, ""]:
+        """How badly heads are told by what was visible of their patterns, and by whole ones."""
+        prototypes = self._prototypes()
+        heads = batch.to(prototypes.device) % len(prototypes)
+        whole = self.mae.fingerprint_patches(  # of half of them: that is enough, and less work
+            patches[::2], n_tokens=n_tokens, precision=self.settings.dtype
         )
         assert output.fingerprint is not None  # the configuration has one
-        identity = identity_loss(whole, output.fingerprint)
-        reconstruction = output.loss + config.summary_weight * output.summary_loss
-        (reconstruction / state.variance + config.identity_weight * identity).backward()
-        return output.loss.detach()
+        return (
+            identity_loss(output.fingerprint, prototypes, heads)
+            + identity_loss(whole, prototypes, heads[::2])
+        ) / 2
 
-    def _take(self, places: Int[Tensor, " mine"]) -> Float[Tensor, "mine patch pixel"]:
-        """Patterns of the round under way."""
-        held = self.rounds.patches(self.state.round)
-        return held[places.to(held.device)].to(self.mae.device, torch.float32)
+    @torch.no_grad()
+    def _prototypes(self) -> Float[Tensor, "head d"]:
+        """Each head's mean fingerprint in the round under way, by the AP-MAE of the start."""
+        number = self.state.round
+        if self._told is None or self._told[0] != number:
+            assert self.start is not None  # checked when the run was made
+            n_heads, d = self.rounds.shape(number)[1], self.mae.config.fingerprint_dim
+            added = torch.zeros(n_heads, d, dtype=torch.float64, device=self.mae.device)
+            for prompt in self.rounds.patches(number).split(n_heads):
+                for part, places in zip(
+                    prompt.split(_BATCH), torch.arange(n_heads).split(_BATCH), strict=True
+                ):
+                    patches = part.to(self.mae.device).float()
+                    added[places] += self.start.fingerprint_patches(
+                        patches, n_tokens=self.n_tokens, precision=self.settings.dtype
+                    ).double()
+            self._told = number, F.normalize(self.processes.sum(added).float(), dim=-1)
+        return self._told[1]
 
     def _add_up(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Add up gradients over the processes, and the loss."""
@@ -504,33 +514,18 @@ def _make_optimizer(mae: APMAE, settings: TrainingSettings) -> optim.Optimizer:
     )
 
 
-def _go_on_from(mae: APMAE, start: str | os.PathLike[str]) -> None:
-    """Copy another AP-MAE's weights; what it lacks of a summary or fingerprint stays as it is."""
-    weights = APMAE.from_pretrained(start).state_dict()
+def _copy_weights(start: APMAE, mae: APMAE) -> None:
+    """Begin from another AP-MAE; what it lacks of a summary or fingerprint stays as it is.
+
+    Raises:
+        CheckpointError: When the sizes differ.
+    """
+    weights = start.state_dict()
     if not mae.config.identity_weight:  # to be fitted to the new encoder
         weights = {n: w for n, w in weights.items() if not n.startswith("to_fingerprint.")}
     optional = ("summary.", "to_fingerprint.")
     names = {n: n for n in mae.state_dict() if n in weights or not n.startswith(optional)}
-    load_weights(mae, weights, source=start, names=names)
-
-
-def _check_pairs(rounds: RoundsInTurn, held_out: Tensor, processes: Processes) -> None:
-    """Refuse what leaves nothing to compare.
-
-    Raises:
-        ValueError: When there are too few prompts, or several processes.
-    """
-    fewest = min(len(held_out), *(rounds.shape(i)[0] for i in range(len(rounds.each))))
-    if fewest < 2:
-        raise ValueError(
-            "identity_weight compares prompts with each other: needs two or more in every round "
-            f"and in validation, got {fewest}"
-        )
-    if processes.count > 1:
-        raise ValueError(
-            f"identity_weight trains in one process, got {processes.count}: a head is compared "
-            "with all others of its batch, which processes would have to share"
-        )
+    load_weights(mae, weights, source="start", names=names)
 
 
 def _mean_loss(state: TrainingState) -> float | None:

@@ -31,7 +31,7 @@ def train(
     """Train an AP-MAE on, and save it in float16 in `folder/float16`; an interrupted run goes on.
 
     Args:
-        start: The AP-MAE to begin from, as `APMAE.from_pretrained` takes it.
+        start: The AP-MAE to begin from, with a fingerprint, as `APMAE.from_pretrained` takes it.
         models: Whose heads to tell apart, as `load_model` takes them; the first one validates.
         n_prompts: Of each domain and model, as long as the AP-MAE takes.
         seconds: How long.
@@ -39,11 +39,7 @@ def train(
         reporter: Told how far it is.
     """
     config = aplens.APMAE.from_pretrained(start).config
-    config = dataclasses.replace(
-        config,
-        identity_weight=IDENTITY_WEIGHT,
-        fingerprint_dim=config.fingerprint_dim or 128,
-    )
+    config = dataclasses.replace(config, identity_weight=IDENTITY_WEIGHT)
     loaded = [aplens.load_model(name, "bridge") for name in models]
     parts = [_draw(model, n_prompts, config.n_ctx) for model in loaded]
     reporter.start("train-fingerprint", f"{start} on heads of {', '.join(models)}")
@@ -57,12 +53,13 @@ def train(
         settings=TrainingSettings(
             patterns=10**9,
             max_seconds=seconds,
-            batch_size=192,
-            learning_rate=1.5e-3,
+            batch_size=128,
+            learning_rate=1e-3,
             prompts_per_round=64,
-            passes=3,
+            passes=2,
             crop_share=0.3,
-            validations=5,
+            virtual_heads=4,
+            validations=6,
         ),
         progress=lambda progress: _show(reporter, progress, seconds),
     )
