@@ -572,20 +572,24 @@ def _identify(
     """What a run must have in common with a checkpoint that it goes on from."""
     recipe = asdict(settings)
     del recipe["checkpoint_seconds"]  # the one setting that changes nothing in the result
-    infos = [describe_model(model) for model, _ in sources]
-    return {
-        "config": config.to_dict(),
-        "settings": recipe,
-        "models": [
+    (model, prompts), *others = [
+        (
             {
                 "name": info.name,
                 "n_layers": info.n_layers,
                 "n_heads": info.n_heads,
                 "d_head": info.d_head,
-            }
-            for info in infos
-        ],
-        "prompts": [hash_tokens(tokens) for _, tokens in sources],
+            },
+            hash_tokens(tokens),
+        )
+        for info, tokens in ((describe_model(model), tokens) for model, tokens in sources)
+    ]
+    return {
+        "config": config.to_dict(),
+        "settings": recipe,
+        "model": model,
+        "prompts": prompts,
+        "other_models": others,
         "validation": hash_tokens(held_out),
         "start": start and hash_tensors(start.state_dict()),
     }
