@@ -27,7 +27,7 @@ define freeze
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-tl4 lint format types docs docs-serve docs-pictures model-table shape notebooks check constraints install clean
+.PHONY: help demo test test-fast test-tl4 lint format types docs docs-serve docs-pictures docs-map model-table shape notebooks check constraints install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,11 @@ notebooks: install  ## the notebooks in examples/, executed again and kept with 
 
 docs-pictures: install  ## the pictures in docs/images, drawn again from the real model
 	$(BIN)/python docs/make_pictures.py
+
+docs-map: install  ## the map of heads in the site: its page, its picture, Gemma's heads for the notebook
+	$(BIN)/aplens map smollm2-135m gemma3-270m -o docs/assets/map.html
+	cd examples && ../$(BIN)/aplens map gemma3-270m --prompts maps/prompts.json -o maps/gemma3-270m.safetensors
+	$(BIN)/python docs/make_map_picture.py
 
 model-table: install $(TL4)/.installed  ## the tables of families in docs/how-to/your-model.md, on both TransformerLens
 	$(BIN)/python -W ignore docs/make_model_table.py

@@ -35,8 +35,10 @@ from .circuits import activation_patch as activation_patch
 from .circuits import logit_difference as logit_difference
 from .circuits import path_patch as path_patch
 from .views import HeadCards as HeadCards
+from .views import HeadMap as HeadMap
 from .views import View as View
 from .views import describe_heads as describe_heads
+from .views import map_heads as map_heads
 from .views import show_clusters as show_clusters
 from .views import show_heads as show_heads
 from .views import show_reconstruction as show_reconstruction

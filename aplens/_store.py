@@ -128,14 +128,7 @@ class Store:
         Warns:
             UserWarning: It is there and damaged; whoever asks makes it again.
         """
-        if key not in self:
-            return False
-        try:
-            self.read(key)
-        except ValueError as error:
-            warnings.warn(f"{error}: {key} is done again", stacklevel=3)
-            return False
-        return True
+        return bool(self._find(key))
 
     def recall(self, key: str, make: Callable[[], Any]) -> Any:
         """A result's value, made and kept now where there is none or a damaged one.
@@ -143,9 +136,20 @@ class Store:
         Warns:
             UserWarning: As `is_sound`.
         """
-        if not self.is_sound(key):
-            self.write(key, make())
+        if found := self._find(key):
+            return found[0]
+        self.write(key, make())
         return self.read(key)
+
+    def _find(self, key: str) -> tuple[Any] | None:
+        """The value of a sound result; None when it has to be made (again, with a warning)."""
+        if key not in self:
+            return None
+        try:
+            return (self.read(key),)
+        except ValueError as error:
+            warnings.warn(f"{error}: {key} is done again", stacklevel=4)
+            return None
 
     def discard(self) -> None:
         """Remove the folder with all that is in it."""

@@ -77,6 +77,34 @@ def train(
     _run(study_file, folder, "train", redo, changes)
 
 
+@app.command(name="map")
+def map_models(
+    models: Annotated[
+        list[str], typer.Argument(help="Names or folders of models, as load_model takes them.")
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text file with one prompt a line, or a JSON list of texts [default: 24 "
+            "passages of English prose and 24 of Python that every installation has]"
+        ),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The page; or a .safetensors file for HeadMap.load."),
+    ] = Path("map.html"),
+    mae: Annotated[
+        str, typer.Option(help="The AP-MAE: a bundled name, a folder or a hub id.")
+    ] = "aplens-short",
+) -> None:
+    """Map the heads of one or several models: like heads near each other, on one page."""
+    from aplens.study.head_maps import map_models
+
+    with reporting() as (console, reporter):
+        found = map_models(models, prompts, output, mae=mae, reporter=reporter)
+        console.print(repr(found), markup=False, soft_wrap=True)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"aplens {__version__}")

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from aplens._words import split_features
@@ -24,6 +26,7 @@ from aplens.style import (
     PATTERN_COLORS,
     PURPLE,
     SKY,
+    TEMPLATE_COLORS,
     WIDTH,
     YELLOW,
     new_figure,
@@ -58,6 +61,12 @@ _SCORE_LABELS = {
     "relative_error": "error on hidden patches, relative to the mean pattern's",
     "variation": "variation with the prompt (mean cosine distance)",
 }
+
+#: A map of shares recovered is in full colour from here on at the earliest: less is little.
+_LEAST_FULL_SHARE = 0.25
+
+#: Names that a map of shares has room for, and the inches that one of their characters takes.
+_MOST_COLUMNS, _MOST_ROWS, _CHARACTER = 30, 45, 0.07
 
 #: Colours and markers of the orders in which heads are ablated; the first two have their meaning.
 _TOWARD = {"toward incorrect": (INCORRECT, "o"), "toward correct": (CORRECT, "s")}
@@ -131,6 +140,43 @@ def _read_scores(scores: HeadRanking | pd.DataFrame) -> tuple[pd.DataFrame, int,
     if not {"layer", "head"} <= set(scores.columns):
         raise ValueError(f"expected columns 'layer' and 'head', got {list(scores.columns)}")
     return scores, int(scores["layer"].max()) + 1, int(scores["head"].max()) + 1
+
+
+def plot_head_places(frame: pd.DataFrame) -> Figure:
+    """Heads in a plane, one dot each: its colour is the template, its shape the model.
+
+    Args:
+        frame: One row a head: `x`, `y`, `template` (of `aplens.patterns.TEMPLATES`, or "mixed") and
+            `model`.
+    """
+    figure = new_figure(WIDTH, 5.0)
+    axes = figure.subplots()
+    markers = dict(zip(dict.fromkeys(frame["model"]), cycle("o^sDPX")))
+    for (model, template), rows in frame.groupby(["model", "template"], sort=False):
+        axes.scatter(
+            rows["x"],
+            rows["y"],
+            s=26,
+            marker=markers[model],
+            color=TEMPLATE_COLORS[str(template)],
+            linewidths=0,
+            alpha=0.85,
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left", "bottom"]].set_color("#dddddd")
+    shown = [name for name in TEMPLATE_COLORS if name in set(frame["template"])]
+    entries = [("o", TEMPLATE_COLORS[name], name.replace("_", " ")) for name in shown]
+    if len(markers) > 1:
+        entries += [(marker, INK, str(model)) for model, marker in markers.items()]
+    handles = [
+        Line2D([], [], marker=marker, color=color, linestyle="", markersize=6, label=label)
+        for marker, color, label in entries
+    ]
+    axes.legend(
+        handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9
+    )
+    return figure
 
 
 def plot_reconstruction(
@@ -280,7 +326,7 @@ def plot_patching(table: PatchingTable, k: int = 30) -> Figure:
 
     A map of senders × receivers for paths between heads, of heads × positions for patches by
     position (grey: not patched); else a bar for each of the `k` heads that moved the metric
-    furthest.
+    furthest. The scale reaches at least 0.25, so that small shares look small.
 
     Args:
         table: What `activation_patch` or `path_patch` returned.
@@ -306,34 +352,54 @@ def _plot_recovery_map(frame: pd.DataFrame, row: str, column: str) -> Figure:
         frame = frame.sort_values(["receiver_layer", "receiver_head"], kind="stable")
     columns = list(dict.fromkeys(frame[column]))
     shares = frame.pivot(index=row, columns=column, values="recovered").loc[rows, columns]
-    largest = float(shares.abs().max().max()) or 1.0
+    largest = max(_LEAST_FULL_SHARE, float(shares.abs().max().max()))
+    names = [str(name) for name in rows], _name_columns(frame, column, columns)
+    margins = [_CHARACTER * max(map(len, labels)) for labels in names]
     figure = new_figure(
-        width=min(WIDTH, 2.6 + 0.24 * len(columns)), height=min(9.0, 2.0 + 0.24 * len(rows))
+        width=min(WIDTH, 2.4 + margins[0] + 0.24 * len(columns)),
+        height=min(9.0, max(2.6, 1.0 + margins[1] + 0.24 * len(rows))),
     )
     axes = figure.subplots()
     axes.set_facecolor("#e6e6e6")
     image = axes.imshow(shares, aspect="auto", cmap="RdBu", vmin=-largest, vmax=largest)
-    for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
-        places = range(0, len(names), max(1, -(-len(names) // 30)))
-        axis.set_ticks(places, [str(names[place]) for place in places])
     axes.tick_params(axis="x", rotation=90)
     axes.tick_params(labelsize=8)
-    axes.set_xlabel(column)
-    axes.set_ylabel("head" if row == "name" else row)
+    _name_ticks(axes.yaxis, "head" if row == "name" else row, names[0], _MOST_ROWS)
+    _name_ticks(axes.xaxis, column, names[1], _MOST_COLUMNS)
     figure.colorbar(image, ax=axes, label="share recovered")
     return figure
+
+
+def _name_columns(frame: pd.DataFrame, column: str, columns: Sequence[Any]) -> list[str]:
+    """The columns of a map; of positions with their tokens."""
+    if "token" not in frame:
+        return [str(name) for name in columns]
+    tokens = frame.drop_duplicates(column).set_index(column)["token"]
+    return [f"{tokens[name]} ({name})" for name in columns]
+
+
+def _name_ticks(axis: Axis, label: str, names: Sequence[str], most: int) -> None:
+    """As many names as there is room for, the last among them; the label says if others are not."""
+    step = -(-len(names) // most)
+    places = range((len(names) - 1) % step, len(names), step)
+    axis.set_ticks(places, [names[place] for place in places])
+    for text in axis.get_ticklabels():
+        text.set_parse_math(False)  # a dollar is a token like any other
+    axis.set_label_text(label if step == 1 else f"{label} (one in {step} named)")
 
 
 def _plot_recovery_bars(frame: pd.DataFrame, name: str, k: int) -> Figure:
     furthest = frame["recovered"].abs().sort_values(ascending=False, kind="stable").index[:k]
     shown = frame.loc[furthest].sort_values("recovered", kind="stable")
-    figure = new_figure(WIDTH, 1.0 + 0.27 * len(shown))
+    figure = new_figure(WIDTH, max(2.2, 1.0 + 0.27 * len(shown)))
     axes = figure.subplots()
     colors = [CORRECT if share > 0 else INCORRECT for share in shown["recovered"]]
     axes.barh(shown[name], shown["recovered"], color=colors)
     axes.axvline(0, color=INK, linewidth=0.8)
+    lowest, highest = axes.get_xlim()
+    axes.set_xlim(lowest, max(highest, _LEAST_FULL_SHARE))
     axes.set_xlabel("share of the clean metric recovered")
-    axes.set_ylabel("head" if name == "name" else "sender, directly to the logits")
+    axes.set_ylabel("head" if name == "name" else "sender, to the logits")
     tidy(axes, grid="x")
     return figure
 

@@ -17,6 +17,18 @@ GREY, INK = "#767676", "#222222"
 #: A colormap for log-normalized patterns, and the colour of what AP-MAE does not see of them.
 PATTERN_COLORS, HIDDEN = "magma", "#c4c8cc"
 
+#: What a head's pattern follows, by the name of the template (`aplens.patterns.TEMPLATES`).
+TEMPLATE_COLORS = {
+    "previous_token": CORRECT,
+    "duplicate_token": GREEN,
+    "induction": INCORRECT,
+    "first_token": GREY,
+    "self": PURPLE,
+    "local": SKY,
+    "uniform": YELLOW,
+    "mixed": "#B9C0C8",
+}
+
 #: Width of a figure that fills a notebook cell, in inches.
 WIDTH = 7.5
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _LINK = re.compile(r'href="\.\./docs/([^"#]+)')
+_NAME_IN_TABLE = re.compile(r"(?<=<t[dh]>)[a-z ]+\+[a-z +]+")
 
 #: A name below mkdocs, so that a strict build counts its warnings.
 _log = logging.getLogger("mkdocs.hooks.aplens")
@@ -46,9 +47,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Turn a notebook's links to `../docs/*.md` into links to those pages."""
+    """Let names such as surprise+confidence break in tables; turn a notebook's links to pages."""
     if not page.file.src_uri.endswith(".ipynb"):
-        return html
+        return _NAME_IN_TABLE.sub(lambda match: match[0].replace("+", "+<wbr>"), html)
 
     def link(match: re.Match[str]) -> str:
         target = files.get_file_from_path(match[1])

@@ -7,6 +7,7 @@ standard library, which every machine has; another version of it changes the pic
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ CLUSTER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 SHOWN_HEADS = ("L11H1", "L1H1", "L19H4")  # looks back in steps, at certain tokens, at a section
 CLUSTERED_HEAD = "L16H6"
+HABIT_HEAD = "L23H3"  # the first head on this prompt: README.md, docs/getting-started.md
+HABIT_PROMPT = "When Mary and John went to the store, Mary gave a drink to"
 
 
 def main() -> None:
@@ -59,6 +62,10 @@ def draw_all(
     save(draw_clusters(of_one_head.values[:, 0], mae), "clusters")
     save(plot_shap_summary(rank_by_shap(mae, observations), k=10), "shap")
     save(plot_head_map(ranking), "ranking")
+    save(draw_habit(model, mae), "habit")
+    started = plot_head_map(rank_getting_started(model))
+    started.set_size_inches(4.2, 5.2)  # beside text
+    save(started, "started")
 
 
 def rank_by_shap(mae: aplens.APMAE, observations: Observations) -> aplens.HeadRanking:
@@ -83,6 +90,40 @@ def draw_overview(reconstruction: Reconstruction, ranking: aplens.HeadRanking) -
     panels[3].set_xlabel("head", fontsize=8)
     panels[3].set_ylabel("layer", fontsize=8)
     panels[3].tick_params(labelsize=7)
+    return figure
+
+
+def rank_getting_started(model: Any) -> aplens.HeadRanking:
+    """The ranking of docs/getting-started.md."""
+    pairs = list(permutations(["Mary", "John", "Tom", "Lucy"], 2))
+    prompts = [f"When {a} and {b} went to the store, {a} gave a drink to" for a, b in pairs]
+    right, wrong = [f" {b}" for _, b in pairs], [f" {a}" for a, _ in pairs]
+    scenarios = aplens.make_scenarios(model, prompts, right, wrong_answers=wrong)
+    return aplens.rank_heads(model, scenarios)
+
+
+def draw_habit(model: Any, mae: aplens.APMAE) -> Figure:
+    """One head on one prompt: its attention, its habit, and what it does beyond that."""
+    patterns = aplens.collect_patterns(model, HABIT_PROMPT, heads=HABIT_HEAD)
+    attention, habit = patterns.values[0, 0], mae.expect(patterns, None)[0, 0]
+    tokens = ["start", *(word.strip() for word in model.to_str_tokens(HABIT_PROMPT)[1:])]
+    figure = new_figure(8.2, 3.5)
+    panels = figure.subplots(1, 3, sharey=True)
+    titles = (f"{HABIT_HEAD} attends", "its habit: what AP-MAE expects", "surprise: the difference")
+    for panel, values, title in zip(
+        panels, (attention, habit, attention - habit), titles, strict=True
+    ):
+        shown = np.ma.masked_array(values.numpy(), ~np.tri(len(values), dtype=bool))
+        if title == titles[-1]:
+            panel.imshow(shown, cmap="RdBu_r", vmin=-0.7, vmax=0.7)
+        else:
+            panel.imshow(shown, cmap="Blues", vmin=0, vmax=0.7)
+        panel.set_title(title, fontsize=10, color=INK)
+        panel.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(tokens)), tokens, fontsize=8)
+    panels[0].set_ylabel("query: the token that attends", fontsize=8)
+    panels[1].set_xlabel("key: the token attended to", fontsize=8)
     return figure
 
 

@@ -18,9 +18,10 @@ from aplens import (
     HeadRanking,
     collect_patterns,
     describe_heads,
+    make_scenarios,
     score_heads,
 )
-from aplens.describe.surprise_keys import KEY_KINDS, SurpriseTally, key_kinds
+from aplens.describe.surprise_keys import KEY_KINDS, Answers, SurpriseTally, key_kinds
 from aplens.heads import ModelShape
 from aplens.models import describe_model
 from aplens.views.cards import _is_delimiter
@@ -50,7 +51,7 @@ def make_ranking(model, *rows):
 
 def test_a_key_counts_once_as_the_first_kind_that_it_is():
     tokens = torch.tensor([9, 1, 2, 3, 1, 2])  # 3 is a delimiter
-    kinds = key_kinds(tokens, tokens == 3)
+    kinds = key_kinds(tokens, tokens == 3, Answers())
     names = [[KEY_KINDS[kind] for kind in row] for row in kinds.tolist()]
     assert names[1][:2] == ["previous_token", "self"]  # the first token is the one before, too
     assert names[4] == [
@@ -64,6 +65,16 @@ def test_a_key_counts_once_as_the_first_kind_that_it_is():
     assert names[5] == [
         "first_token", "other", "duplicate_token", "induction", "previous_token", "self"
     ]  # fmt: skip
+
+
+def test_an_answer_among_the_keys_is_named():
+    tokens = torch.tensor([9, 1, 2, 4, 5, 2, 6, 7])  # as in "When Mary and John went, John gave to"
+    kinds = key_kinds(tokens, tokens == 4, Answers(1, 2))
+    assert [KEY_KINDS[kind] for kind in kinds[7].tolist()] == [
+        "first_token", "answer", "wrong_answer", "delimiter", "other", "wrong_answer",
+        "previous_token", "self",
+    ]  # fmt: skip
+    assert KEY_KINDS[kinds[5, 2]] == "duplicate_token"  # the copy that the subject looks back to
 
 
 def test_surprise_is_what_attention_has_beyond_the_habit():
@@ -258,3 +269,23 @@ def test_heads_on_repeated_random_tokens_get_the_names_they_deserve(smollm2):
     assert [card.template_share for card in cards] == [1, 1]
     assert cards[0].surprise < cards[1].surprise
     assert max(cards[1].surprise_by_kind, key=cards[1].surprise_by_kind.get) == "induction"
+
+
+@pytest.mark.real
+def test_the_head_that_matters_most_for_ioi_looks_at_the_subject_beyond_its_habit(smollm2):
+    names = (("Mary", "John"), ("Anna", "Peter"), ("Susan", "Tom"), ("Laura", "Paul"))
+    prompts = [
+        (template.format(a=a, b=b), f" {a}", f" {b}")
+        for a, b in names
+        for template in (
+            "After {b} and {a} left the park, {b} handed a ball to",
+            "Yesterday {b} and {a} were at the school. Then {b} decided to give a ring to",
+        )
+    ]
+    texts, answers, wrong = map(list, zip(*prompts, strict=True))
+    scenarios = make_scenarios(smollm2, texts, answers, wrong)
+    mae = APMAE.from_pretrained("aplens-short")
+    kinds = describe_heads(smollm2, scenarios, "L23H3", mae=mae)[0].surprise_by_kind
+    assert max(kinds, key=kinds.get) == "wrong_answer"
+    without = describe_heads(smollm2, texts, "L23H3", mae=mae)[0].surprise_by_kind
+    assert without["answer"] == without["wrong_answer"] == 0  # plain prompts have no answers

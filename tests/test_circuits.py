@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from transformer_lens import patching
 
 from aplens import Head, HeadRanking
-from aplens.circuits import activation_patch, logit_difference, path_patch
+from aplens.circuits import PatchingTable, activation_patch, logit_difference, path_patch
 from aplens.heads import ModelShape
 from aplens.models import attach_hooks, describe_model
 from aplens.prompts import Prompts
@@ -624,7 +624,51 @@ def test_maps_put_each_share_in_its_place(tiny_model):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["L1H3", "L2H0"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["L1H1", "L0H2"]
     table = activation_patch(tiny_model, CLEAN, CORRUPTED, senders, metric=METRIC, by_position=True)
-    assert table.plot().axes[0].images[0].get_array().shape == (2, 12)
+    axes = table.plot().axes[0]
+    assert axes.images[0].get_array().shape == (2, 12)
+    written = [f"{token} ({i})" for i, token in enumerate(table.frame["token"][:12])]
+    assert [label.get_text() for label in axes.get_xticklabels()] == written
+    ids = CLEAN[0].tolist()
+    same = [len(set(ids)) == 1 for ids in CLEAN.T.tolist()]
+    assert written == [f"{ids[i]}{'' if same[i] else ', …'} ({i})" for i in range(12)]
+
+
+def make_table_of_paths(senders, receivers, share=0.5):
+    rows = [
+        (f"L1H{s}", 1, s, f"L{2 + r // 12}H{r % 12}", 2 + r // 12, r % 12, share * (-1) ** r)
+        for s in range(senders)
+        for r in range(receivers)
+    ]
+    names = ["sender", "sender_layer", "sender_head"]
+    columns = [*names, "receiver", "receiver_layer", "receiver_head", "recovered"]
+    return PatchingTable(pd.DataFrame(rows, columns=columns), 1.0, 0.0, 1)
+
+
+@pytest.mark.parametrize(("share", "full"), [(0.02, 0.25), (0.8, 0.8)])
+def test_small_shares_look_small(share, full):
+    figure = make_table_of_paths(2, 5, share).plot()
+    assert figure.axes[0].images[0].get_clim() == (-full, full)
+    bars = make_table_of_paths(3, 1, share).to_frame()
+    bars["receiver_layer"] = None
+    (axes,) = PatchingTable(bars, 1.0, 0.0, 1).plot().axes
+    assert axes.get_xlim()[1] >= full
+
+
+@pytest.mark.parametrize(("senders", "receivers"), [(1, 1), (2, 60), (60, 3)])
+def test_no_label_of_a_map_is_clipped_and_missing_ones_are_counted(senders, receivers):
+    figure = make_table_of_paths(senders, receivers).plot()
+    figure.draw_without_rendering()
+    axes, colorbar = figure.axes
+    labels = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+    for text in [*labels, axes.xaxis.label, axes.yaxis.label, colorbar.yaxis.label]:
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+    assert axes.get_xlabel() == ("receiver (one in 2 named)" if receivers > 30 else "receiver")
+    assert axes.get_ylabel() == ("sender (one in 2 named)" if senders > 45 else "sender")
+    assert axes.get_yticklabels()[-1].get_text() == f"L1H{senders - 1}"
 
 
 def test_layers_without_attention_are_left_out():

@@ -252,7 +252,10 @@ def test_what_is_no_configuration(mae_folder, good_weights, data):
     read_mae(mae_folder, good_weights, data)
 
 
-@pytest.mark.parametrize("key", [key for key in TINY if key not in ("patch_size", "mask_ratio")])
+@pytest.mark.parametrize(
+    "key",
+    ["fingerprint_dim", *(key for key in TINY if key not in ("patch_size", "mask_ratio"))],
+)
 @pytest.mark.parametrize("value", [2**14, 2**31, 2**80])
 def test_sizes_that_the_weights_cannot_have_are_not_built(
     mae_folder, good_weights, good_config, key, value
@@ -263,7 +266,9 @@ def test_sizes_that_the_weights_cannot_have_are_not_built(
         APMAE.from_pretrained(mae_folder)
 
 
-@pytest.mark.parametrize("key", ["layer_norm_eps", "mask_ratio", "summary_weight"])
+@pytest.mark.parametrize(
+    "key", ["layer_norm_eps", "mask_ratio", "summary_weight", "fingerprint_dim"]
+)
 def test_a_number_that_no_float_can_hold(mae_folder, good_weights, good_config, key):
     assert read_mae(mae_folder, good_weights, dump(good_config | {key: 10**400})) is None
 

@@ -28,8 +28,8 @@ def shown_kinds(cell):
     return [list(output.data) for output in cell.outputs if "data" in output]
 
 
-def test_there_are_four():
-    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
+def test_there_are_five():
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,54 +1,42 @@
-"""The README's Python, as it stands, on the real model."""
+"""The README: its Python gives the output it shows, its links lead into the repository."""
 
 from __future__ import annotations
 
 import re
-import zipfile
+import tomllib
 from pathlib import Path
 
 import pytest
+from outputs import assert_same_output
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def reader(tmp_path, monkeypatch):
-    """Where a reader would be: with Java sources at the README's path."""
-    from aplens.scenarios import find_jdk_source
-
-    source = find_jdk_source()
-    if source is None:
-        pytest.skip("no JDK with sources here")
-    folder = tmp_path / "path" / "to" / "java"
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(source) as archive:
-        names = [name for name in archive.namelist() if name.startswith("java.base/java/util/")]
-        for number, name in enumerate(names[:60]):
-            (folder / f"{number}.java").write_bytes(archive.read(name))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.real
-def test_the_readmes_python_runs_as_it_stands(reader):
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert names["table"].to_frame()["recovered"].abs().max() > 0.1
-    assert names["patterns"].values.shape[1] == 6
-    assert names["embeddings"].shape[:2] == names["patterns"].values.shape[:2]
-    assert names["surprise"].sum(-1).abs().max() < 1e-3  # both are shares of all attention
-    assert len(names["ranking"]) == 270
-    assert len(names["ranking"].measured) == 58  # the first 40, and the first two layers
-    assert list(names["errors"]["features"]) == ["confidence", "surprise+unexpected+confidence"]
+def test_the_readmes_python_prints_what_it_shows(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (shown,) = re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL)
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    assert_same_output(capsys.readouterr().out, shown)
+
+
+def test_the_readme_fits_on_two_screens():
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    assert len(re.sub(r"\]\([^)]*\)", "]", prose).split()) <= 600
 
 
 def test_the_readmes_links_and_commands_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project["urls"]["Repository"]
+    raw = repository.replace("github.com", "raw.githubusercontent.com")
+    inside = re.findall(rf"\]\((?:{repository}/(?:blob|tree)|{raw})/main/([^)#]+)\)", README)
+    assert len(inside) >= 6
+    for target in inside:
         assert (ROOT / target).exists(), target
-    makefile = (ROOT / "Makefile").read_text()
+    relative = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert relative == []  # an index shows the README without the repository around it
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), command

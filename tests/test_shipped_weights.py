@@ -30,6 +30,7 @@ def test_loading_and_encoding_need_no_network(name, n_ctx, monkeypatch):
     embeddings = mae.encode(attention / attention.sum(-1, keepdim=True))
     assert embeddings.shape == (2, mae.embedding_size())
     assert torch.isfinite(embeddings).all()
+    assert mae.has_fingerprint
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -69,3 +70,28 @@ def test_a_shipped_apmae_beats_the_additive_fit(smollm2_bridge, name, n_tokens):
     }
     errors = {who: (it - scaled)[mask].square().mean().item() for who, it in errors.items()}
     assert errors["AP-MAE"] < 0.9 * errors["additive fit"]
+
+
+@pytest.mark.real
+def test_a_shipped_fingerprint_finds_heads_again(smollm2_bridge):
+    """On two halves of a few prompts, beside the embedding that it is read from."""
+    prompts = mine_scenarios(
+        python_standard_library(),
+        smollm2_bridge,
+        language="python",
+        tasks=["random"],
+        per_task=6,
+        per_file=1,
+        context_length=64,
+        seed=7,
+    )
+    heads = [f"L{layer}H{head}" for layer in range(0, 30, 3) for head in range(9)]
+    patterns = aplens.collect_patterns(smollm2_bridge, prompts, heads)
+    mae = APMAE.from_pretrained("aplens-short")
+
+    def found_again(vectors):
+        first, second = torch.nn.functional.normalize(vectors, dim=-1).chunk(2)
+        nearest = (first.mean(0) @ second.mean(0).T).argmax(1)
+        return (nearest == torch.arange(len(heads))).float().mean().item()
+
+    assert found_again(mae.fingerprint(patterns)) > 1.3 * found_again(mae.encode(patterns))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from aplens._tokens import label_tokens
 from aplens.circuits.metrics import CountedMetric, Metric, Progress
 from aplens.circuits.runs import (
     HeadActivation,
@@ -70,8 +73,8 @@ def activation_patch(
     require_evaluation_mode(model)
     chosen = select_heads(model, heads)
     clean_tokens, corrupted_tokens = read_pair(model, clean, corrupted)
-    positions = range(clean_tokens.shape[1]) if by_position else [None]
-    rows = [(head, position) for head in chosen for position in positions]
+    positions = list(range(clean_tokens.shape[1]))
+    rows = [(head, at) for head in chosen for at in (positions if by_position else [None])]
     if activation != "z":
         require_acting(model, activation, {head.layer for head in chosen})
     measured = CountedMetric(metric, total=len(rows) + 2, progress=progress)
@@ -90,6 +93,16 @@ def activation_patch(
             "head": [head.head for head, _ in rows],
             "activation": activation,
         }
-        | ({"position": [position for _, position in rows]} if by_position else {})
+        | (_position_columns(model, clean_tokens, positions * len(chosen)) if by_position else {})
     )
     return make_table(frame, values, clean_value, corrupted_value, measured.calls)
+
+
+def _position_columns(
+    model: Any, clean: Int[Tensor, "batch pos"], positions: list[int]
+) -> dict[str, list[Any]]:
+    """Each row's position and its token, the first clean prompt's, marked if others differ."""
+    texts = label_tokens(model, clean[0].tolist())
+    same = (clean == clean[0]).all(0).tolist()
+    tokens = [text if is_same else f"{text}, …" for text, is_same in zip(texts, same, strict=True)]
+    return {"position": positions, "token": [tokens[position] for position in positions]}

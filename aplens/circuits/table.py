@@ -23,11 +23,12 @@ class PatchingTable:
 
     Attributes:
         frame: The rows. Of `activation_patch`: `name`, `layer`, `head`, `activation`, and
-            `position` when patched by position. Of `path_patch`: `sender`, `sender_layer`,
-            `sender_head`, `receiver`, `receiver_layer`, `receiver_head`, `component`; the last
-            three are missing values where the receiver is "logits". Of both: `metric`, in the
-            patched run, and `recovered` = (metric − corrupted) / (clean − corrupted): 0 where the
-            patch did nothing, 1 where it brought the clean metric back.
+            `position` and `token` when patched by position, the token being that of the first
+            clean prompt, with ", …" where others have another. Of `path_patch`: `sender`,
+            `sender_layer`, `sender_head`, `receiver`, `receiver_layer`, `receiver_head`,
+            `component`; the last three are missing values where the receiver is "logits". Of both:
+            `metric`, in the patched run, and `recovered` = (metric − corrupted) / (clean −
+            corrupted): 0 where the patch did nothing, 1 where it brought the clean metric back.
         clean: The metric of the clean run.
         corrupted: The metric of the corrupted run.
         n_forward_passes: What the table cost.
@@ -60,7 +61,10 @@ class PatchingTable:
         return tuple(Head(int(layer), int(head)) for layer, head in ordered.index)
 
     def plot(self, k: int = 30) -> Figure:
-        """Bars a head, or a map of senders × receivers or of heads × positions.
+        """Bars a head, or a map of senders × receivers or of heads × positions with their tokens.
+
+        The scale reaches at least ±0.25 of what there is to recover, so that small shares look
+        small. Where there is no room for every name at an axis, the axis says how many there are.
 
         Args:
             k: How many bars at most, those that moved the metric furthest; a map shows all.

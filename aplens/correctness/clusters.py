@@ -87,7 +87,7 @@ class HeadClusters:
         n_jobs: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.reducer = _resolve(reducer)
+        self.reducer = resolve_reducer(reducer)
         self.n_neighbors = n_neighbors
         self.n_jobs = n_jobs
         self.seed = seed
@@ -147,7 +147,13 @@ class HeadClusters:
         )
 
 
-def _resolve(reducer: Reducer) -> Literal["umap", "pca"]:
+def resolve_reducer(reducer: Reducer) -> Literal["umap", "pca"]:
+    """The reducer itself; for "auto", UMAP where it is installed.
+
+    Raises:
+        ValueError: When it is unknown.
+        ImportError: When "umap" is asked for and not installed.
+    """
     if reducer not in get_args(Reducer):
         raise ValueError(f"reducer must be one of {list(get_args(Reducer))}, got {reducer!r}")
     installed = importlib.util.find_spec("umap") is not None

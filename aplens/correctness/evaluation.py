@@ -118,12 +118,12 @@ def cross_validate(
     Args:
         observations: What to predict.
         folds: Each scenario's fold, from 0, as `assign_folds` numbers them.
-        features: As for `evaluate_predictors`.
-        train_share: As for `evaluate_predictors`.
+        features: Feature sets, as `CorrectnessPredictor` takes them.
+        train_share: Fit on this share of each fold's training files, drawn at random.
         seed: Of the predictors, and of the files drawn.
-        progress: As for `evaluate_predictors`.
+        progress: Called with (predictors fitted, predictors in all).
         made: Where predictions are kept; those that are there are not made again.
-        settings: As for `evaluate_predictors`.
+        settings: Handed to every `CorrectnessPredictor`.
     """
     n_folds = int(folds.max()) + 1
     scores = {name: np.empty(len(observations)) for name in features}

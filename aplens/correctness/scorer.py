@@ -32,7 +32,7 @@ class HeadScorer:
         features: What the predictor looks at, as `CorrectnessPredictor` takes it.
         classifier: As `CorrectnessPredictor` takes it.
         clusters: As `CorrectnessPredictor` takes it.
-        seed: Of everything random.
+        seed: Decides the predictor's random choices, and the resamples.
 
     Attributes:
         predictor_: The fitted predictor.
@@ -77,7 +77,8 @@ class HeadScorer:
             folder: Where observations are kept, so that an interrupted run goes on. None keeps them
                 in memory only.
             batch_size: Prompts a forward pass.
-            keep: As for `observe` (default: "statistics" and what the features need).
+            keep: Which numbers to keep of each pattern, such as "surprise" (default: "statistics"
+                and what the features need).
             progress: Called with (scenarios done, scenarios in all).
         """
         keep = sorted({"statistics", *keep_for(self.features)}) if keep is None else keep
@@ -139,7 +140,7 @@ class HeadScorer:
 
         Args:
             observations: What to predict.
-            options: As for `evaluate_predictors`.
+            options: Keywords of `evaluate_predictors`, such as `features`, `n_folds`, `by_task`.
         """
         clusters = self._settings["clusters"]
         return evaluate_predictors(observations, seed=self.seed, clusters=clusters, **options)

@@ -52,7 +52,7 @@ def patch_surprise(
         mae: The AP-MAE.
         scaled: The patterns' log-normalized lower-triangular patches.
         attention: The patterns, of prompts of one length.
-        precision: As for `APMAE.fill_in`.
+        precision: float32 or bfloat16 (default: what the device is good at).
 
     Raises:
         ValueError: When the prompt is no longer than one patch: nothing is left to see.

@@ -2,10 +2,12 @@
 
 from aplens.describe.description import HeadDescription, TypicalPattern
 from aplens.describe.distance import output_norms, pattern_distances
+from aplens.describe.fingerprints import ModelHeads
 from aplens.describe.scores import score_heads
 
 __all__ = [
     "HeadDescription",
+    "ModelHeads",
     "TypicalPattern",
     "output_norms",
     "pattern_distances",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aplens.describe.scores import TemplateCounts, common_length
-from aplens.describe.surprise_keys import KEY_KINDS, SurpriseTally
+from aplens.describe.surprise_keys import KEY_KINDS, Answers, SurpriseTally
 from aplens.heads import Head
 from aplens.mae.habit import require_visible
 from aplens.models import describe_model
@@ -57,8 +57,9 @@ class HeadDescription:
         surprise: The mean total variation distance between a query's attention and its habit, from
             0, the head follows its habit everywhere, to 1.
         surprise_by_kind: The share of its surprise (attention beyond habit) by what the key is to
-            the query: "self", "duplicate_token", "induction", "previous_token", "first_token",
-            "delimiter", "other". A key counts once, as the first of these. NaN without surprise.
+            the query: "self", "duplicate_token", "induction", "previous_token", "answer" (the
+            prompt's answer), "wrong_answer", "first_token", "delimiter", "other". A key counts
+            once, as the first of these. NaN without surprise.
         surprise_by_text: The five token texts that get most of it, with their shares.
         nearest: The three heads of the model whose mean embeddings over these prompts are most
             alike, with the cosine.
@@ -85,6 +86,7 @@ def describe_patterns(
     mae: APMAE,
     texts: Mapping[int, str],
     delimiters: Bool[Tensor, " token_id"],
+    answers: Sequence[Answers],
     batch_size: int = 8,
     precision: torch.dtype | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -101,6 +103,7 @@ def describe_patterns(
         mae: The AP-MAE.
         texts: What each token id that occurs reads.
         delimiters: Which token ids are delimiters, up to the largest that occurs.
+        answers: Each prompt's.
         batch_size: Prompts a forward pass.
         precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at).
         progress: Called with (prompts run, prompts to run): each is run twice.
@@ -127,7 +130,7 @@ def describe_patterns(
             for row, attention, habit in zip(rows.tolist(), alike.values, habits, strict=True):
                 tokens = torch.tensor(batch.ids(row))
                 templates.see(attention, tokens)
-                surprise.see(attention, habit, tokens)
+                surprise.see(attention, habit, tokens, answers[start + row])
                 typical.see(start + row, attention)
         tell(len(prompts))(start + len(batch))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,30 +19,44 @@ from torch.nn import functional as F
 
 from aplens.patterns.templates import TEMPLATES, template_keys
 
-#: What a key is to a query. A key counts once, as the first of these that it is; the first five are
-#: keys of the template of that name (`aplens.patterns.templates`).
+#: What a key is to a query. A key counts once, as the first of these that it is. Four of them and
+#: "first_token" are keys of the template of that name (`aplens.patterns.templates`).
 KEY_KINDS = (
     "self",  # the query's own token
     "duplicate_token",  # an earlier copy of it
     "induction",  # what followed an earlier copy
     "previous_token",
+    "answer",  # the token that the prompt's answer is
+    "wrong_answer",  # that of its wrong answer: in indirect object identification, the subject
     "first_token",
     "delimiter",  # punctuation, brackets, blanks and line ends
     "other",
 )
 
 
+class Answers(NamedTuple):
+    """Token ids of a prompt's answers; None where it has none."""
+
+    answer: int | None = None
+    wrong_answer: int | None = None
+
+
 def key_kinds(
-    tokens: Int[Tensor, " pos"], delimiters: Bool[Tensor, " pos"]
+    tokens: Int[Tensor, " pos"], delimiters: Bool[Tensor, " pos"], answers: Answers
 ) -> Int[Tensor, "query key"]:
     """What each key is to each query, as a place in `KEY_KINDS`.
 
     Args:
         tokens: One prompt.
         delimiters: Which of its tokens are delimiters.
+        answers: The prompt's answers.
     """
     members = dict(zip(TEMPLATES, template_keys(tokens), strict=False))
-    members["delimiter"] = delimiters.cpu().expand(len(tokens), -1)
+    whole = {name: tokens == answer for name, answer in answers._asdict().items()}
+    whole["delimiter"] = delimiters.cpu()
+    members |= {
+        name: torch.as_tensor(keys).expand(len(tokens), len(tokens)) for name, keys in whole.items()
+    }
     kinds = torch.full((len(tokens),) * 2, KEY_KINDS.index("other"))
     for place, name in reversed(list(enumerate(KEY_KINDS[:-1]))):
         kinds[members[name]] = place
@@ -68,11 +83,13 @@ class SurpriseTally:
         attention: Float[Tensor, "head query key"],
         habit: Float[Tensor, "head query key"],
         tokens: Int[Tensor, " pos"],
+        answers: Answers = Answers(),  # noqa: B008  # cannot change
     ) -> None:
         """Add one prompt. Its first query can only attend to itself, and counts for nothing."""
         tokens = tokens.cpu()
         beyond = (attention.to(habit) - habit).clamp(min=0)[:, 1:].double().cpu()
-        kinds = F.one_hot(key_kinds(tokens, self._delimiters[tokens])[1:], len(KEY_KINDS)).double()
+        places = key_kinds(tokens, self._delimiters[tokens], answers)
+        kinds = F.one_hot(places[1:], len(KEY_KINDS)).double()
         self._by_kind += torch.einsum("hqk,qkt->ht", beyond, kinds)
         self._by_token.index_add_(1, tokens, beyond.sum(1))
         self._n_queries += beyond.shape[1]

@@ -165,7 +165,8 @@ def measure_effects(
         metric: "log_prob": log-probability of the target after the last token, in nats.
             "logit_diff": the target's logit less that of the wrong answer, which every scenario
             must have.
-        method: As in `ablate_heads`.
+        method: What replaces a head's output: "zero", "mean" (its mean over the reference) or
+            "resample" (its output on a reference prompt).
         reference: Prompts for `mean` and `resample`, in any form that `read_prompts` takes. For
             `resample` they must be as long as the longest scenario; of longer ones the first tokens
             are used.
@@ -243,16 +244,20 @@ def estimate_effects(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        scenarios: As for `measure_effects`.
+        scenarios: Prompts of any lengths with their targets.
         heads: Which heads (default: all).
-        metric: As for `measure_effects`.
+        metric: "log_prob": log-probability of the target after the last token, in nats.
+            "logit_diff": the target's logit less that of the wrong answer, which every scenario
+            must have.
         method: The ablation that is estimated: "zero" or "mean".
         reference: Prompts for `mean`, in any form that `read_prompts` takes.
         batch_size: Prompts a forward and backward pass.
         progress: Called with (prompts done, prompts in all).
 
     Raises:
-        ValueError: As for `measure_effects`, and when the method is neither "zero" nor "mean".
+        ValueError: When a head is out of range, metric or method is unknown, `logit_diff` lacks a
+            wrong answer, an answer is none of the model's tokens, `mean` lacks a reference, or the
+            model is broken: its logits contain NaN or infinity, or its patterns are no attention.
     """
     if method not in ("zero", "mean"):
         raise ValueError(f"an estimate needs method 'zero' or 'mean', got {method!r}")

@@ -43,12 +43,15 @@ def change_heads(
         activation: "z", what each head writes, or "pattern", where it looks.
         change: What to do to it: given a layer's activation and its heads' numbers, one row for
             each prompt or one for all, the activation to go on with.
-        scales: As for `scale_heads`.
-        per_prompt: As for `scale_heads`.
+        scales: For every prompt alike: a table from heads to numbers, where heads that are not
+            named keep 1; or one number for every head, `[layer, head]`.
+        per_prompt: Instead of `scales`: one of these for each prompt of the batch, or a tensor
+            `[prompt, layer, head]`.
 
     Raises:
-        ValueError: As for `scale_heads`.
-        TypeError: As for `scale_heads`.
+        ValueError: When a head is out of range or named twice, a number is not finite, a shape is
+            wrong, or both or neither of `scales` and `per_prompt` are given.
+        TypeError: When something is no table of numbers.
         UnsupportedModelError: When the model does not take up patterns that hooks return.
     """
     info = describe_model(model)

@@ -30,9 +30,7 @@ class PartialOutcomes:
 
     def __init__(self, folder: Path | None, setup: dict[str, Any]) -> None:
         self._store = None if folder is None else Store(folder, "outcomes of a sweep", setup)
-        self._bits: dict[str, str] = {}
-        if self._store is not None and self._store.is_sound(_KEY):
-            self._bits = self._store.read(_KEY)
+        self._bits: dict[str, str] = {} if self._store is None else self._store.recall(_KEY, dict)
 
     def count(self, setting: Setting) -> int:
         """Scenarios whose outcome is known."""

@@ -111,8 +111,8 @@ def sweep_ablations(
             such as {"effects": ranking.top(200), "SHAP": shap.top(200, by="toward_incorrect")}. A
             ranking alone stands for {"importance": ranking}.
         plan: How many heads, on which scenarios (default: `SweepPlan()`, the paper's).
-        method: As in `ablate_heads`.
-        reference: As in `ablate_heads`; needed by `mean` and `resample`. Take prompts that are not
+        method: What replaces a head's output: "zero", "mean" or "resample".
+        reference: Tokens of the prompts that `mean` and `resample` need. Take prompts that are not
             among `scenarios`. `resample` keeps every swept head's output on all of them in memory.
         batch_size: Prompts a forward pass.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16 (default:

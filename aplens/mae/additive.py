@@ -71,14 +71,14 @@ def additive_effects(
     A patch of side p has 4p of them: p rows, p columns, and 2p places for its 2p - 1 diagonals.
 
     Args:
-        patches: As for `additive_fit`.
-        mask: As for `additive_fit`.
-        mean: As for `additive_fit`.
-        grid: As for `additive_fit`.
-        ridge: As for `additive_fit`.
+        patches: Log-normalized lower-triangular patches in row-major order, 0 above the diagonal.
+        mask: True where a patch is hidden. Hidden patches are never read.
+        mean: The mean patch at every position, 0 above the diagonal.
+        grid: The full patch grid.
+        ridge: Penalty that shrinks each effect, in pixels (default: a quarter of the patch size).
 
     Raises:
-        ValueError: As for `additive_fit`.
+        ValueError: When the shapes disagree, or `ridge` is not positive.
     """
     ridge = RIDGE * grid.patch_size if ridge is None else ridge
     _check(patches, mask, mean, grid, ridge)

@@ -147,7 +147,8 @@ class APMAEConfig:
             (self.decoder_dim, self.decoder_depth, self.decoder_heads * self.decoder_d_head),
         )
         mlps = (self.encoder_d_mlp, self.decoder_d_mlp)
-        return sum(
+        fingerprint = 3 * self.encoder_dim * self.fingerprint_dim
+        return fingerprint + sum(
             dim * (depth * (4 * width + 2 * d_mlp) + self.n_rows**2 + self.n_pixels)
             for (dim, depth, width), d_mlp in zip(halves, mlps, strict=True)
         )

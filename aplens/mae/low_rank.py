@@ -41,18 +41,18 @@ def low_rank_fit(
     """Predict every patch as its additive fit plus query × key products.
 
     Args:
-        patches: As for `additive_fit`.
-        mask: As for `additive_fit`. Hidden patches are never read.
-        mean: As for `additive_fit`.
-        grid: As for `additive_fit`.
-        ridge: As for `additive_fit`.
+        patches: Log-normalized lower-triangular patches in row-major order, 0 above the diagonal.
+        mask: True where a patch is hidden. Hidden patches are never read.
+        mean: The mean patch at every position, 0 above the diagonal.
+        grid: The full patch grid.
+        ridge: Penalty of the additive fit, in pixels (default: a quarter of the patch size).
         rank: Length of a query's and a key's vector.
 
     Returns:
         The fit at every patch, visible ones included, in log-normalized units.
 
     Raises:
-        ValueError: As for `additive_fit`, or when `rank` is not positive.
+        ValueError: When the shapes disagree, or `ridge` or `rank` is not positive.
     """
     fit = additive_fit(patches, mask, mean, grid, ridge)
     return fit + low_rank_remainder(patches - fit, mask, grid, rank)

@@ -353,14 +353,14 @@ class APMAE(nn.Module):
         """Log-normalized patches with the hidden ones replaced by the prediction.
 
         Args:
-            scaled: As for `forward`.
-            mask: As for `forward`.
-            n_tokens: As for `forward`.
+            scaled: Log-normalized lower-triangular patches.
+            mask: True where a patch is hidden, the same number in each pattern.
+            n_tokens: Tokens in the prompt (default: as many as the patches hold).
             batch_size: Patterns run at once.
-            precision: As for `forward`.
+            precision: float32 or bfloat16 (default: what the device is good at).
 
         Raises:
-            ValueError: As `forward`.
+            ValueError: When shapes disagree, or masks hide different numbers of patches.
         """
         parts = zip(scaled.split(batch_size), mask.split(batch_size), strict=True)
         filled = []
@@ -535,10 +535,11 @@ class APMAE(nn.Module):
 
         Args:
             scaled: Log-normalized lower-triangular patches; as many as some prompt length has.
-            patches: As for `encode`.
-            pool: As for `encode`.
-            n_tokens: As for `forward`.
-            precision: As for `encode`.
+            patches: "lower": the patches as they are; "all": the whole grid, those above the
+                diagonal empty.
+            pool: "cls", "mean" or "last_query", or several, which are concatenated.
+            n_tokens: Tokens in the prompt (default: as many as the patches hold).
+            precision: float32 or bfloat16 (default: what the device is good at).
 
         Raises:
             ValueError: When the shape is wrong, or `patches` or `pool` is unknown.

@@ -270,7 +270,7 @@ def stream_patterns(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        prompts: As for `collect_patterns`.
+        prompts: Texts, token ids or a tokenizer's output: anything `read_prompts` takes.
         heads: Which heads (default: all).
         batch_size: Prompts a forward pass.
 

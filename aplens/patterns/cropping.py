@@ -45,7 +45,8 @@ def depth_scales(
     the same attention lies deeper on its scale. With this number a mean pattern can be cropped.
 
     Args:
-        scaled: As for `crop_patches`.
+        scaled: Log-normalized lower-triangular patches of patterns without zeros below the
+            diagonal.
         grid: How they were cut.
 
     Returns:

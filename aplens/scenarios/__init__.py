@@ -15,6 +15,7 @@ from aplens.scenarios.cutting import FIM_MARKERS, PromptBuilder, TokenizedFile
 from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
 from aplens.scenarios.mining import mine_scenarios
 from aplens.scenarios.own import make_scenarios, predicted_scenarios
+from aplens.scenarios.passages import draw_passages, prose_and_code
 from aplens.scenarios.prose import english_prose
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
 from aplens.scenarios.tasks import SourceText, SourceTree, Span, list_tasks
@@ -39,6 +40,7 @@ __all__ = [
     "TextLanguage",
     "TokenizedFile",
     "ZipCorpus",
+    "draw_passages",
     "english_prose",
     "find_jdk_source",
     "list_tasks",
@@ -46,5 +48,6 @@ __all__ = [
     "mine_scenarios",
     "open_corpus",
     "predicted_scenarios",
+    "prose_and_code",
     "python_standard_library",
 ]

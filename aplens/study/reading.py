@@ -34,7 +34,7 @@ def read_settings(
         kind: The dataclass; its fields may be dataclasses themselves, one or several. `removed`
             may say what to do about keys that it once had.
         path: The file.
-        changes: As for `StudySettings.from_toml`.
+        changes: Settings to replace, each "key=value", such as "model.name=gpt2".
 
     Raises:
         FileNotFoundError: When there is no such file.

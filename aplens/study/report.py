@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aplens._io import atomic_write
+from aplens._tokens import readable_text, token_texts
 from aplens.mae import compare_reconstruction
 from aplens.study import sections
 from aplens.study.findings import describe_study
 from aplens.study.sections import Sample, Section
 from aplens.tables import code, escape
 from aplens.views.embed import render_template
-from aplens.views.tokens import readable_text, token_texts
 
 if TYPE_CHECKING:
     from aplens.study.folder import StudyFolder

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from aplens import plots
+from aplens._tokens import displayable_token
 from aplens.intervals import Estimate
 from aplens.mae import BASELINES
 from aplens.study import findings
 from aplens.study.findings import is_at_chance
 from aplens.style import to_svg
 from aplens.tables import Table
-from aplens.views.embed import displayable_token
 
 if TYPE_CHECKING:
     import pandas as pd

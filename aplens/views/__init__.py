@@ -3,6 +3,7 @@
 from aplens.plots import (
     plot_ablation_curve,
     plot_head_map,
+    plot_head_places,
     plot_patching,
     plot_predictors,
     plot_reconstruction,
@@ -12,15 +13,19 @@ from aplens.plots import (
 )
 from aplens.views.cards import HeadCards, describe_heads
 from aplens.views.embed import View
+from aplens.views.head_map import HeadMap, map_heads
 from aplens.views.heads_view import show_heads
 from aplens.views.pattern_views import show_clusters, show_reconstruction
 
 __all__ = [
     "HeadCards",
+    "HeadMap",
     "View",
     "describe_heads",
+    "map_heads",
     "plot_ablation_curve",
     "plot_head_map",
+    "plot_head_places",
     "plot_patching",
     "plot_predictors",
     "plot_reconstruction",

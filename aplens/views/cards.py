@@ -14,16 +14,18 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from aplens._tokens import displayable_token, last_text, token_texts
 from aplens.describe.description import HeadDescription, describe_patterns
 from aplens.describe.scores import fit_context
+from aplens.describe.surprise_keys import Answers
 from aplens.heads import Head, HeadRanking, HeadsLike, ModelShape
 from aplens.models import describe_model
 from aplens.patterns import log_normalize
 from aplens.patterns.collect import select_heads
 from aplens.prompts import Prompts, PromptsLike, read_prompts
-from aplens.views.embed import View, build_view, displayable_token, render_template
+from aplens.scenarios import Scenarios
+from aplens.views.embed import View, build_view, render_template
 from aplens.views.pixels import draw_pattern
-from aplens.views.tokens import last_text, token_texts
 from aplens.views.wording import TOP_HEADS, at_most, count, join
 
 if TYPE_CHECKING:
@@ -162,8 +164,9 @@ def describe_heads(
 
     Each card has the head's effect and rank, if there is a ranking; the template that its pattern
     follows; how much the pattern varies with the prompt; its typical pattern beside its habit
-    there; where its attention exceeds its habit, by kind of key and by token; and the heads of the
-    model whose patterns are most like its own. `HeadDescription` says how each is measured.
+    there; where its attention exceeds its habit, by kind of key (for scenarios also the answer and
+    the wrong answer) and by token; and the heads of the model whose patterns are most like its own.
+    `HeadDescription` says how each is measured.
 
     The prompts are run twice, and memory does not grow with their number. All heads of the model
     are embedded, for the comparison. Without a tokenizer, tokens are named by their ids, and none
@@ -201,7 +204,7 @@ def describe_heads(
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     read = fit_context(read_prompts(model, prompts), mae.config.n_ctx)
-    places, read = _leave_out_short(read, mae.grid.patch_size)
+    places, read = leave_out_short(read, mae.grid.patch_size)
     texts = _read_texts(model, read)
     described = describe_patterns(
         model,
@@ -210,6 +213,7 @@ def describe_heads(
         mae=mae,
         texts=texts,
         delimiters=_find_delimiters(texts),
+        answers=_read_answers(prompts, places),
         batch_size=batch_size,
         precision=precision,
         progress=progress,
@@ -222,8 +226,12 @@ def describe_heads(
     return HeadCards(tuple(cards), ranking, shape, len(read), tuple(ends))
 
 
-def _leave_out_short(prompts: Prompts, patch_size: int) -> tuple[list[int], Prompts]:
-    """The prompts that have a habit, with their places; the caller's caller is warned of others."""
+def leave_out_short(prompts: Prompts, patch_size: int) -> tuple[list[int], Prompts]:
+    """The prompts that have a habit, with their places; the caller's caller is warned of others.
+
+    Raises:
+        ValueError: When none has.
+    """
     long = prompts.lengths > patch_size
     n_short = len(prompts) - int(long.sum())
     if n_short == len(prompts):
@@ -240,6 +248,13 @@ def _leave_out_short(prompts: Prompts, patch_size: int) -> tuple[list[int], Prom
             stacklevel=3,
         )
     return long.nonzero().flatten().tolist(), prompts[long]
+
+
+def _read_answers(prompts: PromptsLike, places: list[int]) -> list[Answers]:
+    """The answers of the prompts at these places; scenarios have some."""
+    if not isinstance(prompts, Scenarios):
+        return [Answers()] * len(places)
+    return [Answers(prompts[place].target, prompts[place].wrong) for place in places]
 
 
 def _read_texts(model: Any, prompts: Prompts) -> dict[int, str]:

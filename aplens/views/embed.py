@@ -16,18 +16,13 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from aplens._io import atomic_write
 from aplens._words import displayable
-
-#: Characters of a token that an axis has room for.
-_LONGEST_TOKEN = 24
-
-_MARKS = {"\n": "↵", "\t": "→", " ": "·", "\x7f": "␡"} | {
-    chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,6 +99,12 @@ def render_template(name: str, **context: Any) -> str:
     return environment.get_template(name).render(**context)
 
 
+@lru_cache
+def read_script(name: str) -> str:
+    """A script of this package."""
+    return (resources.files("aplens.views") / "templates" / name).read_text(encoding="utf-8")
+
+
 def to_json(value: Any) -> str:
     """JSON that can stand inside a `<script>` element: ASCII, without `<`, `>` and `&`."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -115,12 +116,6 @@ def to_json(value: Any) -> str:
 def pack(data: bytes) -> str:
     """Bytes as text for the browser's `DecompressionStream`: gzip, then base64."""
     return base64.b64encode(gzip.compress(data, mtime=0)).decode("ascii")
-
-
-def displayable_token(token: str) -> str:
-    """A token on one line, with marks for blanks and control characters, cut when very long."""
-    shown = displayable("".join(_MARKS.get(character, character) for character in token))
-    return shown if len(shown) <= _LONGEST_TOKEN else shown[: _LONGEST_TOKEN - 1] + "…"
 
 
 def _sha256(script: str) -> str:

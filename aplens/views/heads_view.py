@@ -1,20 +1,14 @@
-"""Attention heads on one prompt: a strip of small patterns, the chosen one drawn by circuitsvis.
+"""Attention heads on one prompt: a strip of small patterns, and the chosen one large.
 
 With an AP-MAE each head has its habit and the difference beside its attention. The page carries
-attention and habit, and computes the difference itself.
-
-circuitsvis' own strip, `AttentionHeads`, makes every cell of every head an element of a chart, and
-goes through all of them again whenever another head is pointed at. For 10 heads of 256 tokens
-Chromium computes 33 s to draw it and 6 s at each change. Here the strip is made of plain pictures,
-and only the head that is looked at becomes a chart, circuitsvis' `AttentionPattern`, which is what
-`AttentionHeads` shows large as well: 2 s and 0.3 s.
+attention and habit, and computes the difference itself. It draws a pattern as one picture, and not
+with circuitsvis, which makes an element of every cell (2 s for 256 tokens), draws only on white
+paper, and numbers the tokens of a cut prompt from 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +16,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from aplens._tokens import label_tokens
 from aplens.heads import Head, HeadRanking, HeadsLike
 from aplens.models import describe_model
 from aplens.patterns import collect_patterns
@@ -29,8 +24,7 @@ from aplens.patterns.collect import select_heads
 from aplens.patterns.templates import name_templates, template_scores
 from aplens.prompts import PromptsLike, read_prompts
 from aplens.scenarios import Scenario
-from aplens.views.embed import View, build_view, displayable_token, pack, to_json
-from aplens.views.tokens import token_texts
+from aplens.views.embed import View, build_view, pack, read_script, to_json
 from aplens.views.wording import TOP_HEADS, at_most, count, join
 
 if TYPE_CHECKING:
@@ -39,20 +33,17 @@ if TYPE_CHECKING:
 #: Cells a side that a browser draws without delay; of longer prompts a cell is several tokens.
 _MOST_CELLS = 256
 
-#: RGB of the most attended, and of what is attended to more and less than by habit. Dark, so that
-#: faint attention is seen against white; teal and brown differ for colour-blind readers as well.
-_COLORS = {"attention": (0, 48, 143), "more": (1, 102, 94), "less": (140, 81, 10)}
-
 #: Full colour begins at this quantile of a head's attention, but not below this attention.
 _FULL_COLOR = 0.995
 _FAINTEST_FULL_COLOR = 0.05
 
-#: The large pattern at its largest and its side a token, the lines of tokens above it and how many
-#: of these a line holds, and everything else but the strip; in pixels.
-_PATTERN_SIDE = 640
-_TOKEN_SIDE = 112
-_TOKEN_LINES, _TOKENS_A_LINE, _TOKEN_LINE_HEIGHT = 3, 14, 24
-_TEXT_HEIGHT = 170
+#: The large pattern at its largest and its side a token, a character of the labels beside it and
+#: these at most, the lines of tokens above it and how many of these a line holds, and everything
+#: else but the strip; in pixels.
+_PATTERN_SIDE, _TOKEN_SIDE = 560, 56
+_CHARACTER, _LONGEST_LABEL = 7, 170
+_TOKEN_LINES, _TOKENS_A_LINE, _TOKEN_LINE_HEIGHT = 3, 14, 26
+_TEXT_HEIGHT = 210
 
 
 class _Strip(NamedTuple):
@@ -81,14 +72,16 @@ def show_heads(
     """The attention of chosen heads on one prompt, to point at in a notebook.
 
     Each head is labelled with its layer and head, its rank, and the template its pattern follows
-    here (`aplens.patterns.templates`). The chosen one is drawn large by circuitsvis, with the
-    attention of each query to each key under the pointer. A token that holds a piece of a character
-    is labelled with the character and which of its pieces it is ("日¹⁄₃").
+    here (`aplens.patterns.templates`). The chosen one is drawn large, with the attention of each
+    query to each key under the pointer. All heads share one scale of colour, or each has its own,
+    by a switch. A token that holds a piece of a character is labelled with the character and which
+    of its pieces it is ("日¹⁄₃").
 
     Pointing at a query, a row of the large pattern or a token above it, lists the keys it attends
-    to most. Until one is pointed at, this is the last query. A click keeps the query, a second
-    click or Escape lets it go. The arrow keys left and right show another head, up and down keep
-    another query.
+    to most, and colours the tokens by its attention. Until one is pointed at, this is the last
+    query. A click keeps the query, a second click or Escape lets it go. The arrow keys left and
+    right show another head, up and down keep another query. A text that is searched for is marked
+    where it stands, and Enter keeps it as the query, one place after the other.
 
     With `mae`, each head has three pictures: its attention, its habit (`mae.expect`: what the rest
     of the pattern lets AP-MAE expect of each query), and attention minus habit, in the same colours
@@ -103,10 +96,12 @@ def show_heads(
         heads: Which heads, at most 24. A `HeadRanking` stands for its 6 best. Default: those of
             `ranking`.
         ranking: Where the ranks in the labels come from (default: `heads`, if that is a ranking).
-        mae: An AP-MAE for habits. A prompt longer than its context is cut; the view says so.
-        max_tokens: A longer prompt is cut to its first tokens, whose attention is the same without
-            the rest; the view says so. Above 256 tokens a cell stands for several, and shows the
-            largest attention among them.
+        mae: An AP-MAE for habits. Of a prompt longer than its context, the model reads only the
+            BOS token, if there is one, and the last tokens, as in mined scenarios; the view says
+            so.
+        max_tokens: Of a longer prompt, which the model reads whole, the last tokens are shown; the
+            view says so, and how much of a query's attention lies before them. Above 256 tokens a
+            cell stands for several, and shows the largest attention among them.
 
     Raises:
         ValueError: When no heads or too many are chosen, one is out of range, or the prompt is
@@ -117,6 +112,38 @@ def show_heads(
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be 1 or more, got {max_tokens}")
+    chosen, ranking = _choose_heads(model, heads, ranking)
+    whole = _read_one_prompt(model, prompt).cpu()
+    read, positions = _choose_tokens(model, whole, max_tokens, mae)
+    _require_habit(len(positions), mae)
+
+    patterns = collect_patterns(model, read[None], chosen).prompt(0).float().cpu()
+    names = name_templates(template_scores(patterns, read), read).names
+    attention = patterns[:, -len(positions) :, -len(positions) :]
+    habit = None if mae is None else mae.expect(attention, None).float().cpu()
+    labels = [
+        (str(head), join(_rank(head, ranking), str(name).replace("_", " ")))
+        for head, name in zip(chosen, names, strict=True)
+    ]
+    step = -(-len(positions) // _MOST_CELLS)
+    written = label_tokens(model, whole.tolist())
+    is_cut = len(positions) < len(read)
+    return _build_heads_view(
+        labels,
+        _pool(attention, step),
+        _name_cells([written[place] for place in positions], step),
+        positions=positions[::step],
+        title=f"Attention of {count(len(chosen), 'head')} of {describe_model(model).name}",
+        note=_describe_prompt(whole, positions, step, mae),
+        habit=None if habit is None else _pool(habit, step),
+        before=_pool_queries(1 - attention.sum(-1), step) if is_cut else None,
+    )
+
+
+def _choose_heads(
+    model: Any, heads: HeadsLike | None, ranking: HeadRanking | None
+) -> tuple[tuple[Head, ...], HeadRanking | None]:
+    """The heads to show, and where their ranks come from."""
     if isinstance(heads, HeadRanking):
         ranking = ranking or heads
         heads = heads.top(TOP_HEADS)
@@ -124,28 +151,25 @@ def show_heads(
         if ranking is None:
             raise ValueError("no heads were chosen: pass heads or a ranking")
         heads = ranking.top(TOP_HEADS)
-    chosen = at_most(select_heads(model, heads))
-    whole = _read_one_prompt(model, prompt)
-    tokens = whole[: _most_tokens(max_tokens, mae)].cpu()
-    _require_habit(len(tokens), mae)
+    return at_most(select_heads(model, heads)), ranking
 
-    patterns = collect_patterns(model, tokens[None], chosen)
-    attention = patterns.prompt(0).float().cpu()
-    habit = None if mae is None else mae.expect(attention, None).float().cpu()
-    names = name_templates(template_scores(attention, tokens), tokens).names
-    labels = [
-        (str(head), join(_rank(head, ranking), str(name).replace("_", " ")))
-        for head, name in zip(chosen, names, strict=True)
-    ]
-    step = -(-len(tokens) // _MOST_CELLS)
-    return _build_heads_view(
-        labels,
-        _pool(attention, step),
-        _name_cells(_label_tokens(model, whole)[: len(tokens)], step),
-        title=f"Attention of {count(len(chosen), 'head')} of {describe_model(model).name}",
-        note=_describe_prompt(len(whole), len(tokens), step, mae),
-        habit=None if habit is None else _pool(habit, step),
-    )
+
+def _choose_tokens(
+    model: Any, whole: Int[Tensor, " pos"], max_tokens: int, mae: APMAE | None
+) -> tuple[Int[Tensor, " read"], list[int]]:
+    """What the model reads of a prompt, and the positions that are shown, the last of these.
+
+    Attention to what is not shown is missing in a pattern, and an AP-MAE knows only whole ones. So
+    with one the model reads nothing else.
+    """
+    n_tokens = len(whole)
+    if mae is None:
+        return whole, list(range(max(0, n_tokens - max_tokens), n_tokens))
+    room = min(max_tokens, mae.config.n_ctx, n_tokens)
+    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    has_bos = bos is not None and int(whole[0]) == bos and room > 1
+    positions = [0] * has_bos + list(range(n_tokens - room + has_bos, n_tokens))
+    return whole[positions], positions
 
 
 def _build_heads_view(
@@ -153,39 +177,40 @@ def _build_heads_view(
     cells: Float[Tensor, "head query key"],
     tokens: Sequence[str],
     *,
+    positions: Sequence[int],
     title: str,
     note: str,
     habit: Float[Tensor, "head query key"] | None = None,
+    before: Float[Tensor, "head query"] | None = None,
 ) -> View:
     from markupsafe import Markup
 
     values = quantize(cells)
     expected = None if habit is None else quantize(habit)
-    script, circuitsvis = _read_script("heads.js"), read_circuitsvis()
+    script = read_script("heads.js")
     strip = _ATTENTION_ALONE if habit is None else _WITH_HABIT
     data = {
         "tokens": tokens,
+        "positions": list(positions),
         "labels": [join(*label) for label in labels],
         "full": _full_color(values),
         "fullDifference": None if expected is None else _full_difference(values, expected),
-        "colors": _COLORS,
+        "before": None if before is None else before.double().clamp(0, 1).numpy().round(2).tolist(),
         "side": strip.side,
     }
-    side = min(_PATTERN_SIDE, 44 + _TOKEN_SIDE * len(tokens))
+    side = min(_PATTERN_SIDE, _TOKEN_SIDE * len(tokens))
     return build_view(
         "heads.html.j2",
         title,
-        height=_height(strip, len(labels), len(tokens), side),
-        scripts=[script, circuitsvis],
+        height=_height(strip, len(labels), tokens, side),
+        scripts=[script],
         note=note,
         width=side,
         strip=strip,
-        colors={name: f"rgb{color}" for name, color in _COLORS.items()},
         heads=[{"name": name, "facts": facts} for name, facts in labels],
         data=Markup(to_json(data)),
         attention=pack(values.tobytes()),
         habit=None if expected is None else pack(expected.tobytes()),
-        circuitsvis=_packed_circuitsvis(),
         script=Markup(script),
     )
 
@@ -196,11 +221,12 @@ def quantize(cells: Float[Tensor, "head query key"]) -> UInt8[np.ndarray, "head 
     return (cells.numpy()[:, rows, columns] * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def _height(strip: _Strip, n_heads: int, n_tokens: int, side: int) -> int:
+def _height(strip: _Strip, n_heads: int, tokens: Sequence[str], side: int) -> int:
     """What shows without scrolling in a notebook, in pixels."""
     rows = min(_STRIP_ROWS, -(-n_heads // strip.columns)) * strip.row_height
-    lines = min(_TOKEN_LINES, -(-n_tokens // _TOKENS_A_LINE)) * _TOKEN_LINE_HEIGHT
-    return _TEXT_HEIGHT + rows + lines + side
+    lines = min(_TOKEN_LINES, -(-len(tokens) // _TOKENS_A_LINE)) * _TOKEN_LINE_HEIGHT
+    longest = max(map(len, tokens)) + len(" (0000)")
+    return _TEXT_HEIGHT + rows + lines + side + min(_LONGEST_LABEL, _CHARACTER * longest)
 
 
 def _full_color(values: UInt8[np.ndarray, "head lower"]) -> list[int]:
@@ -232,6 +258,11 @@ def _pool(cells: Float[Tensor, "head query key"], step: int) -> Float[Tensor, "h
     return torch.nn.functional.max_pool2d(cells, step, ceil_mode=True)
 
 
+def _pool_queries(shares: Float[Tensor, "head query"], step: int) -> Float[Tensor, "head query"]:
+    """The largest of each `step` queries."""
+    return torch.nn.functional.max_pool1d(shares, step, ceil_mode=True)
+
+
 def _name_cells(tokens: Sequence[str], step: int) -> list[str]:
     """What stands at the axes: each token, or the first of every `step`."""
     return list(tokens) if step == 1 else [f"{token}…" for token in tokens[::step]]
@@ -242,18 +273,6 @@ def _read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, 
     if len(read) != 1:
         raise ValueError(f"expected one prompt, got {len(read)}: choose one of them")
     return read.tokens[0, : int(read.lengths[0])]
-
-
-def _label_tokens(model: Any, tokens: Int[Tensor, " pos"]) -> list[str]:
-    """Each token as text on one line; its id where there is no tokenizer."""
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        return [str(token) for token in tokens.tolist()]
-    return [displayable_token(text) for text in token_texts(tokenizer, tokens.tolist())]
-
-
-def _most_tokens(max_tokens: int, mae: APMAE | None) -> int:
-    return max_tokens if mae is None else min(max_tokens, mae.config.n_ctx)
 
 
 def _require_habit(n_tokens: int, mae: APMAE | None) -> None:
@@ -270,12 +289,21 @@ def _require_habit(n_tokens: int, mae: APMAE | None) -> None:
         )
 
 
-def _describe_prompt(n_whole: int, n_tokens: int, step: int, mae: APMAE | None) -> str:
-    shown = count(n_whole, "token")
-    if n_tokens < n_whole:
-        shown = f"The first {n_tokens:,} of {shown}"
-        if mae is not None and n_tokens == mae.config.n_ctx:
-            shown += ", the most that this AP-MAE takes"
+def _describe_prompt(
+    whole: Int[Tensor, " pos"], positions: Sequence[int], step: int, mae: APMAE | None
+) -> str:
+    shown = count(len(whole), "token")
+    if len(positions) < len(whole):
+        has_bos = positions[0] == 0 and mae is not None
+        start = (
+            f"BOS and the last {len(positions) - 1:,}"
+            if has_bos
+            else f"The last {len(positions):,}"
+        )
+        shown = f"{start} of {shown}"
+        if mae is not None:
+            most = ", the most that this AP-MAE takes" * (len(positions) == mae.config.n_ctx)
+            shown += f"{most}; the model read nothing before them"
     pooled = f" Each cell shows the largest attention of {step} × {step}." if step > 1 else ""
     return (
         f"{shown}.{pooled} Point at a head or a query (row or token), click to keep it. "
@@ -286,21 +314,3 @@ def _describe_prompt(n_whole: int, n_tokens: int, step: int, mae: APMAE | None) 
 def _rank(head: Head, ranking: HeadRanking | None) -> str:
     ranked = [] if ranking is None else list(ranking)
     return f"#{ranked.index(head) + 1}" if head in ranked else ""
-
-
-@lru_cache
-def _read_script(name: str) -> str:
-    return (resources.files("aplens.views") / "templates" / name).read_text(encoding="utf-8")
-
-
-@lru_cache
-def read_circuitsvis() -> str:
-    """The script of circuitsvis for browsers, as installed: nothing is fetched."""
-    bundle = resources.files("circuitsvis") / "dist" / "cdn" / "iife.js"
-    # Without the address of its source map, for which developer tools would go to the network.
-    return bundle.read_text(encoding="utf-8").partition("//# sourceMappingURL")[0]
-
-
-@lru_cache
-def _packed_circuitsvis() -> str:
-    return pack(read_circuitsvis().encode())

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from aplens._tokens import last_text
 from aplens.correctness.clusters import Reducer
 from aplens.heads import Head, HeadRanking, HeadsLike, parse_heads
 from aplens.models import describe_model
@@ -13,8 +16,13 @@ from aplens.patterns.collect import select_heads
 from aplens.scenarios import Scenarios
 from aplens.style import HIDDEN
 from aplens.views.embed import View, build_view
-from aplens.views.pixels import draw_pattern, draw_scale
-from aplens.views.tokens import last_text
+from aplens.views.pixels import (
+    FULL_DIFFERENCE,
+    draw_difference,
+    draw_difference_scale,
+    draw_pattern,
+    draw_scale,
+)
 from aplens.views.typical import ClusterPatterns, find_typical_patterns
 from aplens.views.wording import TOP_HEADS, at_most, count, join
 
@@ -25,7 +33,8 @@ if TYPE_CHECKING:
 #: Sides of pictures, and heights of what stands around them, in pixels.
 _TILE_SIDE = 256
 _CLUSTER_TILE_SIDE = 176
-_ROW_TEXT, _PROMPT_TEXT, _TEXT_HEIGHT = 74, 36, 118
+_NARROWEST_TILE = 94
+_ROW_TEXT, _PROMPT_TEXT, _TEXT_HEIGHT = 74, 56, 118
 _TALLEST = 900
 
 
@@ -100,11 +109,13 @@ def show_clusters(
 ) -> View:
     """What kinds of patterns one head has: its clusters, with the typical patterns of each.
 
-    For each cluster: how many scenarios it has, how often the model is right on them, the mean of
-    their log-normalized patterns, and the patterns nearest to the cluster's centre by cosine in the
-    AP-MAE's embedding space. Clusters are those of `HeadClusters` (docs/method.md, step 8). The
-    scenarios are run twice, once with `observations`; no more than a batch of patterns and what is
-    shown is held at a time.
+    For each cluster: how many scenarios it has, how often the model is right on them, what tells
+    them from all others (the templates that the head follows, the tasks, the length), the mean of
+    their log-normalized patterns, its difference from the mean of all others, and the patterns
+    nearest to the cluster's centre by cosine in the AP-MAE's embedding space. Clusters are those of
+    `HeadClusters` (docs/method.md, step 8), numbered from 1 in order of size; what is in none
+    stands last. The scenarios are run twice, once with `observations`; no more than a batch of
+    patterns and what is shown is held at a time.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -139,13 +150,17 @@ def show_clusters(
     )
     longest = max(len(cluster.mean) for cluster in clusters)
     return _build_patterns_view(
-        [_describe_cluster(model, scenarios, cluster) for cluster in clusters],
+        [
+            _describe_cluster(model, scenarios, cluster, number)
+            for number, cluster in enumerate(clusters, start=1)
+        ],
         title=f"{_kinds(clusters)} of {chosen[0]} of {describe_model(model).name}",
         note=f"{count(len(scenarios), 'scenario')} of up to {count(longest, 'token')}. First the "
-        "mean of a cluster, then the patterns nearest to its centre. Queries run down, keys to the "
-        "right.",
+        "mean of a cluster and how it differs from all others, then the patterns nearest to its "
+        "centre. Queries run down, keys to the right.",
         n_tokens=longest,
         side=_CLUSTER_TILE_SIDE,
+        shows_difference=len(clusters) > 1,
     )
 
 
@@ -163,6 +178,7 @@ class _Row(NamedTuple):
     title: str
     detail: str
     tiles: Sequence[_Tile]
+    apart: str = ""
 
 
 def _build_patterns_view(
@@ -173,8 +189,9 @@ def _build_patterns_view(
     n_tokens: int,
     side: int,
     shows_hidden: bool = False,
+    shows_difference: bool = False,
 ) -> View:
-    # Cells become squares of whole pixels; only what is larger than its place is smoothed.
+    # Cells become squares of whole pixels; only what may be larger than its place is smoothed.
     drawn = n_tokens * (side // n_tokens) or side
     text = _PROMPT_TEXT if any(tile.text for row in rows for tile in row.tiles) else 0
     return build_view(
@@ -184,8 +201,12 @@ def _build_patterns_view(
         note=note,
         rows=rows,
         side=drawn,
-        rendering="pixelated" if n_tokens <= side else "auto",
+        columns=max(len(row.tiles) for row in rows),
+        rendering="pixelated" if n_tokens <= _NARROWEST_TILE else "auto",
+        narrowest=_NARROWEST_TILE,
         scale=draw_scale(),
+        difference=draw_difference_scale() if shows_difference else "",
+        full_difference=f"{FULL_DIFFERENCE:.2f}",
         hidden_color=HIDDEN,
         shows_hidden=shows_hidden,
     )
@@ -205,7 +226,9 @@ def _choose_collected(patterns: AttentionPatterns, heads: HeadsLike | None) -> t
     return at_most(chosen)
 
 
-def _describe_cluster(model: Any, scenarios: Scenarios, cluster: ClusterPatterns) -> _Row:
+def _describe_cluster(
+    model: Any, scenarios: Scenarios, cluster: ClusterPatterns, number: int
+) -> _Row:
     share = len(cluster.members) / len(scenarios)
     size = f"{count(len(cluster.members), 'scenario')} ({share:.0%})"
     tiles = [
@@ -216,10 +239,14 @@ def _describe_cluster(model: Any, scenarios: Scenarios, cluster: ClusterPatterns
         )
         for index, pattern in cluster.typical
     ]
+    first = [_Tile(draw_pattern(cluster.mean), "mean")]
+    if not np.isnan(cluster.difference).all():  # there are others
+        first.append(_Tile(draw_difference(cluster.difference), "mean − that of the others"))
     return _Row(
-        "In no cluster" if cluster.label < 0 else f"Cluster {cluster.label}",
+        "In no cluster" if cluster.label < 0 else f"Cluster {number}",
         f"{size} · {cluster.accuracy:.0%} answered correctly",
-        [_Tile(draw_pattern(cluster.mean), "mean"), *tiles],
+        [*first, *tiles],
+        "; ".join(cluster.apart) or "no template, task or length tells it from the others",
     )
 
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import base64
 from functools import lru_cache
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from aplens.style import HIDDEN, PATTERN_COLORS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Log-normalized patterns' difference from which on, up or down, it is drawn in full colour.
+FULL_DIFFERENCE = 0.25
 
 #: Places in the palette: above the diagonal, hidden, and then the colours.
 _ABOVE, _HIDDEN, _FIRST_COLOR = 0, 1, 2
@@ -34,14 +41,40 @@ def draw_scale() -> str:
     return _png(np.arange(_FIRST_COLOR, 256, dtype=np.uint8)[None])
 
 
+def draw_difference(difference: Float[np.ndarray, "row column"]) -> str:
+    """A difference of log-normalized patterns as the address of a PNG.
+
+    Brown below 0, white at 0, teal above; transparent where there is none (NaN) and, in a square
+    one, above the diagonal.
+    """
+    from matplotlib import colormaps
+    from PIL.Image import fromarray
+
+    shares = 0.5 + np.nan_to_num(difference) / (2 * FULL_DIFFERENCE)
+    colors = (colormaps["BrBG"](shares.clip(0, 1)) * 255).round().astype(np.uint8)
+    colors[np.isnan(difference), 3] = 0
+    if difference.shape[0] == difference.shape[1]:
+        colors[~np.tri(len(difference), dtype=bool), 3] = 0
+    return _address(fromarray(colors))
+
+
+def draw_difference_scale() -> str:
+    """The colours of a difference, left to right, as the address of a PNG."""
+    return draw_difference(np.linspace(-FULL_DIFFERENCE, FULL_DIFFERENCE, 200)[None])
+
+
 def _png(places: UInt8[np.ndarray, "row column"]) -> str:
-    from PIL import Image
+    from PIL.Image import frombytes
 
     height, width = places.shape
-    image = Image.frombytes("P", (width, height), places.tobytes())
+    image = frombytes("P", (width, height), places.tobytes())
     image.putpalette(_palette())
+    return _address(image, transparency=_ABOVE)
+
+
+def _address(image: Image, **options: int) -> str:
     buffer = BytesIO()
-    image.save(buffer, "PNG", optimize=True, transparency=_ABOVE)
+    image.save(buffer, "PNG", optimize=True, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float, Int
 from aplens.correctness.clusters import FEWEST_SCENARIOS, HeadClusters, Reducer, unit_rows
 from aplens.heads import Head
 from aplens.patterns import collect_patterns, log_normalize, stream_patterns
+from aplens.patterns.templates import TEMPLATES, template_scores
 from aplens.prompts import read_prompts
+from aplens.views.apart import count_tasks, tell_apart
 
 if TYPE_CHECKING:
     from aplens.correctness import Observations
@@ -28,13 +30,16 @@ class ClusterPatterns:
     """One cluster of a head's patterns.
 
     Attributes:
-        label: The cluster's number; -1 for what is in none.
+        label: The cluster's number in `HeadClusters`; -1 for what is in none.
         members: `Int[ndarray, "member"]`, places of its scenarios.
         accuracy: Share of them on which the model is right.
         mean: `Float[ndarray, "query key"]`, mean log-normalized pattern; a cell is averaged over
             the prompts long enough to have it.
         typical: Places of the scenarios nearest to the centre, nearest first, with their
             log-normalized patterns.
+        difference: `Float[ndarray, "query key"]`, `mean` minus that of all other scenarios; NaN in
+            a cell that none of them has.
+        apart: What tells its scenarios from all others, in words.
     """
 
     label: int
@@ -42,6 +47,8 @@ class ClusterPatterns:
     accuracy: float
     mean: Float[np.ndarray, "query key"]
     typical: list[tuple[int, Float[np.ndarray, "query key"]]]
+    difference: Float[np.ndarray, "query key"]
+    apart: list[str]
 
 
 def find_typical_patterns(
@@ -73,16 +80,25 @@ def find_typical_patterns(
         label: _nearest_to_centre(embeddings, np.flatnonzero(labels == label), n_typical)
         for label in np.unique(labels).tolist()
     }
-    sums, counts, shown = _sum_patterns(
+    read = _read_patterns(
         model, scenarios, head, labels, {i for places in nearest.values() for i in places}
     )
+    facts = {
+        f"attention to {name.replace('_', ' ')} {{:.2f}}": read.templates[:, place]
+        for place, name in enumerate(TEMPLATES)
+        if name != "uniform"
+    }
+    facts |= count_tasks([scenario.task for scenario in scenarios])
+    facts["{:.0f} tokens"] = np.array([len(scenario.prompt) for scenario in scenarios], float)
     found = [
         ClusterPatterns(
             label,
             members := np.flatnonzero(labels == label),
             float(correct[members].mean()),
-            sums[label] / np.maximum(counts[label], 1),
-            [(place, shown[place]) for place in places],
+            read.mean(label),
+            [(place, read.wanted[place]) for place in places],
+            read.difference(label),
+            tell_apart(facts, labels == label),
         )
         for label, places in nearest.items()
     ]
@@ -128,34 +144,60 @@ def _nearest_to_centre(
     return members[order[:n]].tolist()
 
 
-def _sum_patterns(
+class _Read(NamedTuple):
+    """Each cluster's summed patterns, how many each of their cells has, the patterns wanted by
+    place, and every scenario's template scores.
+    """
+
+    sums: dict[int, np.ndarray]
+    counts: dict[int, np.ndarray]
+    wanted: dict[int, np.ndarray]
+    templates: Float[np.ndarray, "scenario template"]
+
+    def mean(self, label: int) -> Float[np.ndarray, "query key"]:
+        return self.sums[label] / np.maximum(self.counts[label], 1)
+
+    def difference(self, label: int) -> Float[np.ndarray, "query key"]:
+        """The mean of a cluster minus that of all others; NaN where these have no cell."""
+        size = len(self.sums[label])
+        sums, counts = np.zeros((size, size)), np.zeros((size, size))
+        for other in self.sums.keys() - {label}:
+            n = min(size, len(self.sums[other]))
+            sums[:n, :n] += self.sums[other][:n, :n]
+            counts[:n, :n] += self.counts[other][:n, :n]
+        return self.mean(label) - np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _read_patterns(
     model: Any,
     scenarios: Scenarios,
     head: Head,
     labels: Int[np.ndarray, " scenario"],
     wanted: set[int],
-) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
-    """Each cluster's summed patterns, how many each cell has, and the patterns wanted by place."""
-    shown: dict[int, np.ndarray] = {}
+) -> _Read:
     longest: dict[int, int] = {}
     for place, label in enumerate(labels.tolist()):
         longest[label] = max(longest.get(label, 0), len(scenarios[place].prompt))
     sums = {label: np.zeros((n, n)) for label, n in longest.items()}
     counts = {label: np.zeros((n, n)) for label, n in longest.items()}
-    for place, pattern in enumerate(_scaled_patterns(model, scenarios, head)):
+    shown: dict[int, np.ndarray] = {}
+    templates = []
+    for place, pattern in enumerate(_patterns(model, scenarios, head)):
         n, label = len(pattern), int(labels[place])
-        sums[label][:n, :n] += pattern
+        scaled = log_normalize(pattern).numpy()
+        sums[label][:n, :n] += scaled
         counts[label][:n, :n] += 1
+        templates.append(template_scores(pattern, torch.tensor(scenarios[place].prompt)).numpy())
         if place in wanted:
-            shown[place] = pattern
-    return sums, counts, shown
+            shown[place] = scaled
+    return _Read(sums, counts, shown, np.stack(templates))
 
 
-def _scaled_patterns(
+def _patterns(
     model: Any, scenarios: Scenarios, head: Head
-) -> Iterator[Float[np.ndarray, "query key"]]:
-    """A head's log-normalized pattern of every scenario; the model stops after its layer."""
+) -> Iterator[Float[torch.Tensor, "query key"]]:
+    """A head's pattern of every scenario; the model stops after its layer."""
     for batch in read_prompts(model, scenarios).split(_BATCH_SIZE):
         patterns = collect_patterns(model, batch, [head])
         for index in range(len(batch)):
-            yield log_normalize(patterns.prompt(index))[0].cpu().numpy()
+            yield patterns.prompt(index)[0].float().cpu()

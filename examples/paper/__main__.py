@@ -270,9 +270,12 @@ def fingerprints(
         typer.Option("--folder", "-o", help="Where results go [default: runs/fingerprints/<mae>]"),
     ] = None,
     prompts: Annotated[int, typer.Option(help="Of each domain.")] = 24,
-    errors: Annotated[int, typer.Option(help="Scenarios to foretell errors on; 0: none.")] = 240,
+    errors: Annotated[int, typer.Option(help="Scenarios to foretell errors on; 0: not now.")] = 240,
     model: str = "smollm2-135m",
     other: Annotated[str, typer.Option(help="A model that nothing was fitted on.")] = "gemma3-270m",
+    page: Annotated[
+        Path | None, typer.Option(help="Write the tables into this page, between its comments.")
+    ] = None,
 ) -> None:
     """Are heads told apart, are kin found in another model, do clusters stay? Beside baselines."""
     from aplens.mae import APMAE
@@ -283,7 +286,10 @@ def fingerprints(
         setup = study.Setup(mae, (model, other), "bridge", prompts, errors)
         study.measure(setup, place, reporter)
         n_tokens = APMAE.from_pretrained(mae).config.n_ctx
-        console.print(study.tables(place, n_tokens), markup=False, soft_wrap=True)
+        text = study.tables(place, n_tokens)
+        if page is not None:
+            study.write_into(page, f"fingerprints {Path(mae).name}", text)
+        console.print(text, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -337,7 +343,13 @@ def figures(
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
-for command in (commands.gates, commands.tries, commands.truth, commands.by_task):
+for command in (
+    commands.gates,
+    commands.tries,
+    commands.truth,
+    commands.by_task,
+    commands.changed,
+):
     app.command()(command)
 
 

@@ -1,8 +1,8 @@
-"""The commands on a study of aplens: gates, tries, truth, by-task.
+"""The commands on a study of aplens: gates, tries, truth, by-task; and on a model: changed.
 
-Each is given a TOML file that names the study (`study = "smollm2-java.toml"`) and has the command's
-table. It brings the study up to the stage that it needs, does its part, and writes Parquet tables
-and one of Markdown into the study's folder; what is finished is not done again.
+Those on a study are given a TOML file that names it (`study = "smollm2-java.toml"`) and has the
+command's table. Each brings the study up to the stage that it needs, does its part, and writes
+Parquet tables and one of Markdown into the study's folder; what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -95,6 +95,40 @@ def by_task(file: File, folder: Folder = None, changes: Changes = None) -> None:
             yield Table.from_frame(table, names, caption=title)
 
     _run("by_task", "ablate", file, folder, changes, work, apart=("own_rankings",))
+
+
+def changed(
+    layers: Annotated[str, typer.Option(help="Layers to train, such as 6,13,22.")] = "6,13,22",
+    model: Annotated[str, typer.Option(help="The model.")] = "smollm2-135m",
+    mae: Annotated[str, typer.Option(help="The AP-MAE.")] = "aplens-short",
+    package: Annotated[str, typer.Option(help="The Python package to train on.")] = "sympy",
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 40,
+    prompts: Annotated[int, typer.Option(help="Prompts that heads are compared on.")] = 24,
+    seed: Annotated[int, typer.Option(help="Of files and prompts.")] = 0,
+    table: Annotated[Path | None, typer.Option(help="A Parquet file for the heads.")] = None,
+) -> None:
+    """Train some layers of a model, and see whether HeadMap.changed lists their heads."""
+    import aplens
+    from paper.changed import ChangeSettings, try_change
+
+    with reporting() as (console, reporter):
+        chosen = tuple(int(layer) for layer in layers.split(","))
+        wanted = ChangeSettings(chosen, package, steps=steps, prompts=prompts, seed=seed)
+        reporter.start("changed", f"layers {layers} of {model}, {steps} steps on {package}")
+        started = time.monotonic()
+        loaded, reader = aplens.load_model(model), aplens.APMAE.from_pretrained(mae)
+        heads, judged = try_change(loaded, reader, wanted, reporter.say)
+        if table is not None:
+            write_table(table, heads)
+        reporter.finish("changed", time.monotonic() - started, [table] if table else [])
+        first = heads.head(10).reset_index()
+        names = ["name", "moved", "between_halves", "attention", "free"]
+        tables = [
+            Table.from_frame(judged, caption="How well heads of the trained layers are found"),
+            Table.from_frame(first, names, caption="The heads that moved farthest"),
+        ]
+        text = "\n\n".join(one.to_markdown() for one in tables)
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def _run(

@@ -7,6 +7,7 @@ fitted on (`paper.held_out`). What is finished is kept in the folder, and the sa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -81,19 +82,15 @@ def measure(
     Raises:
         ValueError: When the folder holds another set-up, or the AP-MAE has no fingerprint.
     """
-    claim(folder, setup._asdict())
     mae = aplens.APMAE.from_pretrained(setup.mae)
+    apart = {"errors": 0, "weights": _hash_weights(mae)}  # a name may get other weights
+    claim(folder, {**setup._asdict(), **apart})
     if not mae.has_fingerprint:
         raise ValueError(f"{setup.mae} has no fingerprint: python -m paper fit-fingerprint")
     path = folder / RESULTS
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    samples = {
-        name: _collect(setup, name, mae, folder, reporter, load)
-        for name in setup.models
-        if "errors" not in results
-    }
-    if samples:
-        own, other = (samples[name] for name in setup.models)
+    if "n_heads" not in results:
+        own, other = (_collect(setup, name, mae, folder, reporter, load) for name in setup.models)
         fitted = [own.by_name[name] for name in own.by_name if name.startswith("fit")]
         rows = describers(fitted, mae.config.fingerprint_dim)
         for row in ROWS:
@@ -102,10 +99,19 @@ def measure(
                 results[row] = _measure_row(rows[row], own, other)
                 write_text(path, json.dumps(results, indent=2))
                 reporter.say(f"{row}: {time.perf_counter() - started:.0f} s")
-        results["n_heads"] = [len(samples[name].layers) for name in setup.models]
+        results["n_heads"] = [len(own.layers), len(other.layers)]
+        write_text(path, json.dumps(results, indent=2))
+    if setup.errors and results.get("errors", {}).get("asked") != setup.errors:
         results["errors"] = _measure_errors(setup, mae, folder, reporter, load)
         write_text(path, json.dumps(results, indent=2))
     return results
+
+
+def _hash_weights(mae: aplens.APMAE) -> str:
+    digest = hashlib.sha256()
+    for name, values in sorted(mae.state_dict().items()):
+        digest.update(name.encode() + values.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _collect(
@@ -199,16 +205,15 @@ def _measure_errors(
     reporter: Reporter,
     load: Callable[[str, str], Any],
 ) -> dict[str, Any]:
-    if not setup.errors:
-        return {}
     model = load(setup.models[0], setup.kind)
     n_tokens = mae.config.n_ctx
     scenarios = draw_prompts(model, "java", setup.errors, n_tokens, held_out=True, seed=1)
     reporter.start("fingerprints", f"errors: {len(scenarios)} Java scenarios")
-    path = folder / "errors.safetensors"
+    path = folder / f"errors-{setup.errors}.safetensors"
     found = observe_errors(path, model, mae, scenarios, reporter.update)
     predicted = predict_errors(found, scenarios.files)
-    return {"n": len(scenarios), "n_correct": int(found["correct"].sum()), "auc": predicted}
+    n = {"asked": setup.errors, "n": len(scenarios)}
+    return {**n, "n_correct": int(found["correct"].sum()), "auc": predicted}
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -244,7 +249,7 @@ def tables(folder: Path, n_tokens: int) -> str:
     text += _table(results, "Clusters of all patterns: adjusted Rand index", columns, {})
     columns = {f"probe, {name}": word for name, word in {**spoken, LAYER: LAYER}.items()}
     text += _table(results, "Probes: R² of scores, accuracy of the layer", columns, {})
-    return text + _error_table(results["errors"])
+    return text + _error_table(results.get("errors"))
 
 
 def _table(
@@ -253,15 +258,32 @@ def _table(
     rows = [[row, *(_cell(results[row][key]) for key in columns)] for row in ROWS if row in results]
     if chance:
         rows.append(["chance", *(f"{chance[key]:.3f}" for key in columns)])
-    return Table(["", *columns.values()], rows, title).to_markdown() + "\n\n"
+    return _titled(title, Table(["", *columns.values()], rows))
 
 
-def _error_table(errors: dict[str, Any]) -> str:
-    if not errors:
+def _error_table(errors: dict[str, Any] | None) -> str:
+    if errors is None:
         return ""
     title = f"Errors foretold: AUC on {errors['n']} Java scenarios, {errors['n_correct']} correct"
     rows = [[name, *map(_cell, figures)] for name, figures in errors["auc"].items()]
-    return Table(["", "AUC", "over confidence"], rows, title).to_markdown() + "\n"
+    return _titled(title, Table(["", "AUC", "over confidence"], rows))
+
+
+def _titled(title: str, table: Table) -> str:
+    return f"### {title}\n\n{table.to_markdown()}\n\n"
+
+
+def write_into(page: Path, name: str, text: str) -> None:
+    """Replace what stands in a page between the comments `<!-- name -->` and `<!-- end -->`.
+
+    Raises:
+        ValueError: When the page has no such comments.
+    """
+    before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->")
+    _, end, after = rest.partition("<!-- end -->")
+    if not end:
+        raise ValueError(f"{page} has no <!-- {name} --> that ends with <!-- end -->")
+    write_text(page, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
 
 
 def _cell(figure: float | Iterable[float]) -> str:

@@ -115,6 +115,12 @@ def test_the_whole_study_has_every_row_and_goes_on(small):
     text = fingerprints.tables(folder, 16)
     assert text.count("| fingerprint |") == 8
     assert "The same head at 8 against 16 tokens" in text
+    page = folder / "page.md"
+    page.write_text("before\n<!-- fingerprints mae -->\nstale\n<!-- end -->\nafter\n")
+    fingerprints.write_into(page, "fingerprints mae", text)
+    assert "stale" not in page.read_text()
+    assert page.read_text().startswith("before\n<!-- fingerprints mae -->\n\n### Told apart")
+    assert page.read_text().endswith("<!-- end -->\nafter\n")
     loaded.clear()
     fingerprints.measure(setup, folder, Reporter(), load)
     assert loaded == []

@@ -1,29 +1,41 @@
 "use strict";
-// The strip of heads, the chosen head drawn large by circuitsvis, and the keys of a query in words.
+// The strip of heads, the chosen head drawn large, and the keys of a query in words.
 // Everywhere attention, habit and their difference count in steps of 1/255.
 (async () => {
   const POINTING_MS = 120; // passing over a head on the way to another draws nothing
-  const MOST_FRAMES = 600; // to wait for circuitsvis
-  const LISTED = 5; // keys of a query
+  const LISTED = 8; // keys of a query
+  const LEAST = 2; // steps that are written as 0.01
   const LEAST_BEYOND = 3; // steps, about 0.01: twice what rounding can make of no difference
+  const LABEL_HEIGHT = 13; // pixels, so that labels at the axes do not touch
+  const LONGEST_LABEL = 170; // pixels
 
   const byId = (id) => document.getElementById(id);
-  const { tokens, labels, full, fullDifference, colors, side } = JSON.parse(
+  const { tokens, positions, labels, full, fullDifference, before, side } = JSON.parse(
     byId("data").textContent,
   );
   const n = tokens.length;
   const buttons = [...byId("heads").children];
   const hasHabit = fullDifference !== null;
+  const name = (index) => `${tokens[index]} (${positions[index]})`;
+  const number = (value) => (value / 255).toFixed(2);
 
-  async function unpack(id) {
-    const bytes = Uint8Array.from(atob(byId(id).textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(stream);
+  function element(tag, ...content) {
+    const made = document.createElement(tag);
+    made.append(...content);
+    return made;
   }
 
-  const unpackValues = async (id) => new Uint8Array(await (await unpack(id)).arrayBuffer());
+  // Values: lower triangles, row after row, head after head; 255 is attention 1.
 
-  // Lower triangles, row after row, head after head; 255 is attention 1.
+  async function unpackValues(id) {
+    const bytes = Uint8Array.from(atob(byId(id).textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  }
+
+  const attention = await unpackValues("attention");
+  const habit = hasHabit ? await unpackValues("habit") : null;
+
   function readRow(values, head, query) {
     const start = (head * n * (n + 1)) / 2 + (query * (query + 1)) / 2;
     return values.subarray(start, start + query + 1);
@@ -31,17 +43,45 @@
 
   const readRows = (values, head) => tokens.map((_, query) => readRow(values, head, query));
 
-  // White at 0, the full colour at a share of 1 or more.
+  const difference = (head, query) => {
+    const expected = readRow(habit, head, query);
+    return Array.from(readRow(attention, head, query), (value, key) => value - expected[key]);
+  };
+
+  // Colours: the paper's at 0, full at a share of 1 or more.
+
+  let colors;
+
+  function readColors() {
+    const style = getComputedStyle(document.documentElement);
+    const read = (color) => style.getPropertyValue(`--${color}`).trim().split(" ").map(Number);
+    colors = { paper: read("paper"), attention: read("attention"), more: read("more"), less: read("less") };
+  }
+
   const mix = (color, share) =>
-    color.map((channel) => Math.round(255 + Math.min(1, share) * (channel - 255)));
+    colors.paper.map((channel, i) =>
+      Math.round(channel + Math.min(1, share) * (colors[color][i] - channel)),
+    );
 
-  const attentionColor = (head) => (value) => mix(colors.attention, value / full[head]);
+  // One scale for all heads, so that they can be compared, or each its own, so that all are seen.
+  const fullOf = (head) => (byId("own").checked ? full[head] : Math.max(...full));
+  const attentionColor = (head) => {
+    const most = fullOf(head);
+    return (value) => mix("attention", value / most);
+  };
   const differenceColor = (value) =>
-    mix(value > 0 ? colors.more : colors.less, Math.abs(value) / fullDifference);
+    mix(value > 0 ? "more" : "less", Math.abs(value) / fullDifference);
 
-  // More cells than pixels: a pixel shows the largest of its cells, so that thin lines stay.
-  function drawThumbnail(canvas, rows, colorOf) {
-    const step = Math.ceil(n / side);
+  // Black or white, whichever is read better on a colour.
+  function inkOn(color) {
+    const linear = (c) => (c <= 10 ? c / 3294 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+    const [red, green, blue] = color.map(linear);
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
+  }
+
+  // At most `most` pixels a side. A pixel shows the largest of its cells, so that lines stay.
+  function drawPattern(canvas, rows, colorOf, most) {
+    const step = Math.ceil(n / most);
     const width = Math.ceil(n / step);
     const largest = new Int16Array(width * width);
     rows.forEach((row, query) => {
@@ -58,104 +98,39 @@
     context.putImageData(image, 0, 0);
   }
 
-  // Attention that rounds to 0 would be drawn white, at the same cost as any other. It becomes a
-  // hole, which `map` and `flat`, by which circuitsvis reads the rows, pass over.
-  function visibleCells(row) {
-    const cells = new Array(row.length);
-    row.forEach((value, key) => {
-      if (value > 0) cells[key] = Number((value / 255).toFixed(3));
-    });
-    return cells;
-  }
-
-  function drawPattern(rows, head) {
-    const place = document.createElement("div");
-    place.id = `pattern-${head}`;
-    byId("pattern").append(place);
-    CircuitsVis.render(place.id, CircuitsVis.AttentionPattern, {
-      attention: rows.map(visibleCells),
-      tokens,
-      minValue: 0,
-      maxValue: full[head] / 255,
-      positiveColor: `rgb(${colors.attention.join(", ")})`,
-      zoomed: true,
-    });
-    return place;
-  }
-
-  // Where in the page the cells of the large pattern are. circuitsvis hands out no chart; React,
-  // with which it draws, keeps the chart among the hooks of what the canvas belongs to.
-  function cellsArea() {
-    const canvas = patterns.get(current)?.querySelector("canvas");
-    if (!canvas) return null;
-    const name = Object.keys(canvas).find((key) => key.startsWith("__reactFiber$"));
-    let hook = canvas[name].return.memoizedState;
-    while (hook && !hook.memoizedState?.current?.chartArea) hook = hook.next;
-    if (!hook) return null; // React has not drawn it yet
-    const { left, top, width, height } = hook.memoizedState.current.chartArea;
-    const box = canvas.getBoundingClientRect();
-    return { left: box.left + left, top: box.top + top, width, height };
-  }
-
-  const painted = () =>
-    new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-
-  const attention = await unpackValues("attention");
-  const habit = hasHabit ? await unpackValues("habit") : null;
-
-  const difference = (head, query) => {
-    const expected = readRow(habit, head, query);
-    return Array.from(readRow(attention, head, query), (value, key) => value - expected[key]);
-  };
-
-  buttons.forEach((button, head) => {
-    const draw = {
-      attention: (canvas) =>
-        drawThumbnail(canvas, readRows(attention, head), attentionColor(head)),
-      habit: (canvas) => drawThumbnail(canvas, readRows(habit, head), attentionColor(head)),
-      difference: (canvas) => {
-        const rows = tokens.map((_, query) => difference(head, query));
-        drawThumbnail(canvas, rows, differenceColor);
-      },
+  function drawHead(button, head) {
+    const rowsOf = {
+      attention: () => readRows(attention, head),
+      habit: () => readRows(habit, head),
+      difference: () => tokens.map((_, query) => difference(head, query)),
     };
-    button.querySelectorAll("canvas").forEach((canvas) => draw[canvas.dataset.shows](canvas));
-  });
-  if (hasHabit) {
-    const end = (fullDifference / 255).toFixed(2);
-    byId("least").textContent = `−${end} or less`;
-    byId("most").textContent = `+${end} or more`;
+    button.querySelectorAll("canvas").forEach((canvas) => {
+      const { shows } = canvas.dataset;
+      const colorOf = shows === "difference" ? differenceColor : attentionColor(head);
+      drawPattern(canvas, rowsOf[shows](), colorOf, side);
+    });
   }
 
-  const script = document.createElement("script");
-  script.textContent = await (await unpack("circuitsvis")).text();
-  document.head.append(script);
-
-  const patterns = new Map();
-  let kept = 0; // heads
-  let current = 0;
-  let timer;
-  let locked = null; // queries
-  let pointed = null;
+  function drawAll() {
+    readColors();
+    buttons.forEach(drawHead);
+    show(current);
+  }
 
   // Heads
 
-  async function show(head) {
+  let kept = 0;
+  let current = 0;
+  let timer;
+
+  function show(head) {
     current = head;
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === head));
-    const detail = document.createElement("span");
-    detail.textContent = ` · full colour from ${(full[head] / 255).toFixed(2)} up`;
-    byId("shown").replaceChildren(labels[head], detail);
-    describeQuery();
-    await painted(); // the choice shows before the pattern, which may take a moment
-    if (!patterns.has(head)) patterns.set(head, drawPattern(readRows(attention, head), head));
-    patterns.forEach((place, i) => (place.hidden = i !== current));
-    for (let tries = 0; cellsArea() === null; tries++) {
-      if (tries === MOST_FRAMES) throw new Error("circuitsvis drew no chart");
-      await painted();
-    }
-    if (head !== current) return;
+    byId("shown").textContent = labels[head];
+    byId("full").textContent = `${number(fullOf(head))} or more`;
+    drawPattern(byId("cells").firstChild, readRows(attention, head), attentionColor(head), n);
     byId("pattern").dataset.head = head;
-    markRow();
+    describeQuery();
   }
 
   function soon(head) {
@@ -174,21 +149,40 @@
     button.addEventListener("click", () => keep(head));
   });
 
+  // The names of tokens at the axes, as many as can be read, and always the last.
+
+  function labelAxes() {
+    const step = Math.ceil((n * LABEL_HEIGHT) / byId("cells").clientHeight);
+    for (const [axis, edge] of [["queries", "top"], ["keys", "left"]]) {
+      const named = tokens.flatMap((_, i) => {
+        if ((n - 1 - i) % step) return [];
+        const label = element("span", name(i));
+        label.style[edge] = `${((i + 0.5) / n) * 100}%`;
+        return [label];
+      });
+      byId(axis).replaceChildren(...named);
+    }
+    const thinned = step > 1 ? ` One token in ${step} is named; point at a cell for the others.` : "";
+    byId("axes").textContent = `Queries run down, keys to the right.${thinned}`;
+  }
+
+  function makeRoomForLabels() {
+    const context = document.createElement("canvas").getContext("2d");
+    context.font = getComputedStyle(byId("queries")).font;
+    const widest = Math.max(...tokens.map((_, i) => context.measureText(name(i)).width));
+    const width = Math.min(LONGEST_LABEL, Math.ceil(widest) + 14);
+    byId("pattern").style.setProperty("--label", `${width}px`);
+  }
+
   // Queries
+
+  let locked = null;
+  let pointed = null;
 
   const shownQuery = () => locked ?? pointed ?? n - 1;
 
   const words = byId("tokens");
   words.append(...tokens.map((token) => element("span", token || " ")));
-
-  function element(tag, ...content) {
-    const made = document.createElement(tag);
-    made.append(...content);
-    return made;
-  }
-
-  const number = (value) => (value / 255).toFixed(2);
-  const name = (position) => `${tokens[position]} (${position})`;
 
   function listKeys(caption, keys, rows, nothing) {
     const line = (kind, first, ...rest) =>
@@ -213,7 +207,7 @@
     const query = shownQuery();
     const row = readRow(attention, current, query);
     const rows = hasHabit ? [row, readRow(habit, current, query)] : [row];
-    const tables = element("div", listKeys("Attends most to", largest(row, 1), rows, "none"));
+    const tables = element("div", listKeys("Attends most to", largest(row, LEAST), rows, "none by 0.01 or more"));
     let beyond = [];
     if (hasHabit) {
       beyond = largest(difference(current, query), LEAST_BEYOND);
@@ -222,34 +216,31 @@
     const state = locked === null ? (pointed === null ? " · last" : "") : " · kept";
     const title = element("p", `Query ${name(query)}`, element("span", state));
     byId("query").replaceChildren(title, tables);
+    if (before !== null) {
+      const share = before[current][query].toFixed(2);
+      tables.before(element("p", `To the tokens before these: ${share}`));
+    }
     shadeTokens(query, row, beyond);
-    markRow();
+    frameRow(query);
   }
 
-  // Each token in the colour of the attention that the query pays to it, at most half as strong:
-  // dark text stays legible.
+  // Each token in the colour of the attention that the query pays to it.
   function shadeTokens(query, row, beyond) {
+    const colorOf = attentionColor(current);
     [...words.children].forEach((word, key) => {
-      const share = key <= query ? Math.min(1, row[key] / full[current]) : 0;
-      word.style.background = `rgb(${mix(colors.attention, share / 2).join(", ")})`;
+      const color = colorOf(key <= query ? row[key] : 0);
+      word.style.background = `rgb(${color})`;
+      word.style.color = inkOn(color);
       word.classList.toggle("beyond", beyond.includes(key));
       word.classList.toggle("query", key === query);
     });
   }
 
-  function markRow() {
-    const area = cellsArea();
+  function frameRow(query) {
     const frame = byId("row");
-    frame.hidden = area === null || (locked === null && pointed === null);
-    if (frame.hidden) return;
-    const origin = byId("pattern").getBoundingClientRect();
-    const height = area.height / n;
-    Object.assign(frame.style, {
-      left: `${area.left - origin.left - 2}px`,
-      top: `${area.top - origin.top + shownQuery() * height - 2}px`,
-      width: `${area.width + 4}px`,
-      height: `${height + 4}px`,
-    });
+    frame.hidden = locked === null && pointed === null;
+    frame.style.top = `${(query / n) * 100}%`;
+    frame.style.height = `${100 / n}%`;
   }
 
   function point(query) {
@@ -270,23 +261,39 @@
     return query < 0 ? null : query;
   };
 
-  function rowAt(event) {
-    const area = cellsArea();
-    if (area === null) return null;
-    const across = (event.clientX - area.left) / area.width;
-    const query = Math.floor(((event.clientY - area.top) / area.height) * n);
-    return query >= 0 && query < n && across <= 1 ? query : null; // the labels belong to their rows
+  // The cell under the pointer. The labels at the left belong to their rows, without a key.
+  function cellAt(event) {
+    const box = byId("cells").getBoundingClientRect();
+    const query = Math.floor(((event.clientY - box.top) / box.height) * n);
+    const key = Math.floor(((event.clientX - box.left) / box.width) * n);
+    return query >= 0 && query < n && key < n ? { query, key } : { query: null, key: null };
   }
 
   for (const [place, queryAt] of [
     [words, tokenAt],
-    [byId("pattern"), rowAt],
+    [byId("pattern"), (event) => cellAt(event).query],
   ]) {
     place.addEventListener("pointermove", (event) => point(queryAt(event)));
     place.addEventListener("pointerleave", () => point(null));
     place.addEventListener("click", (event) => toggle(queryAt(event)));
   }
   byId("pattern").addEventListener("pointermove", reveal);
+
+  byId("cells").addEventListener("pointermove", (event) => {
+    const { query, key } = cellAt(event);
+    const tip = byId("tip");
+    tip.hidden = query === null || key < 0 || key > query;
+    if (tip.hidden) return;
+    const values = [`attention ${number(readRow(attention, current, query)[key])}`];
+    if (hasHabit) values.push(`habit ${number(readRow(habit, current, query)[key])}`);
+    tip.textContent = `query ${name(query)}\nkey ${name(key)}\n${values.join(", ")}`;
+    // Above the row in the lower half, to the left in the right one: always inside.
+    const [above, left] = [query > n / 2, key > n / 2];
+    tip.style.top = `${((query + (above ? 0 : 1)) / n) * 100}%`;
+    tip.style.left = `${((key + (left ? 1 : 0)) / n) * 100}%`;
+    tip.style.transform = `translate(${left ? "-100%" : "0"}, ${above ? "calc(-100% - 5px)" : "5px"})`;
+  });
+  byId("cells").addEventListener("pointerleave", () => (byId("tip").hidden = true));
 
   // Scroll the tokens, not the page, to the query.
   function reveal() {
@@ -295,6 +302,44 @@
     const below = offsetTop + offsetHeight > words.scrollTop + words.clientHeight;
     if (above || below) words.scrollTop = offsetTop - (words.clientHeight - offsetHeight) / 2;
   }
+
+  // Search. What is found may go over several tokens; Enter keeps its last one as the query.
+
+  const lower = tokens.map((token) => token.toLowerCase());
+  const owners = lower.flatMap((token, i) => new Array(token.length).fill(i));
+  let found = [];
+  let turn = -1;
+
+  function search() {
+    const text = lower.join("");
+    const wanted = byId("find").value.toLowerCase().replaceAll(" ", "·");
+    found = [];
+    turn = -1;
+    for (let at = 0; wanted && (at = text.indexOf(wanted, at)) >= 0; at += wanted.length) {
+      found.push([owners[at], owners[at + wanted.length - 1]]);
+    }
+    const isFound = (i) => found.some(([first, last]) => first <= i && i <= last);
+    [...words.children].forEach((word, i) => word.classList.toggle("found", isFound(i)));
+    byId("found").textContent = wanted && `${found.length || "none"} found`;
+  }
+
+  function turnToFound() {
+    if (found.length === 0) return;
+    turn = (turn + 1) % found.length;
+    byId("found").textContent = `${turn + 1} of ${found.length}`;
+    lock(found[turn][1]);
+    reveal();
+  }
+
+  byId("find").addEventListener("input", search);
+  byId("find").addEventListener("keydown", (event) => {
+    event.stopPropagation(); // the arrows move in the text
+    if (event.key === "Enter") turnToFound();
+    if (event.key !== "Escape") return;
+    byId("find").value = "";
+    search();
+    byId("view").focus();
+  });
 
   // Keys
 
@@ -325,12 +370,18 @@
     event.preventDefault(); // nothing scrolls
     KEYS[event.key]();
   });
-  window.addEventListener("resize", async () => {
-    await painted();
-    markRow();
-  });
 
-  await show(kept);
+  if (hasHabit) {
+    const end = number(fullDifference);
+    byId("least").textContent = `−${end} or less`;
+    byId("most").textContent = `+${end} or more`;
+  }
+  byId("own").parentElement.hidden = buttons.length === 1;
+  byId("own").addEventListener("change", drawAll);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  makeRoomForLabels();
+  new ResizeObserver(labelAxes).observe(byId("cells"));
+  drawAll();
 })().catch((error) => {
   document.getElementById("shown").textContent =
     `This browser cannot draw the patterns (${error.message}).`;

@@ -10,12 +10,34 @@ from typing import Any
 
 from aplens._words import displayable, spell_out
 
-#: Characters shown of a prompt's end.
+#: Characters shown of a prompt's end, which begins with a whole word if one begins among the first.
 _TEXT_LENGTH = 44
+_CUT_WITHIN = 16
+
+#: Characters of a token that an axis has room for.
+_LONGEST_TOKEN = 24
+
+_MARKS = {"\n": "↵", "\t": "→", " ": "·", "\x7f": "␡"} | {
+    chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"
+}
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _ABOVE, _BELOW = "⁰¹²³⁴", "₀₁₂₃₄"
+
+
+def label_tokens(model: Any, ids: Sequence[int]) -> list[str]:
+    """Each token of a prompt as text on one line; its id where the model has no tokenizer."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return [str(token) for token in ids]
+    return [displayable_token(text) for text in token_texts(tokenizer, ids)]
+
+
+def displayable_token(token: str) -> str:
+    """A token on one line, with marks for blanks and control characters, cut when very long."""
+    shown = displayable("".join(_MARKS.get(character, character) for character in token))
+    return shown if len(shown) <= _LONGEST_TOKEN else shown[: _LONGEST_TOKEN - 1] + "…"
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -60,7 +82,11 @@ def last_text(model: Any, prompt: Sequence[int]) -> str:
         return ""
     text = readable_text(model.tokenizer, prompt)
     shown = displayable(text.replace("\n", "↵").replace("\t", "→"))
-    return shown if len(shown) <= _TEXT_LENGTH else "…" + shown[-_TEXT_LENGTH:]
+    if len(shown) <= _TEXT_LENGTH:
+        return shown
+    end = shown[-_TEXT_LENGTH:]
+    whole_words = re.search(r"(?<=[ ↵→])[^ ↵→]", end[:_CUT_WITHIN])
+    return "…" + end[whole_words.start() if whole_words else 0 :]
 
 
 def _read_pieces(tokenizer: Any, ids: Sequence[int], texts: Sequence[str]) -> list[bytes]:

@@ -1,0 +1,97 @@
+"""The command `aplens map`: models one after the other, on a file's prompts or on passages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from aplens._io import parse_json
+from aplens._words import shorten
+from aplens.mae import APMAE
+from aplens.models import load_model
+from aplens.prompts import Prompts, read_prompts
+from aplens.scenarios import prose_and_code
+from aplens.study.stages import Reporter
+from aplens.views import HeadMap, map_heads
+
+#: Passages that are taken where no prompts are given, and characters a token, nearly always fewer.
+N_PASSAGES, _CHARACTERS = 48, 8
+
+
+def map_models(
+    models: Sequence[str],
+    prompts: Path | None,
+    output: Path,
+    *,
+    mae: str = "aplens-short",
+    reporter: Reporter | None = None,
+) -> HeadMap:
+    """Map the heads of models that `load_model` knows, and write the page.
+
+    One model after the other is loaded and let go, so that they need not fit into memory together.
+
+    Args:
+        models: Their names or folders.
+        prompts: A text file with one prompt a line, or a JSON file with a list of texts; None: 24
+            passages of English prose and 24 of Python (`aplens.scenarios.prose_and_code`), as long
+            as the AP-MAE's context.
+        output: The page, an HTML file; or a ".safetensors" file for `HeadMap.load`.
+        mae: The AP-MAE, as for `APMAE.from_pretrained`.
+        reporter: Told what happens.
+
+    Raises:
+        ValueError: When a model is named twice, or the file holds no prompts.
+        OSError: When a file cannot be read or written.
+    """
+    reporter = reporter or Reporter()
+    repeated = sorted({name for name in models if models.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} is named twice")
+    reader = APMAE.from_pretrained(mae)
+    n_ctx = reader.config.n_ctx
+    texts = read_texts(prompts) if prompts else prose_and_code(N_PASSAGES, _CHARACTERS * n_ctx)
+    started, total = time.monotonic(), len(models) * len(texts)
+    reporter.start("map", f"{len(models)} models on {len(texts)} prompts, {mae}")
+    maps = []
+    for number, name in enumerate(models):
+        reporter.say(name)
+        model = load_model(name)
+        read = read_prompts(model, texts)
+        if prompts and read.n_tokens > n_ctx:
+            reporter.say(f"of longer prompts the first {n_ctx} tokens are taken")
+        cut = Prompts(read.tokens[:, :n_ctx], read.lengths.clamp(max=n_ctx))
+
+        def tell(done: int, _: int, before: int = number * len(texts)) -> None:
+            reporter.update(before + done, total)
+
+        maps.append(map_heads({name: model}, cut, mae=reader, progress=tell))
+        del model
+    joined = HeadMap.join(maps)
+    (joined.save if output.suffix == ".safetensors" else joined.save_page)(output)
+    reporter.finish("map", time.monotonic() - started, [output])
+    return joined
+
+
+def read_texts(path: Path) -> list[str]:
+    """Prompts out of a file.
+
+    Args:
+        path: A text file with one prompt a line, where lines of blanks count for nothing; or, with
+            the ending ".json", a list of texts, which may have line ends.
+
+    Raises:
+        OSError: When the file cannot be read.
+        ValueError: When it is no UTF-8 or JSON, or holds something else or no prompt.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = parse_json(text) if path.suffix == ".json" else text.splitlines()
+    except ValueError as error:  # covers UnicodeDecodeError
+        raise ValueError(f"{path} cannot be read as prompts: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise ValueError(f"{path} must be a JSON list of texts, got {shorten(found)}")
+    prompts = [each for each in found if each.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt")
+    return prompts

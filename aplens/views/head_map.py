@@ -1,0 +1,492 @@
+"""A map of the heads of one or several models: which are of a kind, by their fingerprints."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from aplens._tokens import readable_text
+from aplens._words import shorten
+from aplens.correctness.clusters import Reducer
+from aplens.correctness.observing import fingerprint_mae
+from aplens.describe.fingerprints import ModelHeads, measure_heads
+from aplens.describe.kin import Group, centre, group_heads, lay_out, mutual_nearest
+from aplens.describe.map_file import read_map, write_map
+from aplens.heads import Head, HeadsLike, parse_heads
+from aplens.mae import APMAE
+from aplens.models import describe_model
+from aplens.patterns.templates import TEMPLATES
+from aplens.plots import plot_head_places
+from aplens.prompts import Prompts, PromptsLike, read_prompts
+from aplens.views.cards import leave_out_short
+from aplens.views.embed import View
+from aplens.views.map_page import build_page
+from aplens.views.wording import count
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Groups of like heads, on the page and by default.
+N_GROUPS = 12
+
+
+@dataclass(frozen=True, repr=False)
+class HeadMap:
+    """The heads of one or several models, each by its fingerprint; a notebook shows the page.
+
+    A head's fingerprint is the mean over prompts of `APMAE.fingerprint`. Heads are compared by the
+    cosine of their fingerprints' differences from the mean of all heads on the map: what all heads
+    have in common is taken out. So a similarity depends on which models are on the map.
+
+    Attributes:
+        models: What is known of each model's heads.
+        mae: Which AP-MAE made the fingerprints: a hash of its configuration and weights.
+
+    Raises:
+        ValueError: When there is no model, two have one name, or their fingerprints differ in size.
+    """
+
+    models: tuple[ModelHeads, ...]
+    mae: str
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("a map needs at least one model, got none")
+        _refuse_repeated([each.name for each in self.models])
+        sizes = {each.name: each.fingerprints.shape[1] for each in self.models}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"fingerprints of different sizes do not compare: {sizes}")
+
+    @classmethod
+    def join(cls, maps: Iterable[HeadMap]) -> HeadMap:
+        """One map of the models of several, made with the same AP-MAE on the same prompts.
+
+        For models that do not fit into memory together: map one after the other.
+
+        Raises:
+            ValueError: When there is no map, two models have one name, or the AP-MAEs differ.
+        """
+        maps = list(maps)
+        if len({each.mae for each in maps}) > 1:
+            raise ValueError(
+                "fingerprints of different AP-MAEs do not compare: map all models with one"
+            )
+        models = tuple(model for each in maps for model in each.models)
+        return cls(models, maps[0].mae if maps else "")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models' names on this map."""
+        return tuple(each.name for each in self.models)
+
+    def __len__(self) -> int:
+        """Heads."""
+        return sum(len(each.heads) for each in self.models)
+
+    def __iter__(self) -> Iterator[tuple[str, Head]]:
+        """Each model's name with each of its heads."""
+        return ((each.name, head) for each in self.models for head in each.heads)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(each.heads)} of {each.name}" for each in self.models)
+        prompts = count(max(len(each.texts) for each in self.models), "prompt")
+        return f"HeadMap({count(len(self), 'head')}: {sizes}; {prompts})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a head, with its name as index.
+
+        Columns: `model`, `layer`, `head`; `template`, the name of its pattern on repeated random
+        tokens, and `template_share`, on which share of them it has it; one column for each template
+        with the share of attention that it holds there; `spread`, how much the head varies with the
+        prompt, from 0 to 1; `between_halves`, 1 - the similarity of its fingerprints on either half
+        of the prompts, NaN for a single prompt.
+        """
+        frame = self._rows(range(len(self)))
+        frame["template_share"] = torch.cat([each.template_shares for each in self.models]).numpy()
+        scores = torch.cat([each.template_scores for each in self.models])
+        frame[list(TEMPLATES)] = scores.numpy()
+        frame["spread"] = torch.cat([each.spread for each in self.models]).numpy()
+        between = torch.cat([self._between_halves(each) for each in self.models])
+        frame["between_halves"] = between.numpy()
+        return frame
+
+    def nearest(
+        self, head: HeadsLike, k: int = 5, *, model: str | None = None, among: str | None = None
+    ) -> pd.DataFrame:
+        """The heads most like one.
+
+        Args:
+            head: Which head, such as "L5H1".
+            k: How many.
+            model: Whose head it is (default: the first model's).
+            among: Whose heads to look among (default: those of all models).
+
+        Returns:
+            One row a head, the nearest first, its name as index: `model`, `layer`, `head`,
+            `template`, `similarity` (from -1 to 1).
+
+        Raises:
+            ValueError: When there is no such model or head, several heads are named, or `k` is
+                less than 1.
+        """
+        if k < 1:
+            raise ValueError(f"k must be 1 or more, got {k}")
+        place = self._place(head, self.names[0] if model is None else model)
+        of = self._slice(among) if among is not None else slice(0, len(self))
+        similarities = self.directions[of] @ self.directions[place]
+        order = similarities.argsort(descending=True, stable=True).tolist()
+        found = [i for i in order if i + of.start != place][:k]
+        frame = self._rows([i + of.start for i in found])
+        frame["similarity"] = similarities[found].numpy()
+        return frame
+
+    def twins(self) -> pd.DataFrame:
+        """Heads of two models that are each other's nearest, the most alike first.
+
+        Returns:
+            One row a pair, the first head's name as index: `model`, `layer`, `head`, `template`,
+            and `twin_model`, `twin`, `twin_template`, `similarity`.
+
+        Raises:
+            ValueError: When the map has a single model.
+        """
+        import pandas as pd
+
+        if len(self.models) < 2:
+            raise ValueError(f"twins are heads of two models, this map has only {self.names[0]}")
+        frames = []
+        for one, other in combinations(map(self._slice, self.names), 2):
+            similarities = self.directions[one] @ self.directions[other].T
+            rows, columns = mutual_nearest(similarities).tolist()
+            frame = self._rows([one.start + row for row in rows])
+            twins = self._rows([other.start + column for column in columns])
+            frame["twin_model"], frame["twin"] = twins["model"].to_numpy(), twins.index
+            frame["twin_template"] = twins["template"].to_numpy()
+            frame["similarity"] = similarities[rows, columns].numpy()
+            frames.append(frame)
+        return pd.concat(frames).sort_values("similarity", ascending=False, kind="stable")
+
+    def changed(self, before: str | None = None, after: str | None = None) -> pd.DataFrame:
+        """Heads by how far they moved between two checkpoints of one model, the farthest first.
+
+        Args:
+            before: One model's name (default: the first).
+            after: The other's (default: the second).
+
+        Returns:
+            One row a head, its name as index: `layer`, `head`, `template_before`,
+            `template_after`; `moved`, 1 - the similarity of the two, from 0 to 2; `between_halves`,
+            how far either moves between the halves of the prompts, on average: what is no more
+            than that may be chance.
+
+        Raises:
+            ValueError: When there is no such model, both are the same, their shapes differ, or
+                there was a single prompt, which has no halves.
+        """
+        if len(self.models) < 2 and None in (before, after):
+            raise ValueError(f"a change is between two models, this map has only {self.names[0]}")
+        one = self._model(self.names[0] if before is None else before)
+        other = self._model(self.names[1] if after is None else after)
+        if one is other:
+            raise ValueError(f"a change is between two models, got {one.name} twice")
+        if one.heads != other.heads or one.model.n_heads != other.model.n_heads:
+            raise ValueError(
+                f"{one.name} and {other.name} have different heads: a change is between two "
+                f"checkpoints of one model, got {one.model} and {other.model}"
+            )
+        if one.halves is None or other.halves is None:
+            raise ValueError("a change is judged by the halves of the prompts: map 2 or more")
+        pair = [self.directions[self._slice(each.name)] for each in (one, other)]
+        frame = self._rows(range(len(self))[self._slice(one.name)])[["layer", "head"]]
+        frame["template_before"], frame["template_after"] = one.templates, other.templates
+        frame["moved"] = (1 - (pair[0] * pair[1]).sum(-1)).numpy()
+        halves = torch.stack([self._between_halves(each) for each in (one, other)])
+        frame["between_halves"] = halves.mean(0).numpy()
+        return frame.sort_values("moved", ascending=False, kind="stable")
+
+    def groups(self, n_groups: int = N_GROUPS) -> pd.DataFrame:
+        """Heads of all models in groups of like ones (Ward's method), the largest first.
+
+        Args:
+            n_groups: How many.
+
+        Returns:
+            One row a group: `name`, the template that at least half of its heads follow on repeated
+            random tokens, or "mixed"; `share`, which share of them follows the most frequent;
+            `n_heads`; and for each model, by its name, the group's heads of it, the one nearest to
+            the group's middle first.
+
+        Raises:
+            ValueError: When `n_groups` is not from 1 to the number of heads.
+        """
+        import pandas as pd
+
+        every = list(self)
+        rows = []
+        for group in self._group(n_groups):
+            heads = [every[member] for member in group.members]
+            of_model = {n: [str(head) for name, head in heads if name == n] for n in self.names}
+            row = {"name": group.name, "share": group.share, "n_heads": len(heads), **of_model}
+            rows.append(row)
+        return pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="group"))
+
+    def plot(self, reducer: Reducer = "auto", seed: int = 0) -> Figure:
+        """Every head in a plane, like heads near each other: colours templates, shapes models.
+
+        Args:
+            reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed.
+            seed: Of UMAP.
+        """
+        frame = self._rows(range(len(self)))
+        frame[["x", "y"]], _ = lay_out(self.directions, reducer, seed)
+        return plot_head_places(frame)
+
+    def show(self, reducer: Reducer = "auto", seed: int = 0) -> View:
+        """The page, to show in a notebook or to `save`: point at a head, click it, search "L5H1".
+
+        Args:
+            reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed.
+            seed: Of UMAP.
+        """
+        places, method = lay_out(self.directions, reducer, seed)
+        groups = self._group(min(N_GROUPS, len(self)))
+        slices = [self._slice(name) for name in self.names]
+        return build_page(self.models, self.directions, slices, places, groups, method)
+
+    def to_html(self, reducer: Reducer = "auto", seed: int = 0) -> str:
+        """The page as a document of its own."""
+        return self.show(reducer, seed).html
+
+    def save_page(
+        self, path: str | os.PathLike[str], reducer: Reducer = "auto", seed: int = 0
+    ) -> Path:
+        """Write the page as one HTML file that needs nothing else, and return its path.
+
+        Raises:
+            OSError: When the file cannot be written.
+        """
+        return self.show(reducer, seed).save(path)
+
+    def _repr_html_(self) -> str:
+        return self.show()._repr_html_()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the map as one safetensors file."""
+        write_map(path, self.models, self.mae)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HeadMap:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: When the file cannot be read.
+            ValueError: When it is no map of heads, or a damaged one; the message names the file.
+        """
+        models, mae = read_map(path)
+        try:
+            return cls(models, mae)
+        except ValueError as error:
+            raise ValueError(f"{path} is a damaged map of heads: {error}") from error
+
+    @cached_property
+    def directions(self) -> Float[Tensor, "head d"]:
+        """Every head's fingerprint from the mean of all heads on the map, of length 1.
+
+        `directions @ directions.T` are the similarities of all heads, in the order of `to_frame`.
+        """
+        return centre(self._fingerprints, self._middle)
+
+    @cached_property
+    def _fingerprints(self) -> Float[Tensor, "head d"]:
+        return torch.cat([each.fingerprints for each in self.models])
+
+    @property
+    def _middle(self) -> Float[Tensor, " d"]:
+        return self._fingerprints.mean(0)
+
+    def _between_halves(self, model: ModelHeads) -> Float[Tensor, " head"]:
+        if model.halves is None:
+            return torch.full((len(model.heads),), torch.nan)
+        first, second = (centre(half, self._middle) for half in model.halves)
+        return 1 - (first * second).sum(-1)
+
+    def _group(self, n_groups: int) -> list[Group]:
+        templates = [name for each in self.models for name in each.templates]
+        return group_heads(self.directions, templates, n_groups)
+
+    def _rows(self, places: Sequence[int]) -> pd.DataFrame:
+        """The first columns of every table."""
+        import pandas as pd
+
+        every = list(self)
+        templates = [name for each in self.models for name in each.templates]
+        return pd.DataFrame(
+            {
+                "model": [every[place][0] for place in places],
+                "layer": [every[place][1].layer for place in places],
+                "head": [every[place][1].head for place in places],
+                "template": [templates[place] for place in places],
+            },
+            index=pd.Index([str(every[place][1]) for place in places], name="name"),
+        )
+
+    def _model(self, name: str) -> ModelHeads:
+        if name not in self.names:
+            raise ValueError(f"no model {shorten(name)} is on this map: {', '.join(self.names)}")
+        return self.models[self.names.index(name)]
+
+    def _slice(self, name: str) -> slice:
+        """Where a model's heads stand among all."""
+        found = self._model(name)
+        start = 0
+        for each in self.models:
+            if each is found:
+                break
+            start += len(each.heads)
+        return slice(start, start + len(found.heads))
+
+    def _place(self, head: HeadsLike, model: str) -> int:
+        found = self._model(model)
+        heads = parse_heads(head, found.model)
+        if len(heads) != 1 or heads[0] not in found.heads:
+            names = ", ".join(map(str, heads)) or "none"
+            raise ValueError(f"expected one head of {model} that has patterns, got {names}")
+        return self._slice(model).start + found.heads.index(heads[0])
+
+
+def map_heads(
+    models: Any | Sequence[Any] | Mapping[str, Any],
+    prompts: PromptsLike | Mapping[str, PromptsLike],
+    *,
+    mae: APMAE | str | os.PathLike[str] = "aplens-short",
+    batch_size: int = 8,
+    precision: torch.dtype | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> HeadMap:
+    """Map the heads of one or several models by what they do: like heads have like fingerprints.
+
+    A head's fingerprint is the mean over prompts of `APMAE.fingerprint`, of unit length each. A few
+    dozen prompts of different kinds, as long as the AP-MAE's context, tell heads apart best.
+
+    Each prompt is run once by each model, and memory does not grow with their number. A few prompts
+    of repeated random tokens are run as well, for the names of templates.
+
+    Args:
+        models: A HookedTransformer or TransformerBridge; several; or a dictionary of names to
+            models. Without names, a model is called what its configuration calls it.
+        prompts: Texts, which each model's own tokenizer reads; token ids or scenarios, which all
+            models must then understand; or a dictionary of models' names to each one's prompts.
+        mae: An AP-MAE that has a fingerprint, or the name of one, as for `APMAE.from_pretrained`.
+        batch_size: Prompts a forward pass.
+        precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at).
+        seed: Of the halves of the prompts and of the repeated tokens.
+        progress: Called with (prompts run, prompts to run), over all models.
+
+    Warns:
+        UserWarning: Prompts are longer than the AP-MAE's context: their first tokens are taken.
+            Or no longer than one of its patches: they have no habit, and are left out.
+
+    Raises:
+        ValueError: When there is no model, two have one name, the AP-MAE has no fingerprint, no
+            prompt is longer than one patch, or the prompts are empty, too long for a model or not
+            its own.
+        TypeError: When `prompts` is no form of prompts.
+        UnsupportedModelError: When a model has no causal attention patterns.
+        aplens.mae.CheckpointError: When there is no AP-MAE of that name.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    named = _name_models(models)
+    if not isinstance(mae, APMAE):
+        mae = APMAE.from_pretrained(mae)
+    read = _read_prompts(named, prompts, mae)
+    total, done, found = sum(map(len, read)), 0, []
+    for (name, model), own in zip(named.items(), read, strict=True):
+
+        def tell(n: int, start: int = done) -> object:
+            return progress and progress(start + n, total)
+
+        found.append(
+            measure_heads(
+                model,
+                own,
+                name=name,
+                texts=_read_texts(model, own),
+                mae=mae,
+                batch_size=batch_size,
+                precision=precision,
+                seed=seed,
+                progress=tell,
+            )
+        )
+        done += len(own)
+    return HeadMap(tuple(found), fingerprint_mae(mae))
+
+
+def _name_models(models: Any) -> dict[str, Any]:
+    """Each model by its name; all are looked at before any is run."""
+    if isinstance(models, Mapping):
+        for name, model in models.items():
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"expected names of models as text, got {shorten(name)}")
+            describe_model(model)
+        named = dict(models)
+    else:
+        several = list(models) if isinstance(models, Sequence) else [models]
+        names = [describe_model(model).name for model in several]
+        _refuse_repeated(names)
+        named = dict(zip(names, several, strict=True))
+    if not named:
+        raise ValueError("a map needs at least one model, got none")
+    return named
+
+
+def _refuse_repeated(names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f"several models are called {', '.join(map(shorten, repeated))}: give a dictionary of "
+            "names to models, such as {'before': model, 'after': tuned}"
+        )
+
+
+def _read_prompts(models: Mapping[str, Any], prompts: Any, mae: APMAE) -> list[Prompts]:
+    """Each model's prompts, cut to the AP-MAE's context, those without a habit left out."""
+    n_ctx = mae.config.n_ctx
+    by_model = isinstance(prompts, Mapping) and set(prompts) & set(models)
+    if by_model and set(prompts) != set(models):
+        raise ValueError(
+            f"expected prompts for the models {list(models)}, got them for {list(prompts)}"
+        )
+    read = [
+        read_prompts(model, prompts[name] if by_model else prompts)
+        for name, model in models.items()
+    ]
+    if any(each.n_tokens > n_ctx for each in read):
+        warnings.warn(
+            f"prompts are longer than this AP-MAE's context: their first {n_ctx} tokens are taken",
+            stacklevel=3,
+        )
+    cut = [Prompts(each.tokens[:, :n_ctx], each.lengths.clamp(max=n_ctx)) for each in read]
+    return [leave_out_short(each, mae.grid.patch_size)[1] for each in cut]
+
+
+def _read_texts(model: Any, prompts: Prompts) -> tuple[str, ...]:
+    """What each prompt reads; its token ids where the model has no tokenizer."""
+    tokenizer = getattr(model, "tokenizer", None)
+    ids = [prompts.ids(place) for place in range(len(prompts))]
+    if tokenizer is None:
+        return tuple(" ".join(map(str, each)) for each in ids)
+    return tuple(readable_text(tokenizer, each) for each in ids)
