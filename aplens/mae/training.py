@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -159,8 +159,9 @@ def train_apmae(
         TrainingError: When the loss or a gradient is not finite; the last checkpoint is kept.
     """
     settings = settings or TrainingSettings()
-    several = isinstance(model, (list, tuple))
-    models, lists = (model, prompts) if several else ([model], [prompts])
+    models, lists = [model], [cast(Prompts, prompts)]
+    if isinstance(model, (list, tuple)):
+        models, lists = list(model), list(cast(Sequence[Prompts], prompts))
     if len(models) != len(lists) or not models:
         raise ValueError(
             f"expected prompts for each of {len(models)} models, got {len(lists)} lists"
