@@ -1,3 +1,17 @@
+# The rooms whose own names go deeper.
+from . import circuits as circuits
+from . import correctness as correctness
+from . import describe as describe
+from . import heads as heads
+from . import interventions as interventions
+from . import mae as mae
+from . import models as models
+from . import patterns as patterns
+from . import prompts as prompts
+from . import scenarios as scenarios
+from . import study as study
+from . import views as views
+
 # The public names, in the order in which a user meets them.
 from .models import UnsupportedModelError as UnsupportedModelError
 from .models import load_model as load_model
@@ -41,6 +55,7 @@ from .views import describe_heads as describe_heads
 from .views import map_heads as map_heads
 from .views import show_clusters as show_clusters
 from .views import show_heads as show_heads
+from .views import show_in_circuitsvis as show_in_circuitsvis
 from .views import show_reconstruction as show_reconstruction
 
 __version__: str

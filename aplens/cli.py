@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -17,7 +18,7 @@ from aplens.study.terminal import reporting
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -25,12 +26,19 @@ StudyFile = Annotated[Path, typer.Argument(help="The study's TOML file.")]
 Folder = Annotated[
     Path | None,
     typer.Option(
-        "--folder", "-o", help="Where results go [default: runs/<name of the study file>]"
+        "--folder",
+        "-o",
+        help="Where results go, and where an interrupted run is gone on with [default: runs/<name "
+        "of the study file>]",
     ),
 ]
 Redo = Annotated[
     str | None,
-    typer.Option(help="Run this stage again from its beginning, and with it all that follow."),
+    typer.Option(
+        metavar="STAGE",
+        help="Run this stage again from its beginning, and with it all that follow: what they had "
+        "written is removed.",
+    ),
 ]
 
 Changes = Annotated[
@@ -38,7 +46,8 @@ Changes = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Replace a setting of the study file, such as mae.config.base=none. Repeatable.",
+        help="Replace a setting of the study file for this run, such as scenarios.per_task=50. "
+        "May be given several times.",
     ),
 ]
 
@@ -59,14 +68,98 @@ def demo(
 def run_study(
     study_file: StudyFile,
     until: Annotated[
-        str, typer.Option(help="The last stage: mine, train, observe, rank, ablate or report.")
+        str,
+        typer.Option(
+            metavar="STAGE",
+            help="The last stage to run: mine, train, observe, rank, ablate or report.",
+        ),
     ] = "report",
     folder: Folder = None,
     redo: Redo = None,
     changes: Changes = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Run nothing: say how many prompts and passes of the model each stage takes, and "
+            "about how long, how much memory and how much disk. Loads the model and times it on a "
+            "batch of random tokens.",
+        ),
+    ] = False,
 ) -> None:
     """Run a study. A stage that is done is skipped, one that was interrupted goes on."""
-    _run(study_file, folder, until, redo, changes)
+    if plan:
+        _plan(study_file, changes)
+    else:
+        _run(study_file, folder, until, redo, changes)
+
+
+@app.command()
+def rank(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model: a name such as smollm2-135m or gpt2, the folder of a saved model, or "
+            "a GGUF file."
+        ),
+    ],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            help="A CSV file with a header, or JSON lines, with the columns or keys prompt, "
+            "answer and wrong_answer. Write answers with the blank before them. Without answers "
+            "the model's own prediction counts."
+        ),
+    ],
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON, with every head, in place of a table."),
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many heads the table lists.")] = 20,
+    verify: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How many of the first heads are ablated one by one after all were estimated, "
+            "beside those of the first two layers. 0 ablates none.",
+        ),
+    ] = 40,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="The model's class: hooked, bridge, or auto for the first that is the same model "
+            "as Hugging Face's."
+        ),
+    ] = "auto",
+) -> None:
+    """Rank a model's heads by what ablating each does to its answers on your own prompts."""
+    with reporting() as (console, _):
+        from aplens.models import load_model
+        from aplens.ranking import rank_heads
+        from aplens.scenarios import read_prompt_file
+
+        loaded = load_model(model, kind)  # type: ignore[arg-type]  # it refuses other words
+        ranking = rank_heads(loaded, read_prompt_file(loaded, prompts), verify=verify)
+        text = ranking.to_json() if as_json else ranking.to_text(top)
+        console.print(text, markup=False, soft_wrap=True)
+
+
+@app.command()
+def init(
+    study_file: Annotated[
+        Path, typer.Argument(help="The file to write. One that is there is left as it is.")
+    ] = Path("study.toml"),
+) -> None:
+    """Write a study file that runs as it is, every setting explained."""
+    with reporting() as (console, _):
+        from aplens.study.template import write_template
+
+        path = write_template(study_file)
+        console.print(
+            f"wrote {path}. What it will cost: aplens run --plan {shlex.quote(str(path))}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -136,12 +229,26 @@ def _run(
     """Bring a stage, and what it needs, up to date."""
     from aplens.study import Study, StudySettings
 
+    started = time.monotonic()
     with reporting() as (console, reporter):
         settings = StudySettings.from_toml(study_file, changes or ())
         study = Study(settings, _target(study_file, folder), reporter, _command())
         study.run(until, redo=redo)
         if until == "report" and join_processes().is_main:
+            minutes, seconds = divmod(round(time.monotonic() - started), 60)
+            console.print(f"this run took {minutes} min {seconds:02d} s")
             console.print(study.summary(), markup=False, soft_wrap=True)
+
+
+def _plan(study_file: Path, changes: Sequence[str] | None) -> None:
+    """Print what a study will cost."""
+    from aplens.study import Study, StudySettings
+    from aplens.study.plan import plan_study
+
+    with reporting() as (console, reporter):
+        settings = StudySettings.from_toml(study_file, changes or ())
+        model = Study(settings, _target(study_file, None), reporter).model
+        console.print(plan_study(settings, model).to_text(), markup=False, soft_wrap=True)
 
 
 def _target(study_file: Path, folder: Path | None) -> Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import math
 import os
 import re
@@ -17,6 +20,8 @@ from aplens._documents import check, read_document, take
 from aplens._io import write_json
 from aplens._seeds import read_seed
 from aplens._words import is_whole, shorten
+from aplens.tables import Shown, Table
+from aplens.verdicts import describe_ranking, has_no_effect, is_at_chance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +176,7 @@ def _check_range(head: Head, model: ModelShape | None) -> None:
         )
 
 
-class HeadRanking:
+class HeadRanking(Shown):
     """Heads with the scores of a ranking, most important first.
 
     Args:
@@ -294,6 +299,40 @@ class HeadRanking:
         known = f", {len(self.measured)} measured" if self.measured else ""
         return f"HeadRanking({len(self)} heads of {self.model.name}{known}, best: {best})"
 
+    def _shown_rows(self) -> pd.DataFrame:
+        hidden = ["layer", "head"] if self.is_signed else [*self.COLUMNS[:2], *self.COLUMNS[3:]]
+        frame = self.to_frame().drop(columns=hidden).reset_index()
+        return frame.rename(columns={"low": "mean_low", "high": "mean_high"})
+
+    def _repr_html_(self) -> str:
+        """The verdict, the first ten heads, and the map, which a ranking of noise goes without."""
+        verdict = f"<p><strong>{html.escape(self.verdict)}</strong></p>"
+        if self.is_noise:
+            return verdict + super()._repr_html_()
+        from aplens.style import to_svg
+
+        picture = base64.b64encode(to_svg(self.plot())).decode()
+        name = html.escape(f"Map of the heads of {self.model.name} by importance")
+        return (
+            f"{verdict}{super()._repr_html_()}"
+            f'<img alt="{name}" src="data:image/svg+xml;base64,{picture}">'
+        )
+
+    @property
+    def verdict(self) -> str:
+        """Whether this order can be used, and what it found, in a sentence."""
+        return describe_ranking(self.to_frame(), self.metadata)
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether nothing was found: the predictor is at chance, or no effect is clearly not 0."""
+        return self.is_at_chance or has_no_effect(self.to_frame(), self.metadata)
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether this is by a predictor that tells errors no better than chance: noise."""
+        return is_at_chance(self.metadata)
+
     def top(self, k: int, by: RankBy = "importance") -> tuple[Head, ...]:
         """The `k` heads that rank highest.
 
@@ -344,6 +383,29 @@ class HeadRanking:
         frame.index.name = "name"
         return frame
 
+    def to_text(self, k: int = 10) -> str:
+        """The verdict and the first `k` heads, as text for a terminal."""
+        table = Table.from_frame(self._shown_rows().head(k), caption=repr(self))
+        return f"{self.verdict}\n\n{table.to_text()}"
+
+    def to_json(self) -> str:
+        """The verdict, the facts and every head with its scores, as JSON."""
+        return json.dumps(
+            {
+                "model": self.model.name,
+                "verdict": self.verdict,
+                "at_chance": self.is_at_chance,
+                "metadata": self.metadata,
+                "heads": [{"name": str(head)} | row for head, row in self._records()],
+            },
+            indent=2,
+        )
+
+    def _records(self) -> Iterator[tuple[Head, dict[str, Any]]]:
+        """Each head's scores as JSON takes them: None for what is not known."""
+        for head, row in zip(self, self._frame.to_dict(orient="records"), strict=True):
+            yield head, {str(key): None if value != value else value for key, value in row.items()}
+
     def plot(self, column: str = "importance") -> Figure:
         """The layer × head map of one score."""
         from aplens.plots import plot_head_map
@@ -361,10 +423,7 @@ class HeadRanking:
                 "n_layers": self.model.n_layers,
                 "n_heads": self.model.n_heads,
                 "metadata": self.metadata,
-                "heads": [
-                    {key: None if value != value else value for key, value in row.items()}
-                    for row in self._frame.to_dict(orient="records")
-                ],
+                "heads": [row for _, row in self._records()],
             },
         )
 

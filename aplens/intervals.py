@@ -121,7 +121,13 @@ class FileBootstrap:
         surplus = (probability - positive)[order]
         edges = np.unique(np.linspace(0, len(order), n_bins + 1).astype(int)[:-1])
         sums = np.add.reduceat(self.weights[:, order] * surplus, edges, axis=1)
-        return estimate_from(_ratios(np.abs(sums).sum(axis=1), self.weights.sum(axis=1)))
+        values = _ratios(np.abs(sums).sum(axis=1), self.weights.sum(axis=1))
+        if len(values) > 1:
+            # Resampling adds noise, which a mean of sizes only counts up: unless that is taken off
+            # again, the interval can lie above the error that it is of.
+            values[1:] -= np.nanmean(values[1:]) - values[0]
+        value, low, high = estimate_from(values)
+        return Estimate(value, max(0.0, min(low, value)), max(high, value))
 
     def ratio(
         self,

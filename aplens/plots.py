@@ -32,6 +32,7 @@ from aplens.style import (
     new_figure,
     tidy,
 )
+from aplens.verdicts import METRIC_UNITS
 
 if TYPE_CHECKING:
     from aplens.circuits import PatchingTable
@@ -48,7 +49,6 @@ _QUANTITIES = {
     "attribution": ("estimated effect of ablating", ""),
     "effects": ("effect of ablating", ""),
 }
-METRIC_UNITS = {"log_prob": "nats", "logit_diff": "logits"}
 
 _RANKING_LABELS = {
     "importance": "importance: {size} ({unit})",

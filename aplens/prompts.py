@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from aplens._words import is_whole, shorten
 from aplens.models import describe_model
+from aplens.models.classes import kind_of
 
 _MOST = 2**63
 
@@ -22,7 +23,7 @@ _MOST = 2**63
 _KINDS_OF_OBJECTS = "OUT"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompts:
     """Token ids of prompts, padded on the right to the longest.
 
@@ -52,6 +53,11 @@ class Prompts:
                 f"expected prompts of 1 to {longest} tokens, got lengths {self.lengths.tolist()}"
             )
         object.__setattr__(self, "tokens", self.tokens.masked_fill(~self.mask, 0))
+
+    def __repr__(self) -> str:
+        shortest, longest = int(self.lengths.min()), int(self.lengths.max())
+        tokens = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+        return f"Prompts({len(self)} of {tokens} tokens)"
 
     @classmethod
     def from_ids(cls, prompts: Sequence[Sequence[int]]) -> Prompts:
@@ -238,6 +244,7 @@ def _read(
         raise TypeError(
             "expected prompts as text, token ids, a tokenizer's output or scenarios, "
             f"got {type(prompts).__name__}"
+            + (": the model comes first, then the prompts" if kind_of(prompts) else "")
         )
     rows = [as_list(row) for row in rows]
     if rows and _are_ids(rows):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from aplens.correctness import DEFAULT_FEATURES, HeadScorer, Progress, split_by_file
+from aplens._progress import Progress, show_progress
+from aplens.correctness import DEFAULT_FEATURES, HeadScorer, split_by_file
 from aplens.correctness.splits import check_split
 from aplens.describe import output_norms, pattern_distances
 from aplens.heads import Head, HeadRanking
@@ -60,7 +61,7 @@ def rank_heads(
     mae: APMAE | None = None,
     features: str | None = None,
     folder: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
 ) -> HeadRanking:
     """Rank a model's heads by how much they matter for its answers on these prompts.
 
@@ -98,7 +99,8 @@ def rank_heads(
         features: What the predictor looks at, as `CorrectnessPredictor` takes it (default:
             "surprise+unexpected+confidence"; "clusters" is the paper's).
         folder: Where the predictor keeps its observations, so that an interrupted run goes on.
-        progress: Called with (units done, units in all): passes over single prompts.
+        progress: A bar (the default), nothing (False), or a function called with (units done, units
+            in all): passes over single prompts.
 
     Warns:
         UserWarning: Prompts without answers were given; or the predictor is no better than chance
@@ -120,25 +122,25 @@ def rank_heads(
         "folder": folder,
     }
     _check_options(method, options)
+    describe_model(model)  # refuses what is no model before a word about the prompts
+    tell = show_progress(progress, "Ranking heads")
     if method == "distance":
         assert mae is not None
         assert reference is not None
-        return _rank_by_distance(model, prompts, reference, mae, progress)
+        return _rank_by_distance(model, prompts, reference, mae, tell)
     if method == "predictor":
         assert mae is not None
         scenarios = _require_answers(prompts)
-        return _rank_by_predictor(
-            model, scenarios, mae, features or DEFAULT_FEATURES, folder, progress
-        )
+        return _rank_by_predictor(model, scenarios, mae, features or DEFAULT_FEATURES, folder, tell)
     scenarios = prompts if isinstance(prompts, Scenarios) else _predict(model, prompts)
     metric = metric or _default_metric(scenarios)
     ablation = "zero" if reference is None else "mean"
     replacing: dict[str, Any] = {"method": ablation, "reference": reference}
     if method == "ablation":
-        effects = measure_effects(model, scenarios, metric=metric, progress=progress, **replacing)
+        effects = measure_effects(model, scenarios, metric=metric, progress=tell, **replacing)
         return effects.to_ranking()
     n_heads = VERIFY if verify is None else verify
-    return _rank_by_effects(model, scenarios, metric, replacing, n_heads, progress)
+    return _rank_by_effects(model, scenarios, metric, replacing, n_heads, tell)
 
 
 def _check_options(method: RankMethod, options: dict[str, Any]) -> None:
@@ -186,7 +188,7 @@ def _rank_by_effects(
     metric: AnswerMetric,
     replacing: dict[str, Any],
     verify: int,
-    progress: Progress | None,
+    tell: Progress,
 ) -> HeadRanking:
     """Estimate the effects of all heads, then measure those of the first."""
     some = scenarios.select(_spread(len(scenarios), VERIFY_PROMPTS))
@@ -195,10 +197,10 @@ def _rank_by_effects(
     n_estimating = 3 * len(scenarios)
     total = n_estimating + n_heads * len(some)
 
-    def tell(start: int, weight: int) -> Callable[[int, int], object] | None:
-        return progress and (lambda done, _: progress(start + weight * done, total))
+    def part(start: int, weight: int) -> Progress:
+        return lambda done, _: tell(start + weight * done, total)
 
-    estimates = estimate_effects(model, scenarios, metric=metric, progress=tell(0, 3), **replacing)
+    estimates = estimate_effects(model, scenarios, metric=metric, progress=part(0, 3), **replacing)
     ranking = estimates.to_ranking()
     if verify:
         best = [head for head in ranking if head in others][:verify]
@@ -207,7 +209,7 @@ def _rank_by_effects(
             some,
             [*early, *best],
             metric=metric,
-            progress=tell(n_estimating, 1),
+            progress=part(n_estimating, 1),
             **replacing,
         )
         ranking = measured.to_ranking(estimates)
@@ -234,7 +236,7 @@ def _rank_by_predictor(
     mae: APMAE,
     features: str,
     folder: str | os.PathLike[str] | None,
-    progress: Progress | None,
+    tell: Progress,
 ) -> HeadRanking:
     if len(scenarios) < MIN_SCENARIOS:
         raise ValueError(
@@ -243,12 +245,12 @@ def _rank_by_predictor(
         )
     check_split(scenarios.files, _TEST_SHARE)
     scorer = HeadScorer(mae, features=features)
-    observations = scorer.observe(model, scenarios, folder, progress=progress)
+    observations = scorer.observe(model, scenarios, folder, progress=tell)
     train, test = split_by_file(observations, _TEST_SHARE, scorer.seed)
     ranking = scorer.fit(train).rank(test)
     ranking.metadata["method"] = "predictor"
-    auc, low, high = ranking.metadata["auc"]
-    if low <= 0.5:
+    if ranking.is_at_chance:
+        auc, low, high = ranking.metadata["auc"]
         warnings.warn(
             f"on held-out files the predictor tells errors no better than chance (AUC {auc:.3f} "
             f"[{low:.3f}, {high:.3f}]): do not use the order of its heads",
@@ -262,9 +264,9 @@ def _rank_by_distance(
     prompts: Scenarios | PromptsLike,
     reference: PromptsLike,
     mae: APMAE,
-    progress: Progress | None,
+    tell: Progress,
 ) -> HeadRanking:
-    distances = pattern_distances(model, prompts, reference, mae=mae, progress=progress)
+    distances = pattern_distances(model, prompts, reference, mae=mae, progress=tell)
     norms = output_norms(model, prompts)
     return HeadRanking.from_scores(
         {head: distance * norms[head] for head, distance in distances.items()},

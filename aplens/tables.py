@@ -13,6 +13,9 @@ from aplens._words import displayable
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Rows of a result's table in a notebook.
+SHOWN_ROWS = 10
+
 #: What stands for a missing figure.
 _NONE = "–"
 
@@ -103,6 +106,21 @@ class Table:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([displayable(self.caption), *lines] if self.caption else lines)
+
+
+class Shown:
+    """A result: its `repr` is one line, and a notebook shows that line above a table."""
+
+    def _shown_rows(self) -> pd.DataFrame:
+        """What the notebook's table holds, the first row first."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        rows = self._shown_rows()
+        caption = repr(self)
+        if len(rows) > SHOWN_ROWS:
+            caption += f": the first {SHOWN_ROWS} of {len(rows)} rows, to_frame() has all"
+        return Table.from_frame(rows.head(SHOWN_ROWS), caption=caption).to_html()
 
 
 def escape(text: str) -> str:

@@ -28,8 +28,8 @@ def real_scenarios(model: Any, n: int, n_tokens: int, per_file: int = 3) -> Scen
     )
     tasks = ["identifiers", "eol", "closing_bracket", "string_literals", "numeric_literals"]
     found = mine_scenarios(
-        corpus,
         model,
+        corpus,
         language="java" if source else "python",
         tasks=tasks,
         per_task=-(-n // len(tasks)),

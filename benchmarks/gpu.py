@@ -126,15 +126,19 @@ def measure_everything(model: Any, mae: aplens.APMAE, scenarios: Scenarios) -> d
         ablated = last_token_logits(model, scenarios.tokens().to(mae.device))
     turned = scenarios.tokens().flip(0).tolist()
     metric = aplens.logit_difference(scenarios.targets(), scenarios.wrong_targets())
-    patched = aplens.path_patch(model, prompts, turned, heads[:2], "logits", metric=metric)
+    quiet = {"progress": False}
+    patched = aplens.path_patch(model, prompts, turned, heads[:2], "logits", metric=metric, **quiet)
     exact = {"precision": torch.float32}
     return {
         "patterns": patterns.values,
         "embeddings": mae.encode(patterns, **exact),
+        "fingerprints": mae.fingerprint(patterns, **exact),
         "habits": mae.expect(patterns, **exact),
         "ablated logits": ablated,
-        "effects": torch.as_tensor(aplens.measure_effects(model, scenarios, heads).values),
-        "estimated effects": torch.as_tensor(aplens.estimate_effects(model, scenarios).values),
+        "effects": torch.as_tensor(aplens.measure_effects(model, scenarios, heads, **quiet).values),
+        "estimated effects": torch.as_tensor(
+            aplens.estimate_effects(model, scenarios, **quiet).values
+        ),
         "path patching": torch.as_tensor(patched.to_frame().select_dtypes("float").to_numpy()),
     }
 
@@ -223,19 +227,26 @@ def measure_rates(
     plan = aplens.SweepPlan(sizes=(1, 4), random_seeds=(0,), balance=False)
     ways: dict[str, tuple[int, Callable[[], object]]] = {
         "forward pass": (n, forward),
-        "observe": (n, lambda: observe(model, scenarios, mae, batch_size=32)),
+        "observe": (n, lambda: observe(model, scenarios, mae, batch_size=32, progress=False)),
         "observe with surprise": (
             n,
-            lambda: observe(model, scenarios, mae, batch_size=32, keep=("surprise",)),
+            lambda: observe(
+                model, scenarios, mae, batch_size=32, keep=("surprise",), progress=False
+            ),
         ),
-        "effects of all heads, estimated": (n, lambda: aplens.estimate_effects(model, scenarios)),
+        "effects of all heads, estimated": (
+            n,
+            lambda: aplens.estimate_effects(model, scenarios, progress=False),
+        ),
         "effects of all heads, measured": (
             len(few),
-            lambda: aplens.measure_effects(model, few, batch_size=64),
+            lambda: aplens.measure_effects(model, few, batch_size=64, progress=False),
         ),
         "sweep of five settings": (
             n,
-            lambda: aplens.sweep_ablations(model, scenarios, {"first": heads}, plan),
+            lambda: aplens.sweep_ablations(
+                model, scenarios, {"first": heads}, plan, progress=False
+            ),
         ),
     }
     base = None
@@ -253,7 +264,7 @@ def measure_training(report: Report, part: str, folder: Path, device: str, n: in
     with tempfile.TemporaryDirectory() as out:
         result = train_apmae(
             model, random_scenarios(16, 256), APMAEConfig.small(), out,
-            validation=random_scenarios(4, 256, seed=1), settings=settings,
+            validation=random_scenarios(4, 256, seed=1), settings=settings, progress=False,
         )  # fmt: skip
     report.add(part, "small configuration", result.patterns / result.seconds, "patterns/s")
 
@@ -269,7 +280,8 @@ def measure_memory(
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         with tempfile.TemporaryDirectory() as out:
-            observe(model, random_scenarios(n, 128), mae, Path(out) / "kept", batch_size=16)
+            kept = Path(out) / "kept"
+            observe(model, random_scenarios(n, 128), mae, kept, batch_size=16, progress=False)
         peaks.append(_peak_megabytes(device))
         report.add(part, f"peak with {n} prompts", peaks[-1], "MB")
     if peaks[1] > 1.1 * peaks[0]:

@@ -24,7 +24,7 @@ def public_names() -> Iterator[tuple[str, str]]:
     """Each public name, in the order a user meets them, with the module that has it."""
     stub = Path(__file__).parent.parent / "aplens" / "__init__.pyi"
     for node in ast.parse(stub.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and node.module:  # not the rooms themselves
             yield from ((alias.name, str(node.module)) for alias in node.names)
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     model = aplens.load_model("smollm2-135m", kind="bridge")
     mae = aplens.APMAE.from_pretrained("aplens-short")
     scenarios = aplens.mine_scenarios(
-        python_standard_library(), model, language="python", per_task=12, context_length=64
+        model, python_standard_library(), language="python", per_task=12, context_length=64
     )
     observations = aplens.HeadScorer(mae).observe(model, scenarios)
     draw_all(model, mae, scenarios, observations)

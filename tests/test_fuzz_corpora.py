@@ -61,7 +61,7 @@ def mine(corpus, language: str) -> Scenarios:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tasks that are not full
         return mine_scenarios(
-            corpus, tokenizer, language=language, per_task=30, per_file=10, context_length=CONTEXT
+            tokenizer, corpus, language=language, per_task=30, per_file=10, context_length=CONTEXT
         )
 
 
@@ -181,7 +181,7 @@ def test_the_reason_for_leaving_a_file_out_is_counted(tmp_path, data, reason):
     (tmp_path / "good.txt").write_text(prose_file(1))
     (tmp_path / "odd.txt").write_bytes(data)
     with pytest.warns(UserWarning, match=f"skipped: 1 {reason}"):
-        mine_scenarios(tmp_path, tokenizer, language="prose", context_length=CONTEXT)
+        mine_scenarios(tokenizer, tmp_path, language="prose", context_length=CONTEXT)
 
 
 def test_code_nested_too_deeply_to_search_is_counted(tmp_path):
@@ -189,7 +189,7 @@ def test_code_nested_too_deeply_to_search_is_counted(tmp_path):
     (tmp_path / "odd.py").write_bytes(BIG["additions"])
     with pytest.warns(UserWarning, match="skipped: 1 nested too deeply"):
         mine_scenarios(
-            tmp_path, tokenizer, language="python", tasks=["identifiers"], context_length=CONTEXT
+            tokenizer, tmp_path, language="python", tasks=["identifiers"], context_length=CONTEXT
         )
 
 

@@ -99,6 +99,16 @@ def test_calibration_is_the_gap_between_what_is_said_and_what_happens():
     assert boasting.high > 0.3 - 0.01
 
 
+def test_a_calibration_error_is_inside_its_own_interval():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        probability = rng.random(120)
+        positive = rng.random(120) < probability  # calibrated: resampling can only add to it
+        files = [str(i // 3) for i in range(120)]
+        found = FileBootstrap(files, n_resamples=200).calibration_error(probability, positive)
+        assert 0 <= found.low < found.value < found.high
+
+
 @given(seed=st.integers(0, 1000), n=st.integers(1, 40), n_bins=st.integers(1, 12))
 def test_calibration_error_is_the_sum_over_bins(seed, n, n_bins):
     rng = np.random.default_rng(seed)

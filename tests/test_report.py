@@ -179,7 +179,7 @@ def full_page():
         ["No JDK was found: the corpus is Python's standard library."],
         [
             sections.show_ranking(make_effects()),
-            sections.show_shap(make_shap()),
+            sections.show_shap(make_shap(low_auc=0.55)),
             sections.show_sweep(make_sweep()),
             sections.show_predictors(predictors()),
             sections.show_tasks(task_accuracy()),
@@ -356,7 +356,7 @@ def test_the_predictor_of_errors_stands_beside_the_confidence():
     assert "confidence alone was not tried" in findings.describe_predictors(bare)
 
 
-def test_a_ranking_at_chance_is_said_and_put_aside():
+def test_a_ranking_at_chance_is_said_first_and_shows_no_picture():
     summary = ablation((0.5,), (0.5,), SHAP_INCORRECT).summary()
     noise = findings.describe_shap(make_shap(), summary)
     assert "SHAP ranking on clusters, the paper's choice, is of a predictor" in noise
@@ -366,10 +366,12 @@ def test_a_ranking_at_chance_is_said_and_put_aside():
     good = findings.describe_shap(make_shap(low_auc=0.55), summary)
     assert "above chance" in good
     assert "do not use" not in good
-    for low, folded in ((0.5, True), (0.55, False)):
+    for low, is_noise in ((0.5, True), (0.55, False)):
         page = render_page("x", [], {}, [], [sections.show_shap(make_shap(low_auc=low))], [])
-        before = page[: page.index("<figure>")]
-        assert (before.count("<details>") > before.count("</details>")) is folded
+        assert ("<figure>" in page) is not is_noise
+        before = page[: page.index("<table>")]
+        assert ("At chance: do not use its order" in before) is is_noise
+        assert (before.count("<details>") > before.count("</details>")) is is_noise
 
 
 # In a real browser
@@ -409,13 +411,14 @@ def test_hostile_source_code_is_shown_and_does_not_run(opened):
 
 
 @pytest.mark.browser
-def test_a_ranking_at_chance_is_behind_a_click(opened):
-    page, *_ = opened
-    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = false")
-    picture = page.locator("section[aria-labelledby=shap] img")
-    assert not picture.is_visible()
+def test_a_ranking_at_chance_is_behind_a_click(chromium):
+    page = chromium.new_page()
+    page.set_content(render_page("x", [], {}, [], [sections.show_shap(make_shap())], []))
+    table = page.locator("section[aria-labelledby=shap] table").first
+    assert not table.is_visible()
     page.get_by_text("No result, since the predictor is no better than chance").click()
-    assert picture.is_visible()
+    assert table.is_visible()
+    page.close()
 
 
 @pytest.mark.browser
@@ -478,3 +481,30 @@ def test_dark_readers_get_a_dark_page(opened):
     assert brightness() < 60
     page.emulate_media(color_scheme="light")
     assert brightness() > 200
+
+
+def test_tasks_of_few_scenarios_have_no_row_and_are_said_to_be_left_out():
+    rows = [("many", i % 2 == 0) for i in range(12)] + [("few", True)] * 9
+    table = pd.DataFrame(
+        [{"task": task, "file": str(i), "correct": right} for i, (task, right) in enumerate(rows)]
+    )
+    frame = sections.task_accuracy(table)
+    assert frame[["task", "n"]].values.tolist() == [["all", 21], ["many", 12]]
+    text = " ".join(sections.show_tasks(frame).text)
+    assert "9 scenarios, of tasks that have fewer than 10" in text
+    whole = sections.show_tasks(sections.task_accuracy(table[table["task"] == "many"]))
+    assert "fewer than" not in " ".join(whole.text)
+
+
+def test_the_times_shown_add_up():
+    for seconds in ({"mine": 1.26, "rank": 2.26}, {"mine": 61.5, "rank": 90.5, "ablate": 0.4}):
+        (table,) = sections.show_times({**seconds, "report": 0.2}).tables
+        shown = [
+            sum(
+                float(n) * (60 if unit == "min" else 1)
+                for n, unit in re.findall(r"([\d.]+) (min|s)", row[1])
+            )
+            for row in table.rows
+        ]
+        assert shown[-1] == pytest.approx(sum(shown[:-1]))
+        assert [row[0] for row in table.rows] == [*seconds, "all"]

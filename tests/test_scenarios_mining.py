@@ -46,7 +46,7 @@ def java():
 
 def mine(corpus, **options) -> Scenarios:
     options = {"per_task": 5, "context_length": 24, **options}
-    return mine_scenarios(corpus, options.pop("tokenizer", tokenizer), **options)
+    return mine_scenarios(options.pop("tokenizer", tokenizer), corpus, **options)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_hooked_model_lends_its_tokenizer_and_its_limit(tiny_model, java, monkey
 @pytest.mark.skipif(find_jdk_source() is None, reason="no JDK with sources here")
 def test_every_task_is_found_in_the_jdk(smollm2_tokenizer):
     corpus = ZipCorpus(find_jdk_source(), prefix="java.base/")
-    mined = mine_scenarios(corpus, smollm2_tokenizer, per_task=6)
+    mined = mine_scenarios(smollm2_tokenizer, corpus, per_task=6)
     assert mined.counts() == dict.fromkeys(sorted(list_tasks("java")), 6)
     assert mined.tokens().shape == (6 * 14, 256)
     assert all(file.startswith("java.base/") for file in mined.files)
@@ -264,7 +264,7 @@ def test_every_task_is_found_in_the_jdk(smollm2_tokenizer):
 @pytest.mark.real
 def test_every_task_is_found_in_the_standard_library(smollm2_tokenizer):
     mined = mine_scenarios(
-        python_standard_library(), smollm2_tokenizer, language="python", per_task=6
+        smollm2_tokenizer, python_standard_library(), language="python", per_task=6
     )
     assert mined.counts() == dict.fromkeys(sorted(list_tasks("python")), 6)
     assert mined.tokens().shape == (6 * 14, 256)

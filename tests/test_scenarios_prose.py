@@ -81,7 +81,7 @@ def corpus_of(texts: dict[str, str]) -> TextCorpus:
 
 def test_prose_is_mined_for_every_task():
     mined = mine_scenarios(
-        corpus_of(TEXTS), byte_level_tokenizer(), language="prose", per_task=9, context_length=32
+        byte_level_tokenizer(), corpus_of(TEXTS), language="prose", per_task=9, context_length=32
     )
     assert mined.counts() == {"punctuation": 9, "random": 9, "word": 9}
     assert set(mined.languages) == {"prose"}

@@ -51,8 +51,8 @@ def test_files_are_small_half_precision_and_described(name):
 def test_a_shipped_apmae_beats_the_additive_fit(smollm2_bridge, name, n_tokens):
     """On the standard library; how it does on files never trained on is in docs/results."""
     prompts = mine_scenarios(
-        python_standard_library(),
         smollm2_bridge,
+        python_standard_library(),
         language="python",
         tasks=["random"],
         per_task=4,

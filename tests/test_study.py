@@ -132,6 +132,20 @@ def test_a_finished_stage_is_skipped_and_a_failed_one_goes_on(tmp_path):
     assert run_and_tell(tmp_path, two_stages(tmp_path)) == [("skip", "first"), ("skip", "second")]
 
 
+def test_a_failed_stage_holds_nothing_and_the_corrected_command_runs(tmp_path):
+    def leave_half_and_fail():
+        (tmp_path / "b.txt").write_text("half")
+        raise RuntimeError("broken")
+
+    stages = two_stages(tmp_path, second_setting=1)
+    stages[1] = Stage("second", "", {"y": 1}, ["b.txt"], leave_half_and_fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        run_and_tell(tmp_path, stages)
+    corrected = two_stages(tmp_path, second_setting=2)
+    assert run_and_tell(tmp_path, corrected) == [("skip", "first"), ("start", "second")]
+    assert (tmp_path / "b.txt").read_text() == "b"
+
+
 def test_a_stage_whose_file_is_gone_runs_again(tmp_path):
     run_and_tell(tmp_path, two_stages(tmp_path))
     (tmp_path / "a.txt").unlink()
@@ -725,11 +739,29 @@ def test_a_report_says_that_a_pretrained_apmae_may_know_the_files(tmp_path):
         ("[ablate]\nper_task = 0", "ablate.per_task must be 1 to"),
         ("[model]\nkind = 'hook'", r"model.kind must be one of \['auto', 'hooked', 'bridge'\]"),
         ("[gates]\nsteps = [1.0]", "unknown key 'gates'"),
+        ('[rank]\nreducer = "auto"', r"rank.reducer must be one of \['umap', 'pca'\]"),
+        (
+            '[scenarios]\ntasks = ["identifier"]',
+            r"scenarios.tasks\[0\] must be one of .*identifiers",
+        ),
+        ("[scenarios]\ncontext_length = 512", "context_length is 512, but .* up to 256"),
     ],
 )
 def test_settings_that_no_stage_could_use_are_refused(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         StudySettings.from_toml(write_toml(tmp_path, more))
+
+
+def test_an_apmae_is_looked_for_before_the_first_stage(tmp_path):
+    for mae, message in (
+        ('pretrained = "aplens-bass"', "aplens-bass"),
+        ('pretrained = "aplens-short"', "context_length is 128, but .* up to 64"),
+    ):
+        file = write_toml(tmp_path, f"[scenarios]\ncontext_length = 128\n[mae]\n{mae}")
+        study = Study(StudySettings.from_toml(file), tmp_path / "out")
+        with pytest.raises((ValueError, OSError), match=message):
+            study.run()
+        assert not (tmp_path / "out" / "stages").exists()
 
 
 def test_an_unknown_stage_and_the_version(tmp_path):

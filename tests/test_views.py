@@ -28,7 +28,13 @@ from aplens.correctness import Observations
 from aplens.correctness.clusters import HeadClusters
 from aplens.heads import ModelShape
 from aplens.scenarios import Scenarios
-from aplens.views import View, show_clusters, show_heads, show_reconstruction
+from aplens.views import (
+    View,
+    show_clusters,
+    show_heads,
+    show_in_circuitsvis,
+    show_reconstruction,
+)
 from aplens.views.apart import count_tasks, tell_apart
 from aplens.views.embed import to_json
 from aplens.views.heads_view import _build_heads_view, quantize
@@ -797,6 +803,24 @@ def test_views_draw_in_frames_of_an_exported_notebook(chromium, three_views, tmp
     assert page.locator("#end").is_visible()
     assert logged == []
     assert {url for url in requested if url != "about:srcdoc"} == {path.as_uri()}
+    page.close()
+
+
+@pytest.mark.browser
+def test_circuitsvis_draws_the_heads_offline_and_hostile_tokens_do_not_run(
+    chromium, tiny_model, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(tiny_model, "tokenizer", FakeTokenizer(), raising=False)
+    tokens = list(range(len(HOSTILE)))
+    shown = show_in_circuitsvis(tiny_model, torch.tensor(tokens), "L1H2, L0H3")
+    path = tmp_path / "circuitsvis.html"
+    path.write_text(f"<!DOCTYPE html><meta charset='utf-8'>{shown.local_src}", encoding="utf-8")
+    page, _, requested = open_page(chromium, path)
+    page.get_by_text("L1H2").first.wait_for(timeout=60_000)
+    assert page.get_by_text("L0H3").count() >= 1
+    assert_drawn(page.locator("canvas").first)
+    assert page.evaluate("window.pwned") is None
+    assert requested == [path.as_uri()]
     page.close()
 
 

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from aplens._progress import Progress, show_progress
 from aplens._tokens import label_tokens
-from aplens.circuits.metrics import CountedMetric, Metric, Progress
+from aplens.circuits.metrics import CountedMetric, Metric
 from aplens.circuits.runs import (
     HeadActivation,
     hook_name,
@@ -37,7 +38,7 @@ def activation_patch(
     metric: Metric,
     activation: HeadActivation = "z",
     by_position: bool = False,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
 ) -> PatchingTable:
     """Put each chosen head's activation from the clean run into the corrupted run, one at a time.
 
@@ -54,7 +55,8 @@ def activation_patch(
         activation: What is patched: `z` (a head's output before the output projection), `q`, `k`,
             `v` or `pattern` (attention probabilities).
         by_position: Patch one position at a time (of a pattern: one query) instead of all at once.
-        progress: Called with (runs done, runs in all).
+        progress: A bar (the default), nothing (False), or a function called with (runs done, runs
+            in all).
 
     Raises:
         ValueError: When a head is out of range, the prompts differ in shape, `activation` is
@@ -77,7 +79,9 @@ def activation_patch(
     rows = [(head, at) for head in chosen for at in (positions if by_position else [None])]
     if activation != "z":
         require_acting(model, activation, {head.layer for head in chosen})
-    measured = CountedMetric(metric, total=len(rows) + 2, progress=progress)
+    measured = CountedMetric(
+        metric, total=len(rows) + 2, tell=show_progress(progress, "Patching activations")
+    )
 
     names = {hook_name(activation, head.layer) for head in chosen}
     clean_logits, cache = run_with_cache(model, clean_tokens, names)

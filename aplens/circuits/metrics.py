@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aplens._progress import Progress
 from aplens.prompts import as_list
 
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, ""]]
-Progress: TypeAlias = Callable[[int, int], object]
 
 
 def logit_difference(
@@ -63,8 +63,8 @@ def logit_difference(
 class CountedMetric:
     """A metric that must be a finite scalar, and counts the runs it was asked about."""
 
-    def __init__(self, metric: Metric, total: int, progress: Progress | None) -> None:
-        self.metric, self.total, self.progress = metric, total, progress
+    def __init__(self, metric: Metric, total: int, tell: Progress) -> None:
+        self.metric, self.total, self.tell = metric, total, tell
         self.calls = 0
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, ""]:
@@ -79,8 +79,7 @@ class CountedMetric:
         if not torch.isfinite(value):
             raise ValueError(f"the metric must be finite, got {value.item()}")
         self.calls += 1
-        if self.progress is not None:
-            self.progress(self.calls, self.total)
+        self.tell(self.calls, self.total)
         return value
 
 

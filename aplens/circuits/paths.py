@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from aplens.circuits.metrics import CountedMetric, Metric, Progress
+from aplens._progress import Progress, show_progress
+from aplens.circuits.metrics import CountedMetric, Metric
 from aplens.circuits.runs import (
     hook_name,
     keeping,
@@ -47,7 +48,7 @@ def path_patch(
     *,
     metric: Metric,
     component: PathComponent = "q",
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
 ) -> PatchingTable:
     """Let the direct path from each sender to each receiver alone carry the sender's clean output.
 
@@ -69,7 +70,8 @@ def path_patch(
             the logits. A pair whose receiver is not in a later layer has no path and is left out.
         metric: From logits of the whole batch to a scalar, such as `logit_difference(...)`.
         component: Which input of the receiver: `q`, `k` or `v`. Of no meaning for the logits.
-        progress: Called with (runs done, runs in all).
+        progress: A bar (the default), nothing (False), or a function called with (runs done, runs
+            in all).
 
     Raises:
         ValueError: When a head is out of range, no pair has a path, the prompts differ in shape,
@@ -91,7 +93,9 @@ def path_patch(
         else [(sender, head) for sender, heads in targets.items() for head in heads]
     )
     clean_tokens, corrupted_tokens = read_pair(model, clean, corrupted)
-    measured = CountedMetric(metric, total=len(paths) + 2, progress=progress)
+    measured = CountedMetric(
+        metric, total=len(paths) + 2, tell=show_progress(progress, "Patching paths")
+    )
 
     writing = {sender.layer for sender, _ in paths}
     reading = {head.layer for _, head in paths if head is not None}

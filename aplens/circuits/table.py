@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aplens.heads import Head
+from aplens.tables import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 _FLOAT_ERROR = 1e-6
 
 
-@dataclass(frozen=True)
-class PatchingTable:
+@dataclass(frozen=True, repr=False)
+class PatchingTable(Shown):
     """What patching did to a metric, one row a patch.
 
     Attributes:
@@ -41,6 +42,20 @@ class PatchingTable:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    def __repr__(self) -> str:
+        kind = "paths" if "sender" in self.frame else "activations"
+        return (
+            f"PatchingTable({len(self)} {kind}, metric {self.clean:.3g} clean and "
+            f"{self.corrupted:.3g} corrupted)"
+        )
+
+    def _shown_rows(self) -> pd.DataFrame:
+        """What moved the metric most, first."""
+        order = (self.frame["metric"] - self.corrupted).abs().sort_values(ascending=False)
+        names = ("name", "sender", "receiver", "activation", "component", "position")
+        columns = [name for name in names if name in self.frame]
+        return self.frame.loc[order.index, [*columns, "metric", "recovered"]]
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of the rows."""

@@ -9,7 +9,7 @@ from aplens.correctness.evaluation import (
 )
 from aplens.correctness.features import keep_for
 from aplens.correctness.observations import HEAD_NUMBERS, Keep, Observations
-from aplens.correctness.observing import Progress, describe_outcomes, observe
+from aplens.correctness.observing import describe_outcomes, observe
 from aplens.correctness.predictor import DEFAULT_FEATURES, FEATURE_SETS, CorrectnessPredictor
 from aplens.correctness.regions import REGIONS
 from aplens.correctness.scorer import HeadScorer
@@ -30,7 +30,6 @@ __all__ = [
     "HeadScorer",
     "Keep",
     "Observations",
-    "Progress",
     "assign_folds",
     "attribute_heads",
     "cross_validate",

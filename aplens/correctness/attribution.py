@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -11,10 +12,14 @@ from aplens.correctness.logistic import LogisticModel
 from aplens.correctness.observations import Observations
 from aplens.correctness.predictor import CorrectnessPredictor
 from aplens.heads import Head, HeadRanking, ModelShape
+from aplens.tables import Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True)
-class HeadAttributions:
+@dataclass(frozen=True, repr=False)
+class HeadAttributions(Shown):
     """SHAP values in the predictor's log-odds of *incorrect* (docs/method.md, step 10).
 
     On every scenario `values.sum(1) + others + expected_value` is the predictor's margin.
@@ -32,6 +37,17 @@ class HeadAttributions:
     others: Float[np.ndarray, " scenario"]
     expected_value: float
     model: ModelShape
+
+    def __repr__(self) -> str:
+        n_scenarios, n_heads = self.values.shape
+        return f"HeadAttributions({n_scenarios} scenarios × {n_heads} heads of {self.model.name})"
+
+    def _shown_rows(self) -> pd.DataFrame:
+        return self.to_ranking()._shown_rows()
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a head, those that say most of errors first; see `HeadRanking`."""
+        return self.to_ranking().to_frame()
 
     def to_ranking(self) -> HeadRanking:
         """Summarize over scenarios, head by head."""

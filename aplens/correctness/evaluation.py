@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from aplens._io import fingerprint
+from aplens._progress import Progress, show_progress
 from aplens._store import Store
 from aplens.correctness.clusters import HeadClusters
 from aplens.correctness.features import keep_for
 from aplens.correctness.observations import Observations, incorrect_labels
-from aplens.correctness.observing import Progress
 from aplens.correctness.predictor import FEATURE_SETS, CorrectnessPredictor
 from aplens.correctness.splits import assign_folds, draw_files
 from aplens.intervals import FileBootstrap, estimate_from
@@ -39,7 +39,7 @@ def evaluate_predictors(
     by_task: bool = False,
     train_share: float = 1.0,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
     keep: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -59,7 +59,8 @@ def evaluate_predictors(
         train_share: Fit on this share of each fold's training files, drawn at random: what fewer
             scenarios would have given, judged on the same ones.
         seed: Decides the folds, the resamples and the predictors.
-        progress: Called with (predictors fitted, predictors in all).
+        progress: A bar (the default), nothing (False), or a function called with (predictors
+            fitted, predictors in all).
         keep: A folder in which predictions are kept as they are made; run again, only those that
             are missing or damaged are made.
         settings: Handed to every `CorrectnessPredictor`.
@@ -109,7 +110,7 @@ def cross_validate(
     *,
     train_share: float = 1.0,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
     made: Store | None = None,
     **settings: Any,
 ) -> dict[str, Float[np.ndarray, " scenario"]]:
@@ -126,6 +127,7 @@ def cross_validate(
         settings: Handed to every `CorrectnessPredictor`.
     """
     n_folds = int(folds.max()) + 1
+    tell = show_progress(progress, "Fitting predictors")
     scores = {name: np.empty(len(observations)) for name in features}
     for fold in range(n_folds):
         held_out = folds == fold
@@ -138,8 +140,7 @@ def cross_validate(
             )
             kept = predict() if made is None else made.recall(f"{name}-fold-{fold}", predict)
             scores[name][held_out] = kept
-            if progress is not None:
-                progress(fold * len(features) + number + 1, n_folds * len(features))
+            tell(fold * len(features) + number + 1, n_folds * len(features))
     return scores
 
 

@@ -17,6 +17,7 @@ from aplens.correctness.head_array import HeadArray, HeadValues
 from aplens.correctness.shards import HeldShards, ShardFolder
 from aplens.heads import Head, ModelShape
 from aplens.patterns import AttentionPatterns, CompactPatterns, PatchGrid, restore_patterns
+from aplens.tables import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +51,7 @@ HEAD_NUMBERS: dict[str, Keep] = {
 }
 
 
-class Observations:
+class Observations(Shown):
     """Embeddings of every head on every scenario, beside the model's outcome.
 
     Args:
@@ -110,6 +111,11 @@ class Observations:
             f"Observations({len(self)} scenarios × {len(self.heads)} heads of {self.model.name}, "
             f"{self.table['correct'].mean():.1%} correct)"
         )
+
+    def _shown_rows(self) -> pd.DataFrame:
+        by_task = self.table.groupby("task", sort=False)
+        frame = by_task.agg(scenarios=("correct", "size"), correct=("correct", "mean"))
+        return frame.reset_index()
 
     @property
     def embeddings(self) -> HeadValues:

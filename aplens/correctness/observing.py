@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from aplens._io import fingerprint, hash_tensors
 from aplens._processes import join_processes
+from aplens._progress import Progress, show_progress
 from aplens.correctness.observations import COLUMNS, HEAD_NUMBERS, Keep, Observations
 from aplens.correctness.regions import attention_by_region
 from aplens.correctness.shards import HeldShards, ShardFolder
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from aplens.mae import APMAE
     from aplens.scenarios import Scenarios
 
-Progress: TypeAlias = Callable[[int, int], object]
 Arrays: TypeAlias = "dict[str, Shaped[Tensor, 'head scenario *values']]"
 
 #: Patterns the AP-MAE encodes at once.
@@ -49,7 +49,7 @@ def observe(
     shard_size: int = 64,
     keep: Sequence[Keep] = ("statistics",),
     precision: torch.dtype | None = None,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
 ) -> Observations:
     """Run the model on every scenario and keep each head's embedding and the outcome.
 
@@ -77,7 +77,8 @@ def observe(
             `shard_size`.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16 (default:
             as it is). Faster where the hardware is; a few predictions may change.
-        progress: Called with (scenarios done, scenarios in all), of this process.
+        progress: A bar (the default), nothing (False), or a function called with (scenarios done,
+            scenarios in all), of this process.
 
     Warns:
         UserWarning: A shard on disk is damaged and is done again.
@@ -105,10 +106,11 @@ def observe(
         from aplens.mae.habit import require_visible
 
         require_visible(mae, int(prompts.lengths.min()))
+    tell = show_progress(progress, "Observing")
     run = _describe_run(model, scenarios, mae, options)
     read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))
     if folder is None:
-        return _observe_in_memory(model, scenarios, read, options, run, progress)
+        return _observe_in_memory(model, scenarios, read, options, run, tell)
     processes = join_processes()
     with processes.own(folder) as path:
         shards = ShardFolder.resume(path, run) if processes.is_main else None
@@ -116,7 +118,6 @@ def observe(
         shards = shards or ShardFolder.resume(path, run)
         mine = processes.share(shards.shards())
         done, total = 0, sum(rows.stop - rows.start for _, rows in mine)
-        tell = progress or (lambda done, total: None)
         for name, rows in mine:
             if shards.store.is_sound(name):
                 done += rows.stop - rows.start
@@ -147,15 +148,14 @@ def _observe_in_memory(
     read: _LayerReader,
     options: ObserveOptions,
     run: dict[str, Any],
-    progress: Progress | None,
+    tell: Progress,
 ) -> Observations:
     batches: list[_Batch] = []
     done = 0
     for batch in _observe_batches(model, scenarios, read, options):
         batches.append(batch)
         done += len(batch.outcomes)
-        if progress is not None:
-            progress(done, len(scenarios))
+        tell(done, len(scenarios))
     table = _join_tables(batches, scenarios, slice(0, len(scenarios)))
     return Observations.of_shards(HeldShards(run, _join_arrays(batches), table))
 

@@ -80,6 +80,10 @@ class CorrectnessPredictor:
         self.seed = seed
         self._blocks = make_features(features, clusters or HeadClusters(seed=seed))
 
+    def __repr__(self) -> str:
+        state = "fitted" if hasattr(self, "model_") else "not fitted"
+        return f"CorrectnessPredictor({self.features!r}, {self.classifier}, {state})"
+
     def fit(self, observations: Observations) -> CorrectnessPredictor:
         """Fit on training observations; what the features need is fitted on them too.
 

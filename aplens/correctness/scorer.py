@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from aplens._progress import Progress
 from aplens.correctness.attribution import HeadAttributions, attribute_heads
 from aplens.correctness.clusters import HeadClusters
 from aplens.correctness.evaluation import evaluate_predictors
 from aplens.correctness.features import keep_for
 from aplens.correctness.observations import Keep, Observations, incorrect_labels
-from aplens.correctness.observing import Progress, observe
+from aplens.correctness.observing import observe
 from aplens.correctness.predictor import DEFAULT_FEATURES, Classifier, CorrectnessPredictor
 from aplens.correctness.splits import require_disjoint_files
 from aplens.heads import HeadRanking
@@ -59,6 +60,10 @@ class HeadScorer:
         self._settings: dict[str, Any] = {"classifier": classifier, "clusters": clusters}
         self._new_predictor(features)  # refuses wrong settings before any work is done
 
+    def __repr__(self) -> str:
+        state = "fitted" if hasattr(self, "predictor_") else "not fitted"
+        return f"HeadScorer({self.features!r}, {state})"
+
     def observe(
         self,
         model: Any,
@@ -67,7 +72,7 @@ class HeadScorer:
         *,
         batch_size: int = 8,
         keep: Sequence[Keep] | None = None,
-        progress: Progress | None = None,
+        progress: bool | Progress = True,
     ) -> Observations:
         """Run the model on scenarios and encode its heads' patterns; see `observe`.
 
@@ -79,7 +84,8 @@ class HeadScorer:
             batch_size: Prompts a forward pass.
             keep: Which numbers to keep of each pattern, such as "surprise" (default: "statistics"
                 and what the features need).
-            progress: Called with (scenarios done, scenarios in all).
+            progress: A bar (the default), nothing (False), or a function called with (scenarios
+                done, scenarios in all).
         """
         keep = sorted({"statistics", *keep_for(self.features)}) if keep is None else keep
         return observe(

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from aplens._progress import Progress, show_progress
 from aplens.describe.scores import TemplateCounts, common_length
 from aplens.describe.surprise_keys import KEY_KINDS, Answers, SurpriseTally
 from aplens.heads import Head
@@ -43,7 +44,7 @@ class TypicalPattern:
     habit: Float[Tensor, "query key"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadDescription:
     """What one head does on some prompts.
 
@@ -76,6 +77,12 @@ class HeadDescription:
     nearest: dict[Head, float]
     typical: TypicalPattern
 
+    def __repr__(self) -> str:
+        return (
+            f"HeadDescription({self.head}: {self.template} on {self.template_share:.0%} of the "
+            f"prompts, surprise {self.surprise:.0%})"
+        )
+
 
 @torch.no_grad()
 def describe_patterns(
@@ -89,7 +96,7 @@ def describe_patterns(
     answers: Sequence[Answers],
     batch_size: int = 8,
     precision: torch.dtype | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> list[HeadDescription]:
     """Describe heads by their patterns; the prompts are run twice, and no pattern is kept.
 
@@ -106,7 +113,8 @@ def describe_patterns(
         answers: Each prompt's.
         batch_size: Prompts a forward pass.
         precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at).
-        progress: Called with (prompts run, prompts to run): each is run twice.
+        progress: A bar (the default), nothing (False), or a function called with (prompts run,
+            prompts to run): each is run twice.
 
     Raises:
         ValueError: When a prompt is too short or too long, or what the model computes is no
@@ -115,8 +123,10 @@ def describe_patterns(
     require_visible(mae, int(prompts.lengths.min()))
     length = common_length(prompts.lengths)
 
+    show = show_progress(progress, "Describing heads")
+
     def tell(start: int) -> Callable[[int], object]:
-        return lambda done: progress and progress(start + done, 2 * len(prompts))
+        return lambda done: show(start + done, 2 * len(prompts))
 
     means = _mean_directions(model, prompts, mae, length, batch_size, precision, tell(0))
     every = describe_model(model).heads

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens.correctness.observing import Progress
+from aplens._progress import Progress, show_progress
 from aplens.heads import Head, HeadsLike
 from aplens.models import attach_hooks, run_until, z_hook_name
 from aplens.patterns import AttentionPatterns, stream_patterns
@@ -32,7 +32,7 @@ def pattern_distances(
     heads: HeadsLike | None = None,
     n_neighbors: int = 5,
     batch_size: int = 8,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
 ) -> dict[Head, float]:
     """How far each head's patterns on these prompts are from those on reference prompts.
 
@@ -54,7 +54,8 @@ def pattern_distances(
         heads: Which heads (default: all).
         n_neighbors: How many of the nearest reference embeddings count.
         batch_size: Prompts a forward pass.
-        progress: Called with (prompts run, prompts in all), the reference's among them.
+        progress: A bar (the default), nothing (False), or a function called with (prompts run,
+            prompts in all), the reference's among them.
 
     Returns:
         The distance of each head, in the order of `heads`.
@@ -67,15 +68,14 @@ def pattern_distances(
     chosen = select_heads(model, heads)
     asked, usual = read_prompts(model, prompts), read_prompts(model, reference)
     _check(asked, usual, mae, n_neighbors)
-    n_done = 0
+    tell, n_done = show_progress(progress, "Comparing patterns"), 0
 
     def stream(some: Prompts) -> Iterator[AttentionPatterns]:
         nonlocal n_done
         for rows, patterns, _ in stream_patterns(model, some, chosen, batch_size):
             yield patterns
             n_done += rows.stop - rows.start
-            if progress is not None:
-                progress(n_done, len(asked) + len(usual))
+            tell(n_done, len(asked) + len(usual))
 
     ours = torch.cat([_embed(mae, patterns) for patterns in stream(asked)])
     theirs: dict[int, list[Tensor]] = {length: [] for length in asked.lengths.unique().tolist()}

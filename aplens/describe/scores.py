@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from aplens._progress import Progress, show_progress
 from aplens.heads import HeadsLike
 from aplens.patterns import log_normalize, stream_patterns
 from aplens.patterns.collect import select_heads
@@ -34,7 +34,7 @@ def score_heads(
     seed: int = 0,
     batch_size: int = 8,
     precision: torch.dtype | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Progress = True,
 ) -> pd.DataFrame:
     """Score heads by what a pretrained AP-MAE and named templates say of their patterns.
 
@@ -54,7 +54,8 @@ def score_heads(
         precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at, see
             `aplens.mae.default_precision`). In bfloat16 the last digits of `error` and `variation`
             depend on `batch_size`.
-        progress: Called with prompts done and prompts in all.
+        progress: A bar (the default), nothing (False), or a function called with prompts done and
+            prompts in all.
 
     Returns:
         One row a head, by layer and head, with its name as index and the columns
@@ -86,14 +87,14 @@ def score_heads(
     errors = _Errors(mae, mask_ratio, seed, precision)
     variation = _Variation(mae, common_length(read.lengths), precision)
     templates = TemplateCounts(len(chosen))
+    tell = show_progress(progress, "Scoring heads")
     for rows, patterns, _ in stream_patterns(model, read, chosen, batch_size):
         for place, prompt in enumerate(range(rows.start, rows.stop)):
             attention = patterns.prompt(place)
             errors.see(prompt, attention)
             variation.see(attention)
             templates.see(attention, torch.tensor(read.ids(prompt)))
-        if progress is not None:
-            progress(rows.stop, len(read))
+        tell(rows.stop, len(read))
     error, relative_error = errors.means(len(chosen))
     return pd.DataFrame(
         {

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aplens._progress import Progress, show_progress
 from aplens.heads import Head, HeadRanking, HeadsLike, ModelShape
 from aplens.intervals import FileBootstrap, sign_flip_p_values
 from aplens.interventions.ablation import (
@@ -34,6 +35,7 @@ from aplens.patterns.collect import select_heads
 from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.scenarios.answers import require_answers, require_logits
+from aplens.tables import SHOWN_ROWS, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +47,8 @@ if TYPE_CHECKING:
 AnswerMetric: TypeAlias = Literal["log_prob", "logit_diff"]
 
 
-@dataclass(frozen=True)
-class HeadEffects:
+@dataclass(frozen=True, repr=False)
+class HeadEffects(Shown):
     """What ablating each head alone does to a metric, prompt by prompt.
 
     Costs are counted in passes over the whole set of prompts, so that they compare between methods
@@ -78,6 +80,32 @@ class HeadEffects:
     model: ModelShape
     n_forward_passes: int
     n_backward_passes: int
+
+    def __repr__(self) -> str:
+        how = "estimated" if self.estimated else "measured"
+        best = ", ".join(str(self.heads[place]) for place in self._largest(3))
+        return (
+            f"HeadEffects({len(self.heads)} heads of {self.model.name} × "
+            f"{len(self.clean)} prompts, {self.metric}, {how}, largest: {best})"
+        )
+
+    def _largest(self, k: int) -> list[int]:
+        """Places of the heads with the largest mean effect."""
+        means = np.abs(self.values.mean(axis=1))
+        return np.argsort(-means, kind="stable")[:k].tolist()
+
+    def _shown_rows(self) -> pd.DataFrame:
+        # Tests and their correction are left out: they need all heads, and take seconds.
+        import pandas as pd
+
+        bootstrap = FileBootstrap(self.groups)
+        several = len(set(self.groups)) > 1
+        rows = []
+        for place in self._largest(SHOWN_ROWS):
+            mean, low, high = bootstrap.mean(self.values[place])
+            ends = {"effect_low": low, "effect_high": high} if several else {}
+            rows.append({"head": str(self.heads[place]), "effect": mean, **ends})
+        return pd.DataFrame(rows)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a head, in the order of `heads`, with the head's name as index.
@@ -150,7 +178,7 @@ def measure_effects(
     reference: PromptsLike | None = None,
     batch_size: int = 32,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> HeadEffects:
     """Ablate every head by itself and measure what that does to the metric on each prompt.
 
@@ -172,7 +200,8 @@ def measure_effects(
             are used.
         batch_size: Prompts a forward pass, the copies for several heads counted.
         seed: Decides which reference prompt `resample` takes for which scenario.
-        progress: Called with (heads × prompts measured, heads × prompts in all).
+        progress: A bar (the default), nothing (False), or a function called with (heads × prompts
+            measured, heads × prompts in all).
 
     Raises:
         ValueError: When a head is out of range, metric or method is unknown, `logit_diff` lacks a
@@ -186,7 +215,7 @@ def measure_effects(
     substitute = _make_substitute(model, task.heads, method, reference, seed)
     clean, values = task.empty_results()
     midway = can_start_midway(model)
-    n_done = 0
+    tell, n_done = show_progress(progress, "Measuring effects"), 0
     for numbers in task.batches(batch_size):
         # Resampling pairs positions with the reference's, so its batches keep the whole length.
         prompts = task.take(numbers, trim=method != "resample")
@@ -204,8 +233,7 @@ def measure_effects(
             for place, ablated in zip(places, logits.split(len(numbers)), strict=True):
                 values[place, numbers] = task.evaluate(ablated, numbers) - clean[numbers]
             n_done += len(places) * len(numbers)
-            if progress is not None:
-                progress(n_done, values.numel())
+            tell(n_done, values.numel())
     return HeadEffects(
         task.heads,
         values.numpy(),
@@ -231,7 +259,7 @@ def estimate_effects(
     method: Literal["zero", "mean"] = "zero",
     reference: PromptsLike | None = None,
     batch_size: int = 8,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> HeadEffects:
     """Estimate what `measure_effects` measures, for all heads from one gradient.
 
@@ -252,7 +280,8 @@ def estimate_effects(
         method: The ablation that is estimated: "zero" or "mean".
         reference: Prompts for `mean`, in any form that `read_prompts` takes.
         batch_size: Prompts a forward and backward pass.
-        progress: Called with (prompts done, prompts in all).
+        progress: A bar (the default), nothing (False), or a function called with (prompts done,
+            prompts in all).
 
     Raises:
         ValueError: When a head is out of range, metric or method is unknown, `logit_diff` lacks a
@@ -265,7 +294,7 @@ def estimate_effects(
     substitute = _make_substitute(model, task.heads, method, reference)
     clean, values = task.empty_results()
     by_layer = task.by_layer
-    n_done = 0
+    tell, n_done = show_progress(progress, "Estimating effects"), 0
     for numbers in task.batches(batch_size):
         prompts = task.take(numbers)
         with refuse_broken_patterns(model), _keep_outputs(model, by_layer) as outputs:
@@ -282,8 +311,7 @@ def estimate_effects(
             estimates = products.sum(dim=(1, 3), dtype=torch.float64)
             values[torch.tensor(places)[:, None], numbers] = estimates.T.cpu()
         n_done += len(numbers)
-        if progress is not None:
-            progress(n_done, len(clean))
+        tell(n_done, len(clean))
     return HeadEffects(
         task.heads,
         values.numpy(),

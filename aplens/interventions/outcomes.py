@@ -16,6 +16,7 @@ from aplens._io import write_json
 from aplens._words import shorten
 from aplens.heads import Head, parse_heads
 from aplens.intervals import FileBootstrap
+from aplens.tables import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,8 +58,8 @@ class SettingResult:
     correct: NDArray[np.bool_]
 
 
-@dataclass
-class AblationSweep:
+@dataclass(repr=False)
+class AblationSweep(Shown):
     """What a sweep found. Scenarios stand in the same order everywhere.
 
     Attributes:
@@ -78,6 +79,17 @@ class AblationSweep:
     setup: dict[str, Any] = field(default_factory=dict)
 
     _FORMAT = "aplens.ablation_sweep"
+
+    def __repr__(self) -> str:
+        choices = dict.fromkeys(result.setting.choice for result in self._ordered())
+        return (
+            f"AblationSweep({len(self.results)} settings of {', '.join(choices) or 'nothing'} × "
+            f"{len(self.index)} scenarios, {self.clean_accuracy:.1%} correct with nothing ablated)"
+        )
+
+    def _shown_rows(self) -> pd.DataFrame:
+        frame = self.summary().rename(columns={"low": "accuracy_low", "high": "accuracy_high"})
+        return frame.drop(columns=["incorrect_to_correct", "correct_to_incorrect"])
 
     @property
     def clean_accuracy(self) -> float:

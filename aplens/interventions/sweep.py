@@ -6,7 +6,7 @@ As in the paper: sizes × orders of heads, on as many correct as incorrect held-
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aplens._io import fingerprint, hash_tokens, own_folder
+from aplens._progress import Progress, show_progress
 from aplens._seeds import read_seed
 from aplens._store import require_same
 from aplens.heads import Head, HeadRanking, HeadsLike, draw_heads, parse_heads
@@ -98,7 +99,7 @@ def sweep_ablations(
     batch_size: int = 16,
     precision: torch.dtype | None = None,
     folder: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> AblationSweep:
     """Ablate the first heads of each order, and as many random ones, and score the model.
 
@@ -121,7 +122,8 @@ def sweep_ablations(
         folder: Where to keep `sweep.json` and, until the sweep is done, the outcomes so far in the
             folder `unfinished`, rewritten after every batch of prompts. What is found there is not
             run again; settings that are not asked for come back too.
-        progress: Called with (settings × scenarios done, settings × scenarios in all).
+        progress: A bar (the default), nothing (False), or a function called with (settings ×
+            scenarios done, settings × scenarios in all).
 
     Each batch of prompts goes through all settings, in an order in which they share what the model
     computes before they differ (`aplens.interventions.sharing`), and only the last position is
@@ -140,6 +142,7 @@ def sweep_ablations(
     plan = plan or SweepPlan()
     read = _read_orders(model, orders)
     _check(model, scenarios, batch_size)
+    tell = show_progress(progress, "Ablating")
     compute_in(model, precision)  # refuses another precision before anything runs
     if method == "resample" and reference is None:
         # Outputs drawn from the batch itself would depend on how scenarios fall into batches.
@@ -164,7 +167,7 @@ def sweep_ablations(
         outcomes = PartialOutcomes(path and path.with_name(_UNFINISHED), setup)
         runner = _Runner(model, substitute, precision)
         swept = scenarios.select(sweep.index)
-        _run_settings(runner, swept, wanted, batch_size, outcomes, progress)
+        _run_settings(runner, swept, wanted, batch_size, outcomes, tell)
         sweep.results += [
             SettingResult(setting, heads, outcomes.of(setting)) for setting, heads in wanted.items()
         ]
@@ -181,7 +184,7 @@ def _run_settings(
     settings: Mapping[Setting, tuple[Head, ...]],
     batch_size: int,
     outcomes: PartialOutcomes,
-    progress: Callable[[int, int], object] | None,
+    tell: Progress,
 ) -> None:
     """Run every setting, one batch of scenarios after the other, and keep what came out."""
     prompts, targets = read_prompts(runner.model, scenarios), scenarios.targets()
@@ -197,8 +200,7 @@ def _run_settings(
             outcomes.put(setting, start, correct)
         if missing:
             outcomes.save()
-        if progress is not None:
-            progress(len(settings) * rows.stop, total)
+        tell(len(settings) * rows.stop, total)
 
 
 @dataclass(frozen=True)

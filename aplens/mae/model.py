@@ -6,8 +6,9 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -22,10 +23,16 @@ from aplens.mae.masking import random_masks
 from aplens.mae.precision import autocast
 from aplens.mae.summary import Summary
 from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize
+from aplens.patterns.collect import as_patterns
+from aplens.tables import Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens import ActivationCache
 
 Pool: TypeAlias = Literal["cls", "mean", "last_query"]
 PatchSet: TypeAlias = Literal["lower", "all"]
-Patterns: TypeAlias = "AttentionPatterns | Float[Tensor, '*pattern query key']"
+Patterns: TypeAlias = "AttentionPatterns | ActivationCache | Float[Tensor, '*pattern query key']"
 
 #: What stands for a pattern unless told otherwise: CLS, which tells the most, and the row of the
 #: position that predicts, which adds to it (docs/results/reconstruction.md).
@@ -72,8 +79,8 @@ class _Prompt(NamedTuple):
     mean: Float[Tensor, "patch pixel"]
 
 
-@dataclass(frozen=True)
-class Reconstruction:
+@dataclass(frozen=True, repr=False)
+class Reconstruction(Shown):
     """Patterns, what was hidden of them, and what AP-MAE made of it, in log-normalized units.
 
     Attributes:
@@ -89,6 +96,23 @@ class Reconstruction:
     reconstructed: Float[Tensor, "*pattern query key"]
     mask: Bool[Tensor, "*pattern patch"]
     error: Float[Tensor, "*pattern"]
+
+    def __repr__(self) -> str:
+        n_tokens, hidden = self.original.shape[-1], self.mask.float().mean()
+        return (
+            f"Reconstruction({self.error.numel()} patterns of {n_tokens} tokens, {hidden:.0%} of "
+            f"the patches hidden, mean squared error {self.error.float().mean():.4f})"
+        )
+
+    def _shown_rows(self) -> pd.DataFrame:
+        return self.to_frame()
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a pattern: its place among the patterns, and its `error`."""
+        import pandas as pd
+
+        places = [", ".join(map(str, place)) for place in np.ndindex(tuple(self.error.shape))]
+        return pd.DataFrame({"pattern": places, "error": self.error.flatten().tolist()})
 
 
 class APMAE(nn.Module):
@@ -199,6 +223,7 @@ class APMAE(nn.Module):
         fit = self._fit(scaled, mask, prompt)
         clues = None if fit is None else self._clues(scaled, mask, fit, prompt)
         inputs = self._encoder_input(scaled, prompt)
+        clues = None if clues is None else clues.to(inputs.dtype)
         with autocast(scaled.device, precision):
             places = self._lower_places
             encoded = self.encoder(take(inputs, visible), places[visible])
@@ -275,9 +300,9 @@ class APMAE(nn.Module):
     def _encoder_input(
         self, scaled: Float[Tensor, "pattern patch pixel"], prompt: _Prompt
     ) -> Float[Tensor, "pattern patch pixel"]:
-        if self.config.patch_input == "layer_norm":
-            return scaled
-        return (scaled - prompt.mean) / _DEVIATION
+        centred = self.config.patch_input == "centred"
+        inputs = (scaled - prompt.mean) / _DEVIATION if centred else scaled
+        return inputs.to(self.encoder.cls_token.dtype)
 
     def _summary_loss(
         self,
@@ -424,8 +449,9 @@ class APMAE(nn.Module):
         """Embed patterns, nothing hidden (docs/method.md, step 7).
 
         Args:
-            patterns: `AttentionPatterns`, of prompts of any lengths, or attention probabilities
-                `[..., query, key]`, of up to `n_ctx` tokens. They are log-normalized here.
+            patterns: `AttentionPatterns`, of prompts of any lengths; what `run_with_cache` kept; or
+                attention probabilities `[..., query, key]`. Of up to `n_ctx` tokens. They are
+                log-normalized here.
             patches: "lower": the patches on or below the diagonal, as in training. "all": the whole
                 grid, as the released code does; what lies above the diagonal then takes part in
                 attention, but never in a mean.
@@ -443,6 +469,7 @@ class APMAE(nn.Module):
             ValueError: When patterns are not square, too long or no probabilities, or `patches` or
                 `pool` is unknown.
         """
+        patterns = as_patterns(patterns)
         if isinstance(patterns, AttentionPatterns) and len(patterns.lengths.unique()) > 1:
             shape = (*patterns.values.shape[:2], self.embedding_size(pool))
             by_prompt = torch.empty(shape, device=self.device)
@@ -650,6 +677,7 @@ class APMAE(nn.Module):
         self, patterns: Patterns
     ) -> tuple[Float[Tensor, "pattern query key"], tuple[int, ...]]:
         """One leading dimension for all patterns, on the model's device; and what it was before."""
+        patterns = as_patterns(patterns)
         if isinstance(patterns, AttentionPatterns):
             lengths = patterns.lengths.unique().tolist()
             if len(lengths) > 1:
@@ -667,8 +695,8 @@ class APMAE(nn.Module):
         ):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                "expected AttentionPatterns or a tensor (..., query, key) with query = key, "
-                f"got {got}"
+                "expected AttentionPatterns, an ActivationCache or a tensor (..., query, key) with "
+                f"query = key, got {got}"
             )
         n_tokens = values.shape[-1]
         if n_tokens > self.config.n_ctx:

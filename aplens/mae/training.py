@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from aplens._io import hash_tensors, hash_tokens, write_json
 from aplens._processes import Processes, join_processes
+from aplens._progress import show_progress
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
@@ -71,7 +72,7 @@ class TrainingProgress:
     validation_ratio: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingResult:
     """A trained AP-MAE, and what it reaches on held-out patterns.
 
@@ -98,6 +99,13 @@ class TrainingResult:
     seconds: float
     history: list[HistoryEntry]
 
+    def __repr__(self) -> str:
+        return (
+            f"TrainingResult({self.folder}: {self.patterns:,} patterns in {self.seconds:.0f} s, "
+            f"error {self.validation_ratio:.2f} of the mean patch's, additive fit "
+            f"{self.additive_ratio:.2f})"
+        )
+
     @property
     def validation_ratio(self) -> float:
         """Its error as a ratio to the mean patch's: below `additive_ratio` it learned something."""
@@ -118,7 +126,7 @@ def train_apmae(
     validation: Prompts,
     start: str | os.PathLike[str] | None = None,
     settings: TrainingSettings | None = None,
-    progress: Callable[[TrainingProgress], None] | None = None,
+    progress: bool | Callable[[TrainingProgress], object] = True,
 ) -> TrainingResult:
     """Train an AP-MAE on a model's attention patterns, without storing any.
 
@@ -147,7 +155,8 @@ def train_apmae(
             weights). The mean patch is measured anew. Its fingerprint is kept where
             `identity_weight` trains it on.
         settings: Recipe and budget (default: `TrainingSettings()`).
-        progress: Called once before the first step and after every step.
+        progress: A bar (the default), nothing (False), or a function called once before the first
+            step and after every step.
 
     Raises:
         ValueError: When prompts are empty, too long or of several lengths, appear in training and
@@ -184,7 +193,17 @@ def train_apmae(
             settings,
             processes,
         )
-        return run.train(progress or (lambda _: None))
+        return run.train(_teller(progress))
+
+
+def _teller(
+    progress: bool | Callable[[TrainingProgress], object],
+) -> Callable[[TrainingProgress], object]:
+    """The function told of every step: the caller's own, or one that moves a bar."""
+    if callable(progress):
+        return progress
+    show = show_progress(progress, "Training")
+    return lambda now: show(now.patterns, now.total)
 
 
 class _Run:
@@ -266,7 +285,7 @@ class _Run:
             ),
         )
 
-    def train(self, progress: Callable[[TrainingProgress], None]) -> TrainingResult:
+    def train(self, progress: Callable[[TrainingProgress], object]) -> TrainingResult:
         """Train to the end of the budget."""
         state, settings = self.state, self.settings
         if not state.history:

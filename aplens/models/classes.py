@@ -12,12 +12,19 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
 ModelKind = Literal["hooked", "bridge"]
 DeviceMap: TypeAlias = "str | dict[str, str | int]"
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer  # type: ignore[attr-defined, unused-ignore]
+    from transformer_lens.model_bridge import TransformerBridge
+
+    #: What `load_model` returns. TransformerLens 4 has the bridge alone.
+    HookedModel: TypeAlias = HookedTransformer | TransformerBridge
 
 CLASS_NAMES: dict[ModelKind, str] = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
 

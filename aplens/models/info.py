@@ -55,23 +55,23 @@ def describe_model(model: Any) -> ModelInfo:
         UnsupportedModelError: When it is no HookedTransformer or TransformerBridge, has no
             attention patterns (Mamba), or attends to later tokens (BERT).
     """
+    kind = kind_of(model)
+    if kind is None:
+        raise UnsupportedModelError(
+            "expected a HookedTransformer or a TransformerBridge of a causal language model as the "
+            f"model, which comes first; got {type(model).__name__}"
+        )
     cached = _described.get(model)
     if cached is not None:
         parameter = first_parameter(model)  # it may have moved or changed type since
         if (parameter.device, parameter.dtype) == (cached.device, cached.dtype):
             return cached
-    info = _inspect(model)
+    info = _inspect(model, kind)
     _described[model] = info
     return info
 
 
-def _inspect(model: Any) -> ModelInfo:
-    kind = kind_of(model)
-    if kind is None:
-        raise UnsupportedModelError(
-            "expected a HookedTransformer or a TransformerBridge of a causal language model, "
-            f"got {type(model).__name__}"
-        )
+def _inspect(model: Any, kind: ModelKind) -> ModelInfo:
     name = str(model.cfg.model_name)
     layers = _attention_layers(model, name)
     _require_causal(model, name, layers[0])

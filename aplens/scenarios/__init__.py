@@ -16,6 +16,7 @@ from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLa
 from aplens.scenarios.mining import mine_scenarios
 from aplens.scenarios.own import make_scenarios, predicted_scenarios
 from aplens.scenarios.passages import draw_passages, prose_and_code
+from aplens.scenarios.prompt_files import read_prompt_file
 from aplens.scenarios.prose import english_prose
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
 from aplens.scenarios.tasks import SourceText, SourceTree, Span, list_tasks
@@ -50,4 +51,5 @@ __all__ = [
     "predicted_scenarios",
     "prose_and_code",
     "python_standard_library",
+    "read_prompt_file",
 ]

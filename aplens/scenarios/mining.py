@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from aplens._progress import Progress, show_progress
 from aplens.models import describe_model, own_tokenizer
 from aplens.scenarios.corpus import Corpus, SkipFile, SourceFile, check_file, open_corpus
 from aplens.scenarios.cutting import PromptBuilder, TokenizedFile
@@ -23,8 +24,8 @@ RANDOM_SPAN_TOKENS = (3, 10)
 
 
 def mine_scenarios(
-    corpus: str | Path | Corpus,
     model_or_tokenizer: Any,
+    corpus: str | Path | Corpus,
     *,
     language: str = "java",
     tasks: Sequence[str] | None = None,
@@ -33,7 +34,7 @@ def mine_scenarios(
     context_length: int = 256,
     style: Literal["auto", "left_to_right", "fim"] = "auto",
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> Scenarios:
     """Take completion scenarios from source files (docs/method.md, step 1).
 
@@ -45,9 +46,9 @@ def mine_scenarios(
     where they are more than half of it. What was left out is counted in the warning and in errors.
 
     Args:
-        corpus: A folder, a zip archive such as a JDK's `src.zip` (read in place), or a corpus.
         model_or_tokenizer: A hooked model, whose tokenizer is taken as its own files define it, so
             that prompts begin with BOS where the model was trained so; or a fast tokenizer.
+        corpus: A folder, a zip archive such as a JDK's `src.zip` (read in place), or a corpus.
         language: Language of the files.
         tasks: Tasks to mine, of `list_tasks(language)`; all of them when None.
         per_task: Scenarios wanted of each task.
@@ -55,15 +56,24 @@ def mine_scenarios(
         context_length: Number of tokens in a prompt.
         style: How prompts are built; see `PromptBuilder`.
         seed: Decides the order of the files and the spans chosen in them.
-        progress: Called with the number of scenarios found and wanted, as they are found.
+        progress: A bar (the default), nothing (False), or a function called with the number of
+            scenarios found and wanted, as they are found.
 
     Warns:
         UserWarning: The corpus ended before every task was full.
+        DeprecationWarning: The corpus stands before the model, as it did up to version 0.1.
 
     Raises:
         ScenarioError: An argument does not fit, the corpus cannot be read or is empty or has what
             is no text, or no scenario was found for a task.
     """
+    if _is_corpus(model_or_tokenizer) and not _is_corpus(corpus):
+        warnings.warn(
+            "mine_scenarios takes the model first, then the corpus: the old order will be refused",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        model_or_tokenizer, corpus = corpus, model_or_tokenizer
     tokenizer = _tokenizer_of(model_or_tokenizer, context_length)
     wanted = _check_tasks(tasks, language)
     for name, value in {"per_task": per_task, "per_file": per_file}.items():
@@ -73,13 +83,18 @@ def mine_scenarios(
         PromptBuilder(tokenizer, context_length, style), language, wanted, per_task, per_file, seed
     )
     source = open_corpus(corpus, language)
+    tell = show_progress(progress, "Mining scenarios")
     for file in source.files(seed):
-        if miner.mine(check_file(file)) and progress is not None:
-            progress(len(miner.scenarios), per_task * len(wanted))
+        if miner.mine(check_file(file)):
+            tell(len(miner.scenarios), per_task * len(wanted))
         if miner.is_full:
             break
     miner.check_yield(source)
     return Scenarios(miner.scenarios)
+
+
+def _is_corpus(value: Any) -> bool:
+    return isinstance(value, str | Path) or callable(getattr(value, "files", None))
 
 
 def _tokenizer_of(model_or_tokenizer: Any, context_length: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +51,10 @@ def make_scenarios(
         task: Name of the task.
         prepend_bos: Whether texts begin with BOS (default: as the model does).
 
+    Warns:
+        UserWarning: An answer seems to lack the blank before it: with one it begins with another
+            token.
+
     Raises:
         ScenarioError: When there are not as many answers as prompts, an answer is missing, has no
             token, does not begin with a token of its own, or is the wrong answer too; or when the
@@ -79,6 +85,13 @@ def make_scenarios(
                     f"prompt {index}: {answers[index]!r} and {wrong_answers[index]!r} begin with "
                     f"the same token, {target}"
                 )
+    if texts is not None:
+        given: list[tuple[str, str | int, int | None]] = [
+            *zip(texts, answers, targets, strict=True)
+        ]
+        if wrong_answers is not None:
+            given += zip(texts, wrong_answers, wrong, strict=True)
+        _warn_of_missing_blanks(model, given, prepend_bos)
     names = [f"prompt-{ids.index(prompt)}" for prompt in ids]
     if groups is not None:
         names = [str(group) for group in _read_values("groups", groups, read)]
@@ -98,6 +111,33 @@ def make_scenarios(
             names, answers, ids, targets, wrong, strict=True
         )
     )
+
+
+def _warn_of_missing_blanks(
+    model: Any, given: Sequence[tuple[str, str | int, int | None]], prepend_bos: bool | None
+) -> None:
+    """Warn the caller's caller of the first answer that another token stands for with a blank."""
+    for text, answer, token in given:
+        if not isinstance(answer, str) or not _joins_words(text, answer):
+            continue
+        prompt = tuple(read_prompts(model, text, prepend_bos=prepend_bos).ids(0))
+        together = tuple(read_prompts(model, f"{text} {answer}", prepend_bos=prepend_bos).ids(0))
+        if together[: len(prompt)] == prompt and together[len(prompt)] != token:
+            warnings.warn(
+                f"the answer {answer!r} stands without a blank after {text[-30:]!r}, as one word: "
+                f"it counts as token {token}. If a blank belongs between them, write "
+                f"{' ' + answer!r}, which counts as token {together[len(prompt)]}",
+                stacklevel=3,
+            )
+            return
+
+
+def _joins_words(text: str, answer: str) -> bool:
+    """Whether a blank is likely to be missing: between letters of a script that writes blanks, or
+    after the punctuation of prose.
+    """
+    before, after = unicodedata.category(text[-1]), unicodedata.category(answer[0])
+    return (before in ("Ll", "Lu") or text[-1] in ".,;:!?") and after in ("Ll", "Lu", "Nd")
 
 
 @torch.no_grad()

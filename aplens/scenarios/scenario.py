@@ -14,7 +14,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from aplens._io import atomic_write, require_file_name
+from aplens._words import shorten
 from aplens.prompts import Prompts
+from aplens.tables import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +70,7 @@ class Scenario:
             raise ScenarioError(str(error)) from error
 
 
-class Scenarios(Sequence[Scenario]):
+class Scenarios(Sequence[Scenario], Shown):
     """An immutable sequence of scenarios; a slice is a `Scenarios` too."""
 
     def __init__(self, scenarios: Iterable[Scenario]) -> None:
@@ -94,6 +96,13 @@ class Scenarios(Sequence[Scenario]):
     def __repr__(self) -> str:
         counts = ", ".join(f"{task} {count}" for task, count in self.counts().items())
         return f"Scenarios({len(self)}: {counts})"
+
+    def _shown_rows(self) -> pd.DataFrame:
+        import pandas as pd
+
+        columns = ["task", "file", "line", "answer", "tokens"]
+        rows = [(s.task, s.file, s.line, shorten(s.span), len(s.prompt)) for s in self]
+        return pd.DataFrame(rows, columns=columns)
 
     @property
     def tasks(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ from typing import Annotated, Any, Literal
 from aplens._io import require_file_name
 from aplens._words import shorten
 from aplens.study.reading import Count, Seed, check_fields, read_settings
+
+#: The language of a corpus that goes by a name; of a folder or a zip the study says it.
+_LANGUAGES = {"jdk": "java", "python": "python", "prose": "prose"}
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,8 @@ class RankSettings:
             two layers; see `aplens.rank_heads`.
         features: What the predictor sees whose SHAP values are the other ranking: "clusters" as in
             the paper, see `aplens.HeadScorer`.
-        reducer: Before clustering: "umap", "pca", or "auto" (UMAP where it is installed). UMAP
-            takes about a second a head and fold, PCA hardly any time.
+        reducer: Before clustering: "pca", or "umap" as in the paper, which takes about a second a
+            head and fold and needs `pip install aplens[umap]`.
         folds: Of the comparison of predictors.
         compare: The feature sets that are compared; the usual ones when empty.
     """
@@ -142,7 +146,7 @@ class RankSettings:
     prompts: Count = 64
     verify: Annotated[int, 0, 2**31 - 1] = 40
     features: str = "clusters"
-    reducer: Literal["auto", "umap", "pca"] = "auto"
+    reducer: Literal["umap", "pca"] = "pca"
     folds: Annotated[int, 2, 2**31 - 1] = 5
     compare: tuple[str, ...] = ()
 
@@ -153,8 +157,16 @@ class AblateSettings:
 
     Heads are ablated in the order of their effects, of their SHAP values toward incorrect and
     toward correct, and at random.
-    `precision` is "bfloat16", or the model's own when left out. `per_task`: at most this many of a
-    task's held-out scenarios; all when left out.
+
+    Attributes:
+        method: What replaces a head's output: "zero", "mean" (its mean over other prompts) or
+            "resample" (its output on another prompt).
+        sizes: How many heads are ablated at once.
+        random_seeds: Of the draws of random heads, the baseline.
+        balance: Whether to sweep as many scenarios that the model gets right as wrong ones.
+        per_task: At most this many of a task's held-out scenarios; all when left out.
+        batch_size: Prompts a forward pass.
+        precision: "bfloat16", or the model's own when left out.
     """
 
     method: Literal["zero", "mean", "resample"] = "zero"
@@ -200,7 +212,7 @@ class StudySettings:
         for i, table in enumerate(self.scenarios):
             _check_scenarios(table, f"scenarios[{i}]." if several else "scenarios.")
         _check_split(self.split)
-        _check_mae(self.mae)
+        _check_mae(self.mae, self.context_length)
         _check_features(self)
         if not self.ablate.sizes:
             raise ValueError("ablate.sizes must not be empty")
@@ -238,9 +250,15 @@ def _check_scenarios(table: ScenarioSettings, where: str) -> None:
 
     if not table.corpus or not all(table.corpus):
         raise ValueError(f"{where}corpus must name at least one corpus, got {list(table.corpus)}")
+    languages = {_LANGUAGES.get(choice, table.language) for choice in table.corpus}
+    known = sorted({task for language in languages for task in list_tasks(language)})
     list_tasks(table.language)
     for i, task in enumerate(table.tasks):
         require_file_name(task, f"{where}tasks[{i}]")
+        if task not in known:
+            raise ValueError(
+                f"{where}tasks[{i}] must be one of {', '.join(known)}, got {shorten(task)}"
+            )
 
 
 def _check_split(split: SplitSettings) -> None:
@@ -249,7 +267,7 @@ def _check_split(split: SplitSettings) -> None:
         raise ValueError(f"split must have shares of 0 or more that sum to 1, got {shares}")
 
 
-def _check_mae(mae: MAESettings) -> None:
+def _check_mae(mae: MAESettings, context_length: int) -> None:
     from aplens.mae import APMAEConfig, TrainingSettings
 
     preset = getattr(APMAEConfig, mae.preset)()
@@ -265,6 +283,34 @@ def _check_mae(mae: MAESettings) -> None:
             make(**changes)
         except (TypeError, ValueError) as error:
             raise ValueError(f"mae.{key}: {error}") from error
+    if mae.pretrained is None:
+        require_length(dataclasses.replace(preset, **mae.config).n_ctx, context_length)
+
+
+def require_length(n_ctx: int, context_length: int) -> None:
+    """Refuse prompts that are longer than an AP-MAE takes.
+
+    Raises:
+        ValueError: When they are.
+    """
+    if context_length > n_ctx:
+        raise ValueError(
+            f"scenarios.context_length is {context_length}, but this AP-MAE takes up to {n_ctx} "
+            "tokens: mine shorter prompts, or use an AP-MAE of a longer context"
+        )
+
+
+def require_reducer(rank: RankSettings) -> None:
+    """Refuse a reducer that is not installed.
+
+    Raises:
+        ValueError: When it is not.
+    """
+    if rank.reducer == "umap" and importlib.util.find_spec("umap") is None:
+        raise ValueError(
+            'rank.reducer is "umap", but umap-learn is not installed: pip install aplens[umap], or '
+            'set rank.reducer = "pca"'
+        )
 
 
 def _check_features(settings: StudySettings) -> None:

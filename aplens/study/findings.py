@@ -10,9 +10,10 @@ import pandas as pd
 
 from aplens.correctness import DEFAULT_FEATURES
 from aplens.heads import HeadRanking
-from aplens.intervals import COVERAGE, Estimate
+from aplens.intervals import Estimate
 from aplens.mae import BASELINES
-from aplens.plots import METRIC_UNITS, PREDICTOR_BASELINES, is_baseline
+from aplens.plots import PREDICTOR_BASELINES, is_baseline
+from aplens.verdicts import describe_effects
 
 if TYPE_CHECKING:
     from aplens.study.folder import StudyFolder
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 #: The orders in which a study ablates heads.
 EFFECTS = "effects"
 SHAP_INCORRECT, SHAP_CORRECT = "SHAP toward incorrect", "SHAP toward correct"
-
-_LARGEST = 3
 
 
 def describe_study(folder: StudyFolder) -> list[str]:
@@ -41,25 +40,7 @@ def describe_heads(ranking: HeadRanking, summary: pd.DataFrame) -> str:
         ranking: By effects.
         summary: `AblationSweep.summary()`, with the choice `EFFECTS`.
     """
-    frame = ranking.to_frame()
-    measured = frame[frame["measured"]]
-    clear = measured[(measured["low"] > 0) | (measured["high"] < 0)]
-    metric = ranking.metadata["metric"]
-    unit = METRIC_UNITS.get(metric, metric)
-    if measured.empty:
-        found = "No head's effect was measured, all are estimates"
-    elif clear.empty:
-        found = f"None of {len(measured)} heads measured has an effect whose interval excludes 0"
-    else:
-        largest = ", ".join(
-            f"{name} ({Estimate(row['mean'], row['low'], row['high']):+.2f} {unit})"
-            for name, row in clear.head(_LARGEST).iterrows()
-        )
-        by_chance = (1 - COVERAGE) * len(measured)
-        found = (
-            f"Of {len(measured)} heads measured, {len(clear)} have an effect on the answer whose "
-            f"interval excludes 0 (by chance: about {by_chance:.0f}); the largest are {largest}"
-        )
+    found = describe_effects(ranking.to_frame(), ranking.metadata["metric"])
     return f"{found}; {_compare_with_random(summary, EFFECTS)}."
 
 
@@ -99,19 +80,11 @@ def describe_shap(shap: HeadRanking, summary: pd.DataFrame) -> str:
     """
     features, auc = shap.metadata["features"], Estimate(*shap.metadata["auc"])
     of = f"{features}, the paper's choice," if features == "clusters" else features
-    verdict = (
-        "no better than chance: do not use its order" if is_at_chance(shap) else "above chance"
-    )
+    verdict = "no better than chance: do not use its order" if shap.is_at_chance else "above chance"
     return (
         f"The SHAP ranking on {of} is of a predictor that tells errors with AUC {auc}, {verdict}; "
         f"{_compare_with_random(summary, SHAP_INCORRECT)}."
     )
-
-
-def is_at_chance(shap: HeadRanking) -> bool:
-    """Whether the predictor behind a ranking tells errors no better than chance does."""
-    low = shap.metadata["auc"][1]
-    return not low > 0.5  # NaN: nobody knows
 
 
 def describe_task_accuracy(frame: pd.DataFrame) -> str:

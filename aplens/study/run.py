@@ -6,12 +6,14 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from aplens._io import atomic_write, write_json
 from aplens._processes import join_processes
 from aplens._sums import sketch_files
-from aplens.study.config import ScenarioSettings, StudySettings
+from aplens._words import split_features
+from aplens.study.config import ScenarioSettings, StudySettings, require_length, require_reducer
 from aplens.study.findings import EFFECTS, SHAP_CORRECT, SHAP_INCORRECT
 from aplens.study.folder import StudyFolder
 from aplens.study.stages import Reporter, Stage, run_stages
@@ -48,6 +50,9 @@ _SHARED = ("train", "observe")
 #: Prompts whose head outputs replace ablated ones (mean, resample); all are held at once.
 _REFERENCE_PROMPTS = 32
 
+#: How many times as long as another predictor one on clusters takes to fit, a head.
+_FIT_UMAP, _FIT_PCA = 0.3, 0.01
+
 
 class Study:
     """One study in one folder.
@@ -80,12 +85,18 @@ class Study:
 
         Raises:
             ValueError: When a stage is unknown, the folder holds one made with other settings, or
-                `split` has no share for a part that one of the stages takes.
+                `split` has no share for a part that one of the stages takes, or the AP-MAE is too
+                short for the prompts.
+            CheckpointError: When there is no such AP-MAE.
         """
         if until not in STAGES:
             raise ValueError(f"unknown stage {until!r}: the stages are {list(STAGES)}")
         stages = self._stages(until)
         self._require_parts([one.name for one in stages])
+        if "train" in [one.name for one in stages]:
+            self._require_mae()
+        if "rank" in [one.name for one in stages]:
+            require_reducer(self.settings.rank)
         self.folder = StudyFolder(self.folder.path, self.settings)  # what was read may be redone
         run_stages(stages, self.folder.path, self.reporter, redo=redo)
 
@@ -99,6 +110,19 @@ class Study:
                     raise ValueError(
                         f"split.{part} is 0, but stage {stage!r} takes the scenarios of that part"
                     )
+
+    def _require_mae(self) -> None:
+        """Refuse an AP-MAE that is not there, or too short, before the first stage."""
+        from aplens.mae import APMAE
+        from aplens.mae.habit import require_visible
+
+        wanted, n_tokens = self.settings.mae.pretrained, self.settings.context_length
+        if wanted is None or (self.folder.path / "mae").exists():
+            return
+        mae = APMAE.from_pretrained(wanted)
+        require_length(mae.config.n_ctx, n_tokens)
+        if self.settings.observe.surprise:
+            require_visible(mae, n_tokens)
 
     @cached_property
     def model(self) -> Any:
@@ -173,8 +197,8 @@ class Study:
         from aplens.scenarios import Scenarios, mine_scenarios
 
         scenarios = mine_scenarios(
-            found.corpus,
             self.model,
+            found.corpus,
             language=found.language,
             tasks=wanted.tasks or None,
             per_task=wanted.per_task,
@@ -241,6 +265,7 @@ class Study:
 
     def _rank(self) -> None:
         from aplens.correctness import HeadClusters, HeadScorer
+        from aplens.correctness.evaluation import usual_features
         from aplens.ranking import rank_heads
 
         wanted, seed, tell = self.settings.rank, self.settings.seed, self.reporter.update
@@ -256,13 +281,22 @@ class Study:
             self.folder.observations,
             features=wanted.compare or None,
             n_folds=wanted.folds,
-            progress=tell,
+            progress=self._weigh_fits(wanted.compare or usual_features(self.folder.observations)),
             keep=self.folder.path / "predictions",
         )
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
         scorer.fit(fit).rank(held_out).save(self.folder.path / "shap.json")
         with atomic_write(self.folder.path / "predictors.parquet") as temporary:
             table.to_parquet(temporary, index=False)
+
+    def _weigh_fits(self, features: Sequence[str]) -> Callable[[int, int], object]:
+        """Tells the reporter of predictors fitted, those on clusters counted as what they take."""
+        wanted = self.settings.rank
+        per_head = _FIT_UMAP if wanted.reducer == "umap" else _FIT_PCA
+        slow = max(1, round(per_head * len(self.folder.observations.heads)))
+        weights = [slow if "clusters" in split_features(one) else 1 for one in features]
+        done = [0, *accumulate(weights * wanted.folds)]
+        return lambda fitted, total: self.reporter.update(done[fitted], done[-1])
 
     def _ablate(self) -> None:
         from aplens.interventions import SweepPlan, sweep_ablations

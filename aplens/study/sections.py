@@ -14,7 +14,6 @@ from aplens._tokens import displayable_token
 from aplens.intervals import Estimate
 from aplens.mae import BASELINES
 from aplens.study import findings
-from aplens.study.findings import is_at_chance
 from aplens.style import to_svg
 from aplens.tables import Table
 
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 
 _TOP_HEADS = 15
 _SAMPLE_LINES = 14
+
+#: A task of fewer scenarios has no row in a table by task.
+_FEWEST = 10
 
 _SWEEP_COLUMNS = {
     "ablated": "ablated",
@@ -105,7 +107,7 @@ def main_tables(folder: StudyFolder) -> list[Table]:
         tabulate_tasks(task_accuracy(folder.observations.table)),
         *tabulate_predictors(folder.predictors),
         tabulate_heads(folder.ranking),
-        *([] if is_at_chance(folder.shap) else [tabulate_shap(folder.shap)]),
+        *([] if folder.shap.is_at_chance else [tabulate_shap(folder.shap)]),
         tabulate_sweep(folder.sweep),
     ]
 
@@ -117,7 +119,8 @@ def task_accuracy(table: pd.DataFrame) -> pd.DataFrame:
         table: Observed scenarios: columns `task`, `file`, `correct`.
 
     Returns:
-        Columns `task` ("all" for all of them together), `n`, `accuracy`, `low`, `high`.
+        Columns `task` ("all" for all of them together), `n`, `accuracy`, `low`, `high`. A task of
+        fewer than ten scenarios has no row of its own: its share would say nothing.
     """
     import pandas as pd
 
@@ -125,6 +128,8 @@ def task_accuracy(table: pd.DataFrame) -> pd.DataFrame:
 
     rows: list[dict[str, Any]] = []
     for task, group in [("all", table), *table.groupby("task", sort=True)]:
+        if task != "all" and len(group) < _FEWEST:
+            continue
         estimate = FileBootstrap(list(group["file"])).mean(group["correct"].to_numpy(dtype=float))
         names = ("accuracy", "low", "high")
         rows.append({"task": task, "n": len(group), **dict(zip(names, estimate, strict=True))})
@@ -235,12 +240,19 @@ def _is_baseline(features: str) -> bool:
 
 def show_tasks(frame: pd.DataFrame) -> Section:
     """How often the unchanged model is right."""
+    is_total = frame["task"] == "all"
+    n_left_out = int(frame["n"][is_total].sum() - frame["n"][~is_total].sum())
+    left_out = [
+        f"{n_left_out} scenarios, of tasks that have fewer than {_FEWEST}, are counted in the "
+        "total alone."
+    ]
     return Section(
         "tasks",
         "The model's accuracy by task",
         text=[
             findings.describe_task_accuracy(frame),
             "The unchanged model's most probable next token against the file's own.",
+            *(left_out if is_total.any() and n_left_out else []),
         ],
         pictures=[
             _picture(
@@ -334,12 +346,15 @@ def show_ranking(ranking: HeadRanking) -> Section:
         "heads",
         "The heads that matter",
         text=[
+            ranking.verdict,
             "The effect of a head: what ablating it alone does to the answer's log-probability, "
             "where negative says that the answer needs the head. Effects of all heads are "
             f"estimated; those of the first {len(ranking.measured)} are then measured on "
-            f"{facts['n_prompts']} scenarios, with an interval that resamples source files."
+            f"{facts['n_prompts']} scenarios, with an interval that resamples source files.",
         ],
-        pictures=[
+        pictures=[]
+        if ranking.is_noise
+        else [
             _picture(
                 plots.plot_head_map(ranking, "mean"),
                 f"Heat map, layers by heads: mean effect of ablating each of {len(ranking)} heads.",
@@ -368,7 +383,7 @@ def show_cards(cards: HeadCards) -> Section:
 
 
 def show_shap(ranking: HeadRanking) -> Section:
-    """The heads that a predictor of errors reads; put aside where it is at chance."""
+    """The heads that a predictor of errors reads; no picture of them where it is at chance."""
     features = ranking.metadata["features"]
     best = str(ranking.top(1)[0])
     auc, confidence = (Estimate(*ranking.metadata[key]) for key in ("auc", "confidence_auc"))
@@ -376,12 +391,15 @@ def show_shap(ranking: HeadRanking) -> Section:
         "shap",
         f"The heads that a predictor on {features} reads",
         text=[
+            ranking.verdict,
             f"SHAP values of a predictor of errors on {features}, in log-odds of an incorrect "
             "prediction, averaged over scenarios: the paper's way to rank heads. They say which "
             "heads the predictor reads, not which cause an error. It has "
-            f"AUC {auc} on held-out files; the model's own confidence has {confidence}."
+            f"AUC {auc} on held-out files; the model's own confidence has {confidence}.",
         ],
-        pictures=[
+        pictures=[]
+        if ranking.is_noise
+        else [
             _picture(
                 plots.plot_shap_summary(ranking, _TOP_HEADS),
                 f"Bar chart: SHAP values of the most important heads, {best} first.",
@@ -392,7 +410,7 @@ def show_shap(ranking: HeadRanking) -> Section:
         tables=[tabulate_shap(ranking)],
         folded=[_tabulate_every_head(ranking, "Mean SHAP value of every head")],
         aside="No result, since the predictor is no better than chance: its order of heads"
-        if is_at_chance(ranking)
+        if ranking.is_at_chance
         else "",
     )
 
@@ -434,11 +452,15 @@ def show_sweep(sweep: AblationSweep) -> Section:
 
 
 def show_times(seconds: dict[str, float]) -> Section:
-    """How long each stage took, in seconds."""
-    rows = [[stage, _duration(taken)] for stage, taken in seconds.items()]
-    rows.append(["all", _duration(sum(seconds.values()))])
-    table = Table(["stage", "time"], rows, "Time by stage")
-    return Section("timings", "How long it took", tables=[table])
+    """How long each stage took, in seconds; the report, which is being written, left out."""
+    done = {stage: taken for stage, taken in seconds.items() if stage != "report"}
+    digits = 1 if sum(done.values()) < 60 else 0
+    rounded = {stage: round(taken, digits) for stage, taken in done.items()}
+    rows = [[stage, _duration(taken)] for stage, taken in rounded.items()]
+    rows.append(["all", _duration(sum(rounded.values()))])  # of what is shown, so that it adds up
+    table = Table(["stage", "time"], rows, "Time by stage, interrupted runs counted")
+    text = ["Loading the model is part of the first stage that ran it. This report comes on top."]
+    return Section("timings", "How long it took", text=text, tables=[table])
 
 
 def show_sample(
@@ -475,6 +497,6 @@ def _picture(figure: Figure, alt: str, caption: str) -> Picture:
 
 def _duration(seconds: float) -> str:
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s"

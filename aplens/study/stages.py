@@ -118,6 +118,18 @@ class StageRecord:
         self._require_same(stage, upstream, entry)
         return entry["finished"] and self._has_all(stage, entry)
 
+    def drop_failed(self, stage: Stage, upstream: str) -> bool:
+        """Remove what a stage wrote that failed with other settings; say whether that was so."""
+        entry = self._entry(stage.name)
+        if not entry.get("failed"):
+            return False
+        try:
+            self._require_same(stage, upstream, entry)
+        except ValueError:
+            self.forget([stage])
+            return True
+        return False
+
     def _has_all(self, stage: Stage, entry: Mapping[str, Any]) -> bool:
         """Whether nothing that a stage wrote is missing; what was changed is refused."""
         changed, touched = changed_files(self.folder, entry["wrote"])
@@ -163,24 +175,28 @@ class StageRecord:
             "upstream": upstream,
         }
 
-        def note(finished: bool = False) -> None:
+        def note(finished: bool = False, failed: bool = False) -> None:
             seconds = before.get("seconds", 0.0) + time.monotonic() - started
             wrote = [self.folder / name for name in stage.outputs] if finished else []
             more = {
                 "finished": finished,
+                "failed": failed,
                 "seconds": seconds,
                 "wrote": sum_files(self.folder, wrote),
             }
             self._store.write(stage.name, entry | more)
 
         note()
-        finished = False
+        finished = failed = False
         try:
             with _repeating(note, _NOTED_EVERY):
                 yield
             finished = True
+        except Exception:  # Ctrl-C is none: an interrupted stage keeps what it did
+            failed = True
+            raise
         finally:
-            note(finished)
+            note(finished, failed)
 
     def upstream_after(self, stage: Stage, upstream: str) -> str:
         """What the stages after this one are made from: its settings and the files it wrote."""
@@ -247,6 +263,8 @@ def run_stages(
         upstream = ""
         for place, stage in enumerate(stages):
             wrote = [folder / name for name in stage.outputs]
+            if record and record.drop_failed(stage, upstream):
+                reporter.say(f"{stage.name} failed here with other settings: begun again")
             done = record.is_done(stage, upstream) if record else False
             if processes.from_main(done):
                 reporter.skip(stage.name, wrote)

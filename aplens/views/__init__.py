@@ -12,6 +12,7 @@ from aplens.plots import (
     plot_task_accuracy,
 )
 from aplens.views.cards import HeadCards, describe_heads
+from aplens.views.circuitsvis_view import show_in_circuitsvis
 from aplens.views.embed import View
 from aplens.views.head_map import HeadMap, map_heads
 from aplens.views.heads_view import show_heads
@@ -34,5 +35,6 @@ __all__ = [
     "plot_task_accuracy",
     "show_clusters",
     "show_heads",
+    "show_in_circuitsvis",
     "show_reconstruction",
 ]

@@ -6,7 +6,7 @@ import math
 import string
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from aplens._progress import Progress
 from aplens._tokens import displayable_token, last_text, token_texts
 from aplens.describe.description import HeadDescription, describe_patterns
 from aplens.describe.scores import fit_context
@@ -158,7 +159,7 @@ def describe_heads(
     ranking: HeadRanking | None = None,
     batch_size: int = 8,
     precision: torch.dtype | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> HeadCards:
     """Describe what heads do on prompts: effects say which heads matter, AP-MAE says what they do.
 
@@ -180,7 +181,8 @@ def describe_heads(
         ranking: Where effects and ranks come from (default: `heads`, if that is a ranking).
         batch_size: Prompts a forward pass.
         precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at).
-        progress: Called with (prompts run, prompts to run); each is run twice.
+        progress: A bar (the default), nothing (False), or a function called with (prompts run,
+            prompts to run); each is run twice.
 
     Warns:
         UserWarning: Prompts are longer than the AP-MAE's context: their first tokens are taken.

@@ -180,6 +180,9 @@ class HeadMap:
     def changed(self, before: str | None = None, after: str | None = None) -> pd.DataFrame:
         """Heads by how far they moved between two checkpoints of one model, the farthest first.
 
+        What was trained stands out, but not alone: heads of later layers read other inputs then,
+        and move as well. Heads before the first trained layer do not move at all.
+
         Args:
             before: One model's name (default: the first).
             after: The other's (default: the second).

@@ -20,7 +20,7 @@ from aplens._tokens import label_tokens
 from aplens.heads import Head, HeadRanking, HeadsLike
 from aplens.models import describe_model
 from aplens.patterns import collect_patterns
-from aplens.patterns.collect import select_heads
+from aplens.patterns.collect import AttentionPatterns, as_patterns, select_heads
 from aplens.patterns.templates import name_templates, template_scores
 from aplens.prompts import PromptsLike, read_prompts
 from aplens.scenarios import Scenario
@@ -28,6 +28,8 @@ from aplens.views.embed import View, build_view, pack, read_script, to_json
 from aplens.views.wording import TOP_HEADS, at_most, count, join
 
 if TYPE_CHECKING:
+    from transformer_lens import ActivationCache
+
     from aplens.mae import APMAE
 
 #: Cells a side that a browser draws without delay; of longer prompts a cell is several tokens.
@@ -68,6 +70,7 @@ def show_heads(
     ranking: HeadRanking | None = None,
     mae: APMAE | None = None,
     max_tokens: int = _MOST_CELLS,
+    patterns: AttentionPatterns | ActivationCache | None = None,
 ) -> View:
     """The attention of chosen heads on one prompt, to point at in a notebook.
 
@@ -102,24 +105,27 @@ def show_heads(
         max_tokens: Of a longer prompt, which the model reads whole, the last tokens are shown; the
             view says so, and how much of a query's attention lies before them. Above 256 tokens a
             cell stands for several, and shows the largest attention among them.
+        patterns: The patterns of what the model reads, where you have them: what `collect_patterns`
+            returned or `run_with_cache` kept. The model is then not run.
 
     Raises:
         ValueError: When no heads or too many are chosen, one is out of range, or the prompt is
             empty, too long for the model, several prompts, text that no tokenizer can read, or,
             with `mae`, no longer than one of its patches.
+            With `patterns`: when they lack a head, or are not of one prompt of this length.
         TypeError: When `prompt` is no prompt.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be 1 or more, got {max_tokens}")
-    chosen, ranking = _choose_heads(model, heads, ranking)
-    whole = _read_one_prompt(model, prompt).cpu()
+    chosen, ranking = choose_heads(model, heads, ranking)
+    whole = read_one_prompt(model, prompt).cpu()
     read, positions = _choose_tokens(model, whole, max_tokens, mae)
     _require_habit(len(positions), mae)
 
-    patterns = collect_patterns(model, read[None], chosen).prompt(0).float().cpu()
-    names = name_templates(template_scores(patterns, read), read).names
-    attention = patterns[:, -len(positions) :, -len(positions) :]
+    complete = read_patterns(model, read, chosen, patterns)
+    names = name_templates(template_scores(complete, read), read).names
+    attention = complete[:, -len(positions) :, -len(positions) :]
     habit = None if mae is None else mae.expect(attention, None).float().cpu()
     labels = [
         (str(head), join(_rank(head, ranking), str(name).replace("_", " ")))
@@ -140,7 +146,7 @@ def show_heads(
     )
 
 
-def _choose_heads(
+def choose_heads(
     model: Any, heads: HeadsLike | None, ranking: HeadRanking | None
 ) -> tuple[tuple[Head, ...], HeadRanking | None]:
     """The heads to show, and where their ranks come from."""
@@ -170,6 +176,26 @@ def _choose_tokens(
     has_bos = bos is not None and int(whole[0]) == bos and room > 1
     positions = [0] * has_bos + list(range(n_tokens - room + has_bos, n_tokens))
     return whole[positions], positions
+
+
+def read_patterns(
+    model: Any,
+    prompt: Int[Tensor, " pos"],
+    heads: Sequence[Head],
+    patterns: AttentionPatterns | ActivationCache | None,
+) -> Float[Tensor, "head query key"]:
+    """The heads' patterns on one prompt: the model's, or those that somebody else collected."""
+    if patterns is None:
+        return collect_patterns(model, prompt[None], heads).prompt(0).float().cpu()
+    given = as_patterns(patterns)
+    if missing := [str(head) for head in heads if head not in given.heads]:
+        raise ValueError(f"these patterns lack {', '.join(missing)}")
+    if given.lengths.tolist() != [len(prompt)]:
+        raise ValueError(
+            f"expected patterns of one prompt of {len(prompt)} tokens, got {len(given)} of "
+            f"{given.lengths.tolist()}: choose one with patterns.select([i])"
+        )
+    return torch.stack([given[head][0] for head in heads]).float().cpu()
 
 
 def _build_heads_view(
@@ -268,7 +294,8 @@ def _name_cells(tokens: Sequence[str], step: int) -> list[str]:
     return list(tokens) if step == 1 else [f"{token}…" for token in tokens[::step]]
 
 
-def _read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, " pos"]:
+def read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, " pos"]:
+    """The token ids of a prompt; several are refused."""
     read = read_prompts(model, [prompt.prompt] if isinstance(prompt, Scenario) else prompt)
     if len(read) != 1:
         raise ValueError(f"expected one prompt, got {len(read)}: choose one of them")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from aplens._progress import Progress
 from aplens._tokens import last_text
 from aplens.correctness.clusters import Reducer
 from aplens.heads import Head, HeadRanking, HeadsLike, parse_heads
@@ -106,6 +107,7 @@ def show_clusters(
     n_typical: int = 3,
     reducer: Reducer = "auto",
     seed: int = 0,
+    progress: bool | Progress = True,
 ) -> View:
     """What kinds of patterns one head has: its clusters, with the typical patterns of each.
 
@@ -126,6 +128,8 @@ def show_clusters(
         n_typical: Patterns a cluster.
         reducer: As `HeadClusters` takes it.
         seed: Of the clustering.
+        progress: A bar (the default), nothing (False), or a function called with (prompts run,
+            prompts to run); each is run once or twice.
 
     Raises:
         ValueError: When there is not one head or it is out of range, there are fewer than 10
@@ -147,6 +151,7 @@ def show_clusters(
         n_typical=n_typical,
         reducer=reducer,
         seed=seed,
+        progress=progress,
     )
     longest = max(len(cluster.mean) for cluster in clusters)
     return _build_patterns_view(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from aplens._progress import Progress, show_progress
 from aplens.correctness.clusters import FEWEST_SCENARIOS, HeadClusters, Reducer, unit_rows
 from aplens.heads import Head
 from aplens.patterns import collect_patterns, log_normalize, stream_patterns
@@ -61,6 +62,7 @@ def find_typical_patterns(
     n_typical: int,
     reducer: Reducer,
     seed: int,
+    progress: bool | Progress = True,
 ) -> list[ClusterPatterns]:
     """Cluster a head's patterns, the largest cluster first and what is in none last.
 
@@ -71,8 +73,13 @@ def find_typical_patterns(
         raise ValueError(
             f"clustering needs at least {FEWEST_SCENARIOS} scenarios, got {len(scenarios)}"
         )
+    tell = show_progress(progress, "Finding clusters")
+    n_before = 0 if observations is not None else len(scenarios)
+    total = n_before + len(scenarios)
     if observations is None:
-        embeddings, correct = _observe_head(model, scenarios, head, mae)
+        embeddings, correct = _observe_head(
+            model, scenarios, head, mae, lambda done: tell(done, total)
+        )
     else:
         embeddings, correct = _read_head(observations, scenarios, head)
     labels = clusters.fit(embeddings[:, None]).labels_[:, 0]
@@ -81,7 +88,10 @@ def find_typical_patterns(
         for label in np.unique(labels).tolist()
     }
     read = _read_patterns(
-        model, scenarios, head, labels, {i for places in nearest.values() for i in places}
+        _patterns(model, scenarios, head, lambda done: tell(n_before + done, total)),
+        scenarios,
+        labels,
+        {i for places in nearest.values() for i in places},
     )
     facts = {
         f"attention to {name.replace('_', ' ')} {{:.2f}}": read.templates[:, place]
@@ -106,7 +116,7 @@ def find_typical_patterns(
 
 
 def _observe_head(
-    model: Any, scenarios: Scenarios, head: Head, mae: APMAE
+    model: Any, scenarios: Scenarios, head: Head, mae: APMAE, tell: Callable[[int], object]
 ) -> tuple[Float[np.ndarray, "scenario d_embed"], Bool[np.ndarray, " scenario"]]:
     """A head's embedding of every scenario, and whether the model is right."""
     prompts = read_prompts(model, scenarios)
@@ -116,6 +126,7 @@ def _observe_head(
     for rows, patterns, logits in stream_patterns(model, prompts, [head], _BATCH_SIZE):
         embeddings.append(mae.encode(patterns)[:, 0].cpu())
         correct.append(logits.argmax(-1).cpu() == targets[rows])
+        tell(rows.stop)
     return torch.cat(embeddings).numpy(), torch.cat(correct).numpy()
 
 
@@ -169,9 +180,8 @@ class _Read(NamedTuple):
 
 
 def _read_patterns(
-    model: Any,
+    patterns: Iterable[Float[torch.Tensor, "query key"]],
     scenarios: Scenarios,
-    head: Head,
     labels: Int[np.ndarray, " scenario"],
     wanted: set[int],
 ) -> _Read:
@@ -182,7 +192,7 @@ def _read_patterns(
     counts = {label: np.zeros((n, n)) for label, n in longest.items()}
     shown: dict[int, np.ndarray] = {}
     templates = []
-    for place, pattern in enumerate(_patterns(model, scenarios, head)):
+    for place, pattern in enumerate(patterns):
         n, label = len(pattern), int(labels[place])
         scaled = log_normalize(pattern).numpy()
         sums[label][:n, :n] += scaled
@@ -194,10 +204,13 @@ def _read_patterns(
 
 
 def _patterns(
-    model: Any, scenarios: Scenarios, head: Head
+    model: Any, scenarios: Scenarios, head: Head, tell: Callable[[int], object]
 ) -> Iterator[Float[torch.Tensor, "query key"]]:
     """A head's pattern of every scenario; the model stops after its layer."""
+    n_done = 0
     for batch in read_prompts(model, scenarios).split(_BATCH_SIZE):
         patterns = collect_patterns(model, batch, [head])
         for index in range(len(batch)):
             yield patterns.prompt(index)[0].float().cpu()
+        n_done += len(batch)
+        tell(n_done)

@@ -274,7 +274,11 @@ def fingerprints(
     model: str = "smollm2-135m",
     other: Annotated[str, typer.Option(help="A model that nothing was fitted on.")] = "gemma3-270m",
     page: Annotated[
-        Path | None, typer.Option(help="Write the tables into this page, between its comments.")
+        Path | None,
+        typer.Option(
+            help="Write the tables into this page, between its comments, and every figure "
+            "into tables/fingerprints-<mae>.csv beside it."
+        ),
     ] = None,
 ) -> None:
     """Are heads told apart, are kin found in another model, do clusters stay? Beside baselines."""
@@ -288,7 +292,10 @@ def fingerprints(
         n_tokens = APMAE.from_pretrained(mae).config.n_ctx
         text = study.tables(place, n_tokens)
         if page is not None:
-            study.write_into(page, f"fingerprints {Path(mae).name}", text)
+            name = f"fingerprints-{Path(mae).name}"
+            study.write_into(page, name, text)
+            figures = study.all_figures(place)
+            figures.to_csv(page.parent / "tables" / f"{name}.csv", index=False)
         console.print(text, markup=False, soft_wrap=True)
 
 

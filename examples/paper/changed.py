@@ -43,11 +43,11 @@ class ChangeSettings:
 
     layers: tuple[int, ...]
     package: str = "sympy"
-    steps: int = 40
-    batch_size: int = 4
-    n_tokens: int = 96
-    learning_rate: float = 5e-4
-    prompts: int = 32
+    steps: int = 20
+    batch_size: int = 2
+    n_tokens: int = 64
+    learning_rate: float = 1e-3
+    prompts: int = 8
     seed: int = 0
 
 
@@ -68,9 +68,9 @@ def try_change(
     Returns:
         The heads as `HeadMap.changed` lists them, with `attention`, the mean total variation
         distance between a query's attention before and after, and `free`, whether their layer was
-        trained; and how well each number finds the free layers' heads: one row a number, `auc`
-        (0.5 is chance), `found`, which share of as many first heads as are free is free, and
-        `chance`.
+        trained; and how well each number finds the free layers' heads among those of the first free
+        layer and after: one row a number, `auc` (0.5 is chance), `found`, which share of as many
+        first heads as are free is free, and `chance`.
     """
     n_characters = _CHARACTERS_A_TOKEN * mae.config.n_ctx
     texts = prose_and_code(settings.prompts, n_characters, settings.seed)
@@ -91,7 +91,12 @@ def try_change(
 
 
 def judge(frame: pd.DataFrame) -> pd.DataFrame:
-    """How well each number finds the heads of the free layers."""
+    """How well each number finds the heads of the free layers.
+
+    Heads before the first of these layers are left out: nothing about them can change, so that any
+    number would tell them from the others.
+    """
+    frame = frame[frame["layer"] >= frame["layer"][frame["free"]].min()]
     free = frame["free"].to_numpy()
     numbers = {
         "moved": frame["moved"],

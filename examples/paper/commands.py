@@ -102,8 +102,8 @@ def changed(
     model: Annotated[str, typer.Option(help="The model.")] = "smollm2-135m",
     mae: Annotated[str, typer.Option(help="The AP-MAE.")] = "aplens-short",
     package: Annotated[str, typer.Option(help="The Python package to train on.")] = "sympy",
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 40,
-    prompts: Annotated[int, typer.Option(help="Prompts that heads are compared on.")] = 24,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 20,
+    prompts: Annotated[int, typer.Option(help="Prompts that heads are compared on.")] = 8,
     seed: Annotated[int, typer.Option(help="Of files and prompts.")] = 0,
     table: Annotated[Path | None, typer.Option(help="A Parquet file for the heads.")] = None,
 ) -> None:
@@ -116,7 +116,7 @@ def changed(
         wanted = ChangeSettings(chosen, package, steps=steps, prompts=prompts, seed=seed)
         reporter.start("changed", f"layers {layers} of {model}, {steps} steps on {package}")
         started = time.monotonic()
-        loaded, reader = aplens.load_model(model), aplens.APMAE.from_pretrained(mae)
+        loaded, reader = aplens.load_model(model, "bridge"), aplens.APMAE.from_pretrained(mae)
         heads, judged = try_change(loaded, reader, wanted, reporter.say)
         if table is not None:
             write_table(table, heads)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -218,44 +220,70 @@ def _measure_errors(
 
 # --- tables --------------------------------------------------------------------------------------
 
+#: The rows of the tables on the page; the file of all figures has every row.
+_ROWS_ON_PAGE = (
+    "raw pattern, 16 × 16",
+    "log-normalized, 16 × 16",
+    "linear metric on log-normalized 16 × 16",
+    "AP-MAE: CLS",
+    "AP-MAE: CLS + last query + mean",
+    "fingerprint",
+)
+
 
 def tables(folder: Path, n_tokens: int) -> str:
-    """What the folder holds, in Markdown."""
-    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    """The main figures that the folder holds, in Markdown."""
+    results = _read(folder)
     own, other = results["n_heads"]
-    half = n_tokens // 2
-    text = ""
-    for place, (name, n) in enumerate((("the model fitted on", own), ("the unseen model", other))):
-        columns = {f"{place}, {k}": f"{k} prompt{'s' * (k > 1)}" for k in (1, 4, 24)}
-        chance = dict.fromkeys(columns, 1 / n)
-        title = f"Told apart, Java to prose, {name}: top 1 of {n} heads"
-        text += _table(results, title, columns, chance)
     columns = {
-        f"{place}, half, {which}": f"{name}, {which} prompt"
-        for place, name in enumerate(("fitted on", "unseen"))
-        for which in ("same", "other")
+        "0, 1": f"1 of {own} heads, 1 prompt",
+        "1, 1": f"unseen, 1 of {other}, 1 prompt",
+        "1, 4": "unseen, 4 prompts",
+        "1, half, other": f"unseen, {n_tokens // 2} against {n_tokens} tokens",
     }
-    chance = {key: 1 / (own, other)[int(key[0])] for key in columns}
-    text += _table(results, f"The same head at {half} against {n_tokens} tokens", columns, chance)
-    spoken = {name: name.replace("_", " ") for name in DETECTED}
-    columns = {f"kin, {name}": word for name, word in spoken.items()}
+    chance = {key: 1 / results["n_heads"][int(key[0])] for key in columns}
+    text = _table(results, "Told apart: Java looked up in prose, top 1", columns, chance)
+    columns = {f"kin, {name}": name.replace("_", " ") for name in DETECTED}
     text += _table(results, "Kin across models: correlation of template scores", columns, {})
-    columns = {f"kin, {name}, centred": word for name, word in spoken.items()}
-    text += _table(results, "The same, centred on the heads of both models", columns, {})
-    columns = {f"hits, {name}": word for name, word in spoken.items()}
-    chance = dict.fromkeys(columns, chance_of_kin(own))
-    text += _table(results, "Kin: one of the strongest among the three nearest", columns, chance)
-    columns = {"stability, seed": "another seed", "stability, half": "half of the prompts"}
-    text += _table(results, "Clusters of all patterns: adjusted Rand index", columns, {})
-    columns = {f"probe, {name}": word for name, word in {**spoken, LAYER: LAYER}.items()}
-    text += _table(results, "Probes: R² of scores, accuracy of the layer", columns, {})
     return text + _error_table(results.get("errors"))
+
+
+def all_figures(folder: Path) -> pd.DataFrame:
+    """Every figure that the folder holds: one line a row of the tables and measure.
+
+    Columns: `row`, `measure`, `value`, and its 95 % interval `low`, `high` where it has one. In the
+    name of a measure 0 is the model fitted on and 1 the unseen one.
+    """
+    results = _read(folder)
+    own, _ = results["n_heads"]
+    lines = [
+        (row, measure, *_spread(figure))
+        for row in ROWS
+        for measure, figure in results.get(row, {}).items()
+    ]
+    lines += [
+        ("chance", f"{place}, told apart", 1 / n) for place, n in enumerate(results["n_heads"])
+    ]
+    lines.append(("chance", "hits", chance_of_kin(own)))
+    errors = results.get("errors") or {"auc": {}}
+    for name, figures in errors["auc"].items():
+        for measure, figure in zip(("errors: AUC", "over confidence"), figures, strict=True):
+            lines.append((name, measure, *_spread(figure)))
+    return pd.DataFrame(lines, columns=["row", "measure", "value", "low", "high"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
 
 
 def _table(
     results: dict[str, Any], title: str, columns: dict[str, str], chance: dict[str, float]
 ) -> str:
-    rows = [[row, *(_cell(results[row][key]) for key in columns)] for row in ROWS if row in results]
+    rows = [
+        [row, *(_cell(results[row][key]) for key in columns)]
+        for row in _ROWS_ON_PAGE
+        if row in results
+    ]
     if chance:
         rows.append(["chance", *(f"{chance[key]:.3f}" for key in columns)])
     return _titled(title, Table(["", *columns.values()], rows))
@@ -284,6 +312,12 @@ def write_into(page: Path, name: str, text: str) -> None:
     if not end:
         raise ValueError(f"{page} has no <!-- {name} --> that ends with <!-- end -->")
     write_text(page, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
+
+
+def _spread(figure: float | list[float]) -> tuple[float, ...]:
+    """A figure, alone or with its interval, to four digits."""
+    numbers = figure if isinstance(figure, list) else [figure, math.nan, math.nan]
+    return tuple(round(number, 4) for number in numbers)
 
 
 def _cell(figure: float | Iterable[float]) -> str:

@@ -66,7 +66,7 @@ class Task:
 def load_task(name: str, model: Any, *, n_truth: int, n_choice: int, n_seeds: int) -> Task:
     """Make a task's prompts; the same for the same numbers."""
     reference = mine_scenarios(
-        english_prose(), model, language="prose", tasks=["random"], per_task=n_choice,
+        model, english_prose(), language="prose", tasks=["random"], per_task=n_choice,
         per_file=1, context_length=JAVA_TOKENS, seed=0,
     )  # fmt: skip
     if name == "java":
@@ -117,7 +117,7 @@ def _java(model: Any, reference: Scenarios, n_truth: int, n_choice: int, n_seeds
     n_fit = 300
     total = n_truth + n_choice * (n_seeds + 1) + n_fit
     mined = mine_scenarios(
-        source, model, tasks=["identifiers"], per_task=total, per_file=1,
+        model, source, tasks=["identifiers"], per_task=total, per_file=1,
         context_length=JAVA_TOKENS, seed=0,
     )  # fmt: skip
     choice = [mined[n_truth + n_choice * i :][:n_choice] for i in range(n_seeds + 1)]

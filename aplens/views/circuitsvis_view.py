@@ -1,0 +1,57 @@
+"""Chosen heads in circuitsvis' own attention view."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aplens._tokens import label_tokens
+from aplens.heads import HeadsLike
+from aplens.views.heads_view import choose_heads, read_one_prompt, read_patterns
+
+if TYPE_CHECKING:
+    from circuitsvis.utils.render import RenderedHTML
+    from transformer_lens import ActivationCache
+
+    from aplens.patterns import AttentionPatterns
+    from aplens.prompts import PromptsLike
+    from aplens.scenarios import Scenario
+
+
+def show_in_circuitsvis(
+    model: Any,
+    prompt: PromptsLike | Scenario,
+    heads: HeadsLike,
+    *,
+    patterns: AttentionPatterns | ActivationCache | None = None,
+) -> RenderedHTML:
+    """The attention of chosen heads on one prompt as `circuitsvis.attention.attention_heads`.
+
+    For pages and tools that work with circuitsvis. `show_heads` draws faster, has habits, templates
+    and ranks, and shows more of a query.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        prompt: A text, token ids or a `Scenario`.
+        heads: Which heads, at most 24. A `HeadRanking` stands for its 6 best.
+        patterns: The prompt's patterns, where you have them: what `collect_patterns` returned or
+            `run_with_cache` kept. The model is then not run.
+
+    Returns:
+        What circuitsvis renders: a notebook shows it, with the script that is installed where there
+        is no network, and else with that of circuitsvis' address; `.local_src` is HTML that fetches
+        nothing. A "<" in a token reads "‹", since circuitsvis writes tokens into a script as they
+        are.
+
+    Raises:
+        ValueError: When no heads or too many are chosen, one is out of range, the prompt is empty,
+            too long for the model or several prompts, or `patterns` are not its.
+        TypeError: When `prompt` is no prompt.
+        UnsupportedModelError: When the model has no causal attention patterns.
+    """
+    from circuitsvis.attention import attention_heads
+
+    chosen, _ = choose_heads(model, heads, None)
+    tokens = read_one_prompt(model, prompt).cpu()
+    attention = read_patterns(model, tokens, chosen, patterns)
+    written = [text.replace("<", "‹") for text in label_tokens(model, tokens.tolist())]
+    return attention_heads(attention, written, [str(head) for head in chosen])

@@ -1,0 +1,142 @@
+"""The commands that need no study's results: rank, run --plan, init."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import aplens
+from aplens.cli import app
+from aplens.scenarios import ScenarioError, read_prompt_file
+from aplens.study import StudySettings
+
+ROWS = [
+    ("class Adder1 {\n    private int", " total", " boolean"),
+    ("        if (value > 3 &&", " !", " total"),
+    ("        System.out.println(", "name", "value"),
+    ("    boolean add(int value,", " boolean", " int"),
+]
+FIELDS = ("prompt", "answer", "wrong_answer")
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def model(tiny_saved):
+    return aplens.load_model(tiny_saved, "bridge")
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    with (tmp_path / "own.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([FIELDS, *ROWS])
+    lines = (json.dumps(dict(zip(FIELDS, row, strict=True))) for row in ROWS)
+    (tmp_path / "own.jsonl").write_text("\n\n".join(lines))
+    return tmp_path / "own.csv"
+
+
+def test_a_prompt_file_is_the_scenarios_it_lists(model, prompts):
+    texts, answers, wrong = (list(column) for column in zip(*ROWS, strict=True))
+    expected = aplens.make_scenarios(model, texts, answers, wrong, task="own")
+    assert read_prompt_file(model, prompts) == expected
+    assert read_prompt_file(model, prompts.with_suffix(".jsonl")) == expected
+    prompts.write_text('prompt\n"class Adder1"\n"if (value"\n')
+    assert len(read_prompt_file(model, prompts)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "prompt,answer\nx,\n", "line 2: expected a text as answer, got ''"),
+        ("a.csv", "prompt,answer\nx, y, z\n", "line 2: unknown column 'more values"),
+        ("a.csv", "text,answer\nx, y\n", "line 2: unknown column 'text'"),
+        ("a.csv", "prompt,wrong_answer\nx, y\n", "no column 'answer', but 'wrong_answer'"),
+        ("a.csv", "prompt\n", "has no prompts"),
+        ("a.jsonl", '{"prompt": "x"}\n[1]\n', "line 2: expected an object"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt"\n', "line 2: no JSON"),
+        ("a.jsonl", '{"prompt": "x", "answer": " y"}\n{"prompt": "x"}', "line 2: .*answer.*None"),
+    ],
+)
+def test_a_wrong_prompt_file_is_refused_by_line(model, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ScenarioError, match=message):
+        read_prompt_file(model, tmp_path / name)
+
+
+def test_rank_prints_a_table_or_json_of_what_rank_heads_finds(model, tiny_saved, prompts):
+    command = ["rank", "--model", tiny_saved, "--kind", "bridge", "--prompts", prompts]
+    expected = aplens.rank_heads(model, read_prompt_file(model, prompts))
+    found = json.loads(run(*command, "--json"))
+    assert [head["name"] for head in found["heads"]] == [str(head) for head in expected]
+    assert found["verdict"] == expected.verdict
+    assert found["heads"][0]["measured"] is True
+    table = run(*command, "--top", "2")
+    assert table.index(expected.verdict) < table.index(f"\n{expected.top(1)[0]} ")
+    assert len(re.findall(r"^L\dH\d ", table, re.MULTILINE)) == 2
+
+
+def test_help_is_short_to_ask_for_and_completion_is_there():
+    assert "--plan" in run("run", "-h")
+    assert "--install-completion" in run("-h")
+
+
+def small(tiny_saved, java_zip):
+    """Changes that make a study one of a minute."""
+    return [
+        f"model.name={tiny_saved}",
+        "model.kind=bridge",
+        f"scenarios.corpus={java_zip}",
+        'scenarios.tasks=["identifiers", "numeric_literals"]',
+        "scenarios.per_task=40",
+        "scenarios.context_length=32",
+        "mae.pretrained=aplens-short",
+        "rank.folds=2",
+        "rank.features=statistics",
+        'rank.compare=["confidence", "statistics"]',
+        "rank.prompts=10",
+        "rank.verify=2",
+        "ablate.sizes=[1]",
+        "ablate.random_seeds=[0]",
+    ]
+
+
+def test_a_new_study_file_explains_every_setting_and_runs(tmp_path, tiny_saved, java_zip):
+    path = tmp_path / "mine.toml"
+    assert str(path) in run("init", path)
+    text = path.read_text()
+    assert StudySettings.from_toml(path).mae.pretrained == "aplens-base"
+    for key, value in re.findall(r"^(?:# )?(\w+) =(.*)$", text, re.MULTILINE):
+        assert re.search(rf"^# .+\n(?:# )?{key} =|^{key} = .*  # \w|^title", text, re.MULTILINE)
+        assert value or f"# {key} =" in text
+    again = CliRunner().invoke(app, ["init", str(path)])
+    assert again.exit_code == 1
+    assert "is there already" in again.output
+
+    changes = [part for one in small(tiny_saved, java_zip) for part in ("--set", one)]
+    plan = run("run", "--plan", path, *changes)
+    assert not list(tmp_path.glob("runs"))
+    assert re.search(r"^observe +64 +64 ", plan, re.MULTILINE)  # 80 scenarios × (0.5 + 0.3)
+    assert re.search(r"^rank +10 +60 ", plan, re.MULTILINE)  # 4 heads and none, and a gradient
+    assert re.search(r"^ablate +16 +80 ", plan, re.MULTILINE)  # none, 3 orders, 1 random
+    assert "GB, the most that loading the model" in plan
+    assert "Timed just now" in plan
+
+    folder = tmp_path / "out"
+    run("run", path, "--folder", folder, *changes)
+    assert (folder / "report.html").is_file()
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "aplens", "-h"]
+    assert "rank" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
