@@ -36,7 +36,7 @@ def start(tmp_path_factory):
     return folder
 
 
-def train(model, folder, start, *, config=CONFIG, tokens=None, progress=None, **changes):
+def train(model, folder, start, *, config=CONFIG, tokens=None, progress=False, **changes):
     return train_apmae(
         model,
         prompts(6, seed=1) if tokens is None else tokens,
