@@ -1,12 +1,14 @@
-"""Train a small GPT-2 on Python's standard library: a model whose patterns no AP-MAE has seen.
+"""Train a small GPT-2, or a small Pythia, on Python's standard library.
 
     python benchmarks/train_gpt2.py runs/gpt2-stdlib --minutes 10
+    python benchmarks/train_gpt2.py runs/pythia-mixed --shape pythia --prose --seed 1
     cd examples
     python -m paper evaluate studies/aplens-base.toml --mae aplens-base --model ../runs/gpt2-stdlib
 
 What it makes is a Hugging Face folder with its tokenizer, so `aplens.load_model` reads it as either
-class: learned positions, LayerNorm, 4 layers × 8 heads, a context of 256. The same command goes on
-from where the folder stands, after an interrupt too. A twentieth of the files is held out.
+class: LayerNorm, 4 layers × 8 heads, a context of 256; a GPT-2 has learned positions, a Pythia
+rotary ones in a quarter of a head's width, and attention and MLP side by side. The same command
+goes on from where the folder stands, after an interrupt too. A twentieth of the files is held out.
 """
 
 from __future__ import annotations
@@ -17,19 +19,29 @@ import math
 import tempfile
 import time
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.logging import disable_progress_bar
 
 import aplens
 from aplens._io import read_json, write_json
 from aplens.patterns import DETECTED, template_scores
-from aplens.scenarios import python_standard_library
+from aplens.scenarios import english_prose, python_standard_library
 
 N_CTX = 256
 VOCABULARY = 1024
@@ -42,11 +54,12 @@ SAVE_EVERY = 60.0  # seconds
 OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
 
 
-def split_texts() -> tuple[list[str], list[str]]:
+def split_texts(prose: bool) -> tuple[list[str], list[str]]:
     """The files' texts to train on, and those held out, which their names decide."""
     train: list[str] = []
     held_out: list[str] = []
-    for file in python_standard_library().files():
+    corpora = [python_standard_library(), *([english_prose()] if prose else [])]
+    for file in chain.from_iterable(corpus.files() for corpus in corpora):
         digest = hashlib.sha256(file.path.encode()).digest()
         (held_out if digest[0] % 20 == 0 else train).append(file.text)
     return train, held_out
@@ -75,20 +88,34 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Tensor:
     return torch.tensor([token for ids in encoded for token in (*ids, end)])
 
 
-def new_model(seed: int) -> GPT2LMHeadModel:
+def new_model(shape: str, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
+    common = {
+        "vocab_size": VOCABULARY,
+        "initializer_range": 0.05,  # their own 0.02 is for widths of 768 and more
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    if shape == "pythia":
+        return GPTNeoXForCausalLM(
+            GPTNeoXConfig(
+                num_hidden_layers=4,
+                num_attention_heads=8,
+                hidden_size=128,
+                intermediate_size=512,
+                max_position_embeddings=N_CTX,
+                **common,
+            )
+        )
     config = GPT2Config(
         n_layer=4,
         n_head=8,
         n_embd=128,
         n_positions=N_CTX,
-        vocab_size=VOCABULARY,
-        initializer_range=0.05,  # GPT-2's own 0.02 is for widths of 768 and more
-        bos_token_id=0,
-        eos_token_id=0,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        **common,
     )
     model = GPT2LMHeadModel(config)
     # Learned like all else, but begun as sinusoids, in which "one back" is a plain rotation.
@@ -104,7 +131,7 @@ def sinusoids(width: int) -> Tensor:
     return 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def next_token_loss(model: GPT2LMHeadModel, tokens: Tensor) -> Tensor:
+def next_token_loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Mean cross-entropy, in nats a token."""
     logits = model(tokens).logits
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
@@ -115,20 +142,22 @@ class Trainer:
 
     Args:
         folder: Where the model is, or is to be.
+        shape: "gpt2" or "pythia"; a folder that exists keeps its own.
+        prose: Whether English prose is in the training texts, beside Python.
         seed: Decides the first weights and the batches.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, shape: str, prose: bool, seed: int) -> None:
         self.folder = folder
         self.seed = seed
-        train, held_out = split_texts()
+        train, held_out = split_texts(prose)
         resumed = (folder / TRAINING).is_file()
         if resumed:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.model = GPT2LMHeadModel.from_pretrained(folder)
+            self.model = AutoModelForCausalLM.from_pretrained(folder)
         else:
             self.tokenizer = train_tokenizer(train)
-            self.model = new_model(seed)
+            self.model = new_model(shape, seed)
         self.step = read_json(folder / TRAINING)["step"] if resumed else 0
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.05
@@ -204,7 +233,7 @@ class Trainer:
 
 def print_heads(folder: Path, tokens: Tensor) -> None:
     """The three heads that look most like each kind, on half a window of text said twice."""
-    model = aplens.load_model(folder, kind="hooked", device="cpu")
+    model = aplens.load_model(folder, device="cpu")
     prompt = tokens[: N_CTX // 2].repeat(2)
     patterns = aplens.collect_patterns(model, prompt[None])
     scores = template_scores(patterns.values[0], prompt)[:, : len(DETECTED)]
@@ -218,10 +247,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--shape", choices=("gpt2", "pythia"), default="gpt2")
+    parser.add_argument("--prose", action="store_true", help="train on English prose as well")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     disable_progress_bar()
-    trainer = Trainer(options.folder, options.seed)
+    trainer = Trainer(options.folder, options.shape, options.prose, options.seed)
     before = trainer.step
     print(f"{len(trainer.train_tokens):,} tokens, at step {before}", flush=True)
     started = time.monotonic()

@@ -27,7 +27,11 @@ STATE_FILE = "training.safetensors"
 
 
 class HistoryEntry(TypedDict):
-    """One validation: `loss` is the mean on training patterns since the entry before."""
+    """One validation.
+
+    `loss` is the mean on training patterns since the entry before; `retrieval` how often a held-out
+    head is found by its fingerprint, None where the configuration trains none.
+    """
 
     patterns: int
     seconds: float
@@ -35,6 +39,7 @@ class HistoryEntry(TypedDict):
     loss: float | None
     validation_mse: float
     validation_ratio: float
+    retrieval: float | None
 
 
 @dataclass
@@ -162,7 +167,10 @@ def _read_state(header: Mapping[str, str]) -> TrainingState:
 
 
 def _read_entry(values: dict[str, Any], where: str) -> HistoryEntry:
-    loss = None if values.get("loss") is None else take(values, "loss", float, where)
+    loss, retrieval = (
+        None if values.get(name) is None else take(values, name, float, where)
+        for name in ("loss", "retrieval")
+    )
     return HistoryEntry(
         patterns=take(values, "patterns", int, where),
         seconds=take(values, "seconds", float, where),
@@ -170,6 +178,7 @@ def _read_entry(values: dict[str, Any], where: str) -> HistoryEntry:
         loss=loss,
         validation_mse=take(values, "validation_mse", float, where),
         validation_ratio=take(values, "validation_ratio", float, where),
+        retrieval=retrieval,
     )
 
 

@@ -49,6 +49,9 @@ class APMAEConfig:
             pattern (`aplens.mae.summary`), beside that on hidden patches; 0 as in the paper.
         fingerprint_dim: Numbers in a fingerprint (`APMAE.fingerprint`); 0: this AP-MAE has none, as
             in the paper.
+        identity_weight: How much training counts the error of telling heads apart by their
+            fingerprints on other prompts (`aplens.mae.identity`), beside that on hidden patches;
+            0 as in the paper: the fingerprint is then fitted when all else is trained.
         layer_norm_eps: Epsilon of every LayerNorm.
         qkv_bias: Whether the query, key and value projections have a bias.
     """
@@ -71,6 +74,7 @@ class APMAEConfig:
     base: Base = "none"
     summary_weight: float = 0.0
     fingerprint_dim: int = 0
+    identity_weight: float = 0.0
     layer_norm_eps: float = 1e-12
     qkv_bias: bool = False
 
@@ -93,10 +97,16 @@ class APMAEConfig:
             )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
-        if not 0 <= self.summary_weight < math.inf:
-            raise ValueError(f"summary_weight must not be negative, got {self.summary_weight}")
+        for name in ("summary_weight", "identity_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.fingerprint_dim < 0:
             raise ValueError(f"fingerprint_dim must not be negative, got {self.fingerprint_dim}")
+        if self.identity_weight and not self.fingerprint_dim:
+            raise ValueError(
+                f"identity_weight={self.identity_weight} needs a fingerprint to tell heads by: "
+                "fingerprint_dim is 0"
+            )
         if not 0 < self.layer_norm_eps < math.inf:
             raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}")
         for name in ("encoder_dim", "decoder_dim"):

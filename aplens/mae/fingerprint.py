@@ -83,12 +83,13 @@ def set_fingerprint(
     mae: APMAE, weight: Float[Tensor, "d d_embed"], bias: Float[Tensor, " d"]
 ) -> None:
     """Make these numbers an AP-MAE's fingerprint layer."""
-    mae.config = replace(mae.config, fingerprint_dim=len(weight))
-    layer = make_fingerprint_layer(mae.config)
-    assert layer is not None  # of one number or more
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
-    mae.to_fingerprint = layer.to(mae.device)
+    if mae.to_fingerprint is None or len(weight) != mae.config.fingerprint_dim:
+        mae.config = replace(mae.config, fingerprint_dim=len(weight))
+        layer = make_fingerprint_layer(mae.config)
+        assert layer is not None  # of one number or more
+        mae.to_fingerprint = layer.to(mae.device)
+    mae.to_fingerprint.weight.copy_(weight)  # in place: an optimizer may hold it
+    mae.to_fingerprint.bias.copy_(bias)
 
 
 def linear_metric(

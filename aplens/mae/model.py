@@ -55,12 +55,15 @@ class APMAEOutput(NamedTuple):
         mask: True where a patch was hidden.
         summary_loss: Mean squared error of what CLS tells of the whole pattern, in the same units;
             0 when the configuration asks nothing of CLS.
+        fingerprint: What the visible patches alone give as a fingerprint; None when the
+            configuration has none.
     """
 
     loss: Float[Tensor, ""]
     predicted: Float[Tensor, "pattern masked pixel"]
     mask: Bool[Tensor, "pattern patch"]
     summary_loss: Float[Tensor, ""]
+    fingerprint: Float[Tensor, "pattern d"] | None
 
 
 class _Prompt(NamedTuple):
@@ -236,7 +239,20 @@ class APMAE(nn.Module):
             predicted=predicted,
             mask=mask,
             summary_loss=self._summary_loss(encoded[:, 0], scaled, prompt),
+            fingerprint=self._masked_fingerprint(encoded, visible >= k - prompt.n_rows),
         )
+
+    def _masked_fingerprint(
+        self,
+        encoded: Float[Tensor, "pattern 1+visible dim"],
+        in_last_row: Bool[Tensor, "pattern visible"],
+    ) -> Float[Tensor, "pattern d"] | None:
+        if self.to_fingerprint is None:
+            return None
+        share = in_last_row / in_last_row.sum(1, keepdim=True).clamp(min=1)  # all may be hidden
+        last_query = (encoded[:, 1:] * share[..., None]).sum(1)
+        pooled = [encoded[:, 0], last_query, encoded.mean(dim=1)]  # as FINGERPRINT_POOL
+        return self.read_fingerprint(torch.cat([part.float() for part in pooled], dim=-1))
 
     def _prompt(self, n_patches: int, n_tokens: int | None) -> _Prompt:
         """What is known of prompts of this length."""
@@ -555,7 +571,39 @@ class APMAE(nn.Module):
         Raises:
             ValueError: When the shape is wrong, or `patches` or `pool` is unknown.
         """
-        pools = _read_pool(pool)
+        return self._embed(scaled, patches, _read_pool(pool), n_tokens, precision)
+
+    def fingerprint_patches(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        *,
+        n_tokens: int | None = None,
+        precision: torch.dtype | None = None,
+    ) -> Float[Tensor, "pattern d"]:
+        """Fingerprints of patches that are log-normalized already, all at once.
+
+        Gradients flow, so that training can learn them.
+
+        Args:
+            scaled: As for `encode_patches`.
+            n_tokens: As for `forward`.
+            precision: As for `encode`.
+
+        Raises:
+            ValueError: When this AP-MAE has no fingerprint, or the shape is wrong.
+        """
+        embeddings = self._embed(scaled, "lower", FINGERPRINT_POOL, n_tokens, precision)
+        return self.read_fingerprint(embeddings)
+
+    def _embed(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        patches: PatchSet,
+        pools: tuple[Pool, ...],
+        n_tokens: int | None,
+        precision: torch.dtype | None,
+    ) -> Float[Tensor, "pattern d_embed"]:
+        """Embed patches as `encode_patches` says; gradients flow."""
         _, k = self._check_patches(scaled)
         prompt = self._prompt(k, n_tokens)
         n_rows, places = prompt.n_rows, self._lower_places[:k]

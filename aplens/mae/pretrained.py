@@ -30,7 +30,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 #: What fields stand for in a configuration that was written before there were such.
-_ADDED = {"fingerprint_dim": 0}
+_ADDED = {"fingerprint_dim": 0, "identity_weight": 0.0}
 
 _BUNDLED = Path(__file__).parent / "weights"
 _LISTED = 10

@@ -36,6 +36,8 @@ class TrainingSettings:
         crop_share: Share of the batches that are cropped to a shorter prompt, of any length down to
             a patch and one token, so that shorter prompts are known too.
         heads_fraction: Share of each layer's heads that a round looks at (the paper: 0.25).
+        virtual_heads: Heads that no model has, mixtures of two heads made sharper or flatter, that
+            each layer adds to a round (`aplens.mae.virtual`): more to tell apart.
         model_batch_size: Prompts a forward pass of the model.
         validation_prompts: Held-out prompts used, at most.
         validation_patterns: Patterns used, spread over those prompts.
@@ -57,6 +59,7 @@ class TrainingSettings:
     passes: int = 1
     crop_share: float = 0.0
     heads_fraction: float = 1.0
+    virtual_heads: int = 0
     model_batch_size: int = 4
     validation_prompts: int = 16
     validation_patterns: int = 512
@@ -81,7 +84,7 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {shorten(value)}")
-        for name in ("weight_decay", "checkpoint_seconds", "seed"):
+        for name in ("weight_decay", "checkpoint_seconds", "seed", "virtual_heads"):
             if not 0 <= getattr(self, name) < _MOST:
                 raise ValueError(f"{name} must not be negative, got {shorten(getattr(self, name))}")
         if not all(0 <= beta < 1 for beta in self.betas):

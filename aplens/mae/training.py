@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn, optim
+from torch.nn import functional as F
 
-from aplens._io import hash_tokens, write_json
+from aplens._io import hash_tensors, hash_tokens, write_json
 from aplens._processes import Processes, join_processes
 from aplens._progress import show_progress
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
-from aplens.mae.error import inside_pattern, squared_errors
 from aplens.mae.fingerprint import fit_fingerprint
+from aplens.mae.identity import identity_loss
 from aplens.mae.masking import random_masks
-from aplens.mae.model import APMAE
-from aplens.mae.rounds import PatternRounds, sample_patches, seeded
+from aplens.mae.model import APMAE, APMAEOutput
+from aplens.mae.pretrained import load_weights
+from aplens.mae.rounds import PatternRounds, RoundsInTurn, seeded
 from aplens.mae.settings import TrainingSettings
+from aplens.mae.validation import Validation
 from aplens.models import describe_model
-from aplens.patterns import PatchGrid, crop_patches, depth_scales
+from aplens.patterns import crop_patches, depth_scales
 
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
@@ -38,8 +41,9 @@ HISTORY_FILE = "history.json"
 _BATCH = 64  # patterns at once where nothing is learned
 _FINGERPRINT_PROMPTS = 24
 
-# What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0 and 1.
-_SHUFFLE, _MASKS, _VALIDATION, _CROP, _FINGERPRINT = 2, 3, 4, 5, 6
+# What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0, 1 and 7,
+# `Validation` 4.
+_SHUFFLE, _MASKS, _CROP, _FINGERPRINT = 2, 3, 5, 6
 
 
 class TrainingError(RuntimeError):
@@ -82,7 +86,8 @@ class TrainingResult:
         additive_mse: Error of the additive fit.
         patterns: Patterns trained on.
         seconds: Time it took, all runs together.
-        history: One entry a validation.
+        history: One entry a validation; with `identity_weight`, also how often a held-out head is
+            found by its fingerprint on another prompt.
     """
 
     mae: APMAE
@@ -114,18 +119,20 @@ class TrainingResult:
 
 def train_apmae(
     model: Any,
-    prompts: Prompts,
+    prompts: Prompts | Sequence[Prompts],
     config: APMAEConfig,
     folder: str | os.PathLike[str],
     *,
     validation: Prompts,
+    start: str | os.PathLike[str] | None = None,
     settings: TrainingSettings | None = None,
     progress: bool | Callable[[TrainingProgress], object] = True,
 ) -> TrainingResult:
     """Train an AP-MAE on a model's attention patterns, without storing any.
 
     Where the configuration has a fingerprint (`fingerprint_dim`), it is fitted at the end, on a few
-    of the prompts (`fit_fingerprint`); an unfinished run has none.
+    of the prompts (`fit_fingerprint`); an unfinished run has none. With `identity_weight` the
+    fingerprint of `start` is trained on instead (`aplens.mae.identity`).
 
     Where `folder` holds an unfinished run of the same configuration, settings and data, it goes on;
     on a CPU it then ends with the same weights, bit for bit, as a run that was never interrupted
@@ -136,28 +143,56 @@ def train_apmae(
     The first process writes. Another number of processes may go on from its checkpoint.
 
     Args:
-        model: A HookedTransformer or TransformerBridge; the AP-MAE trains on its device.
-        prompts: Token ids, or scenarios, of one length up to `config.n_ctx`.
+        model: A HookedTransformer or TransformerBridge, or a list of several, whose rounds of
+            prompts take turns; the AP-MAE trains on the first one's device.
+        prompts: Token ids, or scenarios, of one length up to `config.n_ctx`; of several models, a
+            list with those of each.
         config: The AP-MAE to train.
         folder: For checkpoints, `history.json` and, as `save_pretrained` writes them, the weights.
-        validation: Held-out prompts of the same length: of scenarios, from other files.
+        validation: Held-out prompts of the same length for the first model: of scenarios, from
+            other files.
+        start: Name or folder of an AP-MAE of the same sizes to go on from (default: random
+            weights). The mean patch is measured anew. Its fingerprint is kept where
+            `identity_weight` trains it on.
         settings: Recipe and budget (default: `TrainingSettings()`).
         progress: A bar (the default), nothing (False), or a function called once before the first
             step and after every step.
 
     Raises:
-        ValueError: When prompts are empty or too long, or appear in training and validation.
-        CheckpointError: When `folder` holds another run, or a damaged checkpoint.
+        ValueError: When prompts are empty, too long or of several lengths, appear in training and
+            validation, or are not as many lists as models; or when `identity_weight` has no
+            fingerprint to start from.
+        CheckpointError: When `folder` holds another run, or a damaged checkpoint, or `start` is no
+            AP-MAE of these sizes.
         FolderInUseError: When another run is writing into the folder.
         TrainingError: When the loss or a gradient is not finite; the last checkpoint is kept.
     """
     settings = settings or TrainingSettings()
-    tokens = _read_prompts(prompts, "prompts", config)
+    models, lists = [model], [cast(Prompts, prompts)]
+    if isinstance(model, (list, tuple)):
+        models, lists = list(model), list(cast(Sequence[Prompts], prompts))
+    if len(models) != len(lists) or not models:
+        raise ValueError(
+            f"expected prompts for each of {len(models)} models, got {len(lists)} lists"
+        )
+    tokens = [_read_prompts(one, "prompts", config) for one in lists]
     held_out = _read_prompts(validation, "validation", config)
-    _refuse_overlap(prompts, tokens, validation, held_out)
+    lengths = sorted({one.shape[1] for one in [*tokens, held_out]})
+    if len(lengths) > 1:
+        raise ValueError(f"prompts and validation must have one length, got {lengths} tokens")
+    for one, read in zip(lists, tokens, strict=True):
+        _refuse_overlap(one, read, validation, held_out)
     processes = join_processes()
     with processes.own(folder) as path:
-        run = _Run(model, tokens, held_out, config, path, settings, processes)
+        run = _Run(
+            list(zip(models, tokens, strict=True)),
+            held_out,
+            config,
+            path,
+            start,
+            settings,
+            processes,
+        )
         return run.train(_teller(progress))
 
 
@@ -176,43 +211,58 @@ class _Run:
 
     def __init__(
         self,
-        model: Any,
-        tokens: Int[Tensor, "prompt pos"],
+        sources: list[tuple[Any, Int[Tensor, "prompt pos"]]],
         held_out: Int[Tensor, "prompt pos"],
         config: APMAEConfig,
         folder: Path,
+        start: str | os.PathLike[str] | None,
         settings: TrainingSettings,
         processes: Processes,
     ) -> None:
-        info = describe_model(model)
+        model, tokens = sources[0]
         self.processes = processes
         self.folder = folder
         self.settings = settings
         self.n_tokens = tokens.shape[1]
-        self.identity = _identify(model, tokens, held_out, config, settings)
-        self.mae = APMAE(config, settings.seed).to(info.device)
+        self.mae = APMAE(config, settings.seed).to(describe_model(model).device)
+        self.start = None if start is None else APMAE.from_pretrained(start).to(self.mae.device)
+        if self.start is not None:
+            _copy_weights(self.start, self.mae)
+        if config.identity_weight and not (self.start and self.start.has_fingerprint):
+            raise ValueError(
+                "identity_weight trains a fingerprint on: give a start that has one "
+                f"(aplens.mae.fit_fingerprint), got {start!r}"
+            )
+        self.identity = _identify(sources, held_out, self.start, config, settings)
         self.optimizer = _make_optimizer(self.mae, settings)
-        self.rounds = PatternRounds(
-            model,
-            tokens,
-            self.mae.grid,
-            prompts_per_round=settings.prompts_per_round,
-            heads_fraction=settings.heads_fraction,
-            batch_size=settings.model_batch_size,
-            seed=settings.seed,
-            processes=processes,
+        self.rounds = RoundsInTurn(
+            [
+                PatternRounds(
+                    one,
+                    prompts,
+                    self.mae.grid,
+                    prompts_per_round=settings.prompts_per_round,
+                    heads_fraction=settings.heads_fraction,
+                    batch_size=settings.model_batch_size,
+                    seed=settings.seed,
+                    virtual=settings.virtual_heads,
+                    processes=processes,
+                )
+                for one, prompts in sources
+            ]
         )
-        self.validation = _Validation(
+        self.validation = Validation(
             model, held_out, self.mae.grid, config.mask_ratio, settings, processes
         )
         loaded = load_checkpoint(folder, self.mae, self.optimizer, self.identity)
-        self.state = loaded or self._start()
+        self._told: tuple[int, Float[Tensor, "head d"]] | None = None
+        self.state = loaded or self._begin()
         self.clock = _Clock(self.state.seconds)
 
-    def _start(self) -> TrainingState:
+    def _begin(self) -> TrainingState:
         """Measure what does not change: the mean patch of every position, and the baselines."""
         patches, total = self.rounds.patches(0), self.processes.sum
-        parts, k, n = patches.split(_BATCH), patches.shape[1], self.rounds.size(0)
+        parts, k, n = patches.split(_BATCH), patches.shape[1], math.prod(self.rounds.shape(0))
         mean = torch.zeros(self.mae.grid.n_patches, self.mae.grid.n_pixels, device=patches.device)
         mean[:k] = total(patches.sum(dim=0, dtype=torch.float64)) / n
         if self.mae.mean_patches is not None and self.mae.depth_scales is not None:
@@ -243,7 +293,7 @@ class _Run:
             self._save()
         progress(self._progress())
         while self.fraction < 1:
-            batches = self._batches(self.rounds.size(state.round))
+            batches = self._batches(math.prod(self.rounds.shape(state.round)))
             while state.batch < len(batches) and self.fraction < 1:
                 self._step(batches[state.batch])
                 state.batch += 1
@@ -263,11 +313,10 @@ class _Run:
     def _fit_fingerprint(self) -> None:
         """By every process on the same prompts: a few seconds, and all end with one AP-MAE."""
         generator = seeded(self.settings.seed, _FINGERPRINT)
-        chosen = torch.randperm(len(self.rounds.tokens), generator=generator)
-        prompts = self.rounds.tokens[chosen[:_FINGERPRINT_PROMPTS]]
-        fit_fingerprint(
-            self.mae, self.rounds.model, prompts, batch_size=self.settings.model_batch_size
-        )
+        first = self.rounds.each[0]
+        chosen = torch.randperm(len(first.tokens), generator=generator)
+        prompts = first.tokens[chosen[:_FINGERPRINT_PROMPTS]]
+        fit_fingerprint(self.mae, first.model, prompts, batch_size=self.settings.model_batch_size)
 
     @property
     def fraction(self) -> float:
@@ -323,7 +372,7 @@ class _Run:
         state, settings = self.state, self.settings
         mine, places = self.rounds.places(state.round, batch)
         held = self.rounds.patches(state.round)
-        patches, n_tokens = self._crop(held[places.to(held.device)].float())
+        patches, n_tokens = self._crop(held[places.to(held.device)].to(self.mae.device).float())
         masks = random_masks(
             len(batch),
             patches.shape[1],
@@ -340,9 +389,50 @@ class _Run:
         hidden = (masks * pixels).sum(1)
         loss = output.loss * float(hidden[mine].sum() / hidden.sum())
         summary = output.summary_loss * float(mine.sum() / len(batch))
-        weight = self.mae.config.summary_weight
-        ((loss + weight * summary) / state.variance).backward()
+        total = (loss + self.mae.config.summary_weight * summary) / state.variance
+        if self.mae.config.identity_weight and mine.any():
+            share = self.mae.config.identity_weight * float(mine.sum() / len(batch))
+            total = total + share * self._identity_loss(batch[mine], patches, n_tokens, output)
+        total.backward()
         return loss.detach()
+
+    def _identity_loss(
+        self,
+        batch: Int[Tensor, " pattern"],
+        patches: Float[Tensor, "pattern patch pixel"],
+        n_tokens: int,
+        output: APMAEOutput,
+    ) -> Float[Tensor, ""]:
+        """How badly heads are told by what was visible of their patterns, and by whole ones."""
+        prototypes = self._prototypes()
+        heads = batch.to(prototypes.device) % len(prototypes)
+        whole = self.mae.fingerprint_patches(  # of half of them: that is enough, and less work
+            patches[::2], n_tokens=n_tokens, precision=self.settings.dtype
+        )
+        assert output.fingerprint is not None  # the configuration has one
+        return (
+            identity_loss(output.fingerprint, prototypes, heads)
+            + identity_loss(whole, prototypes, heads[::2])
+        ) / 2
+
+    @torch.no_grad()
+    def _prototypes(self) -> Float[Tensor, "head d"]:
+        """Each head's mean fingerprint in the round under way, by the AP-MAE of the start."""
+        number = self.state.round
+        if self._told is None or self._told[0] != number:
+            assert self.start is not None  # checked when the run was made
+            n_heads, d = self.rounds.shape(number)[1], self.mae.config.fingerprint_dim
+            added = torch.zeros(n_heads, d, dtype=torch.float64, device=self.mae.device)
+            for prompt in self.rounds.patches(number).split(n_heads):
+                for part, places in zip(
+                    prompt.split(_BATCH), torch.arange(n_heads).split(_BATCH), strict=True
+                ):
+                    patches = part.to(self.mae.device).float()
+                    added[places] += self.start.fingerprint_patches(
+                        patches, n_tokens=self.n_tokens, precision=self.settings.dtype
+                    ).double()
+            self._told = number, F.normalize(self.processes.sum(added).float(), dim=-1)
+        return self._told[1]
 
     def _add_up(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Add up gradients over the processes, and the loss."""
@@ -362,6 +452,7 @@ class _Run:
                 part, mask, n_tokens=self.n_tokens, precision=settings.dtype
             )
         )
+        found = self.validation.retrieval(self.mae) if self.mae.config.identity_weight else None
         state.history.append(
             {
                 "patterns": state.patterns,
@@ -370,6 +461,7 @@ class _Run:
                 "loss": _mean_loss(state),
                 "validation_mse": mse,
                 "validation_ratio": mse / state.mean_patch_mse,
+                "retrieval": found,
             }
         )
         state.loss_sum, state.loss_count = 0.0, 0
@@ -414,57 +506,6 @@ class _Run:
         )
 
 
-class _Validation:
-    """The same held-out patterns under the same masks, whatever predicts them."""
-
-    def __init__(
-        self,
-        model: Any,
-        tokens: Int[Tensor, "prompt pos"],
-        grid: PatchGrid,
-        mask_ratio: float,
-        settings: TrainingSettings,
-        processes: Processes,
-    ) -> None:
-        self.model, self.tokens, self.grid = model, tokens, grid
-        self.processes = processes
-        self.mask_ratio, self.settings = mask_ratio, settings
-
-    @cached_property
-    def _sample(
-        self,
-    ) -> tuple[Float[Tensor, "pattern patch pixel"], Bool[Tensor, "pattern patch"]]:
-        # Collected when first needed: a finished run that is only loaded needs no forward pass.
-        settings = self.settings
-        generator = seeded(settings.seed, _VALIDATION)
-        chosen = torch.randperm(len(self.tokens), generator=generator)
-        patches, mine, n = sample_patches(
-            self.model,
-            self.tokens[chosen[: settings.validation_prompts]],
-            self.grid,
-            settings.validation_patterns,
-            batch_size=settings.model_batch_size,
-            generator=generator,
-            processes=self.processes,
-        )
-        mask = random_masks(n, patches.shape[1], self.mask_ratio, generator)[mine]
-        return patches, mask.to(patches.device)
-
-    @torch.no_grad()
-    def error_of(self, predict: Callable[[Tensor, Tensor], Tensor]) -> float:
-        """Mean squared error over masked patches of `predict(patches, mask) -> patches`."""
-        patches, mask = self._sample
-        inside = inside_pattern(self.grid, self.tokens.shape[1], patches.device)
-        added = torch.zeros(2, dtype=torch.float64)  # squared errors, and values
-        for part, part_mask in zip(patches.split(_BATCH), mask.split(_BATCH), strict=True):
-            predicted = predict(part.float(), part_mask)
-            squared = squared_errors(predicted, part.float(), inside)[part_mask].sum()
-            count = inside.expand_as(part)[part_mask].sum()
-            added += torch.tensor([squared.item(), count.item()])
-        squared, count = self.processes.sum(added).tolist()
-        return squared / count
-
-
 class _Clock:
     """Seconds of all runs together, and since the last checkpoint."""
 
@@ -491,6 +532,20 @@ def _make_optimizer(mae: APMAE, settings: TrainingSettings) -> optim.Optimizer:
         ],
         betas=settings.betas,
     )
+
+
+def _copy_weights(start: APMAE, mae: APMAE) -> None:
+    """Begin from another AP-MAE; what it lacks of a summary or fingerprint stays as it is.
+
+    Raises:
+        CheckpointError: When the sizes differ.
+    """
+    weights = start.state_dict()
+    if not mae.config.identity_weight:  # to be fitted to the new encoder
+        weights = {n: w for n, w in weights.items() if not n.startswith("to_fingerprint.")}
+    optional = ("summary.", "to_fingerprint.")
+    names = {n: n for n in mae.state_dict() if n in weights or not n.startswith(optional)}
+    load_weights(mae, weights, source="start", names=names)
 
 
 def _mean_loss(state: TrainingState) -> float | None:
@@ -528,25 +583,33 @@ def _refuse_overlap(
 
 
 def _identify(
-    model: Any,
-    tokens: Tensor,
+    sources: list[tuple[Any, Int[Tensor, "prompt pos"]]],
     held_out: Tensor,
+    start: APMAE | None,
     config: APMAEConfig,
     settings: TrainingSettings,
 ) -> dict[str, Any]:
     """What a run must have in common with a checkpoint that it goes on from."""
-    info = describe_model(model)
     recipe = asdict(settings)
     del recipe["checkpoint_seconds"]  # the one setting that changes nothing in the result
+    (model, prompts), *others = [
+        (
+            {
+                "name": info.name,
+                "n_layers": info.n_layers,
+                "n_heads": info.n_heads,
+                "d_head": info.d_head,
+            },
+            hash_tokens(tokens),
+        )
+        for info, tokens in ((describe_model(model), tokens) for model, tokens in sources)
+    ]
     return {
         "config": config.to_dict(),
         "settings": recipe,
-        "model": {
-            "name": info.name,
-            "n_layers": info.n_layers,
-            "n_heads": info.n_heads,
-            "d_head": info.d_head,
-        },
-        "prompts": hash_tokens(tokens),
+        "model": model,
+        "prompts": prompts,
+        "other_models": others,
         "validation": hash_tokens(held_out),
+        "start": start and hash_tensors(start.state_dict()),
     }

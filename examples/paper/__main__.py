@@ -243,6 +243,24 @@ def fit_fingerprint(
 
 
 @app.command()
+def train_fingerprint(
+    mae: Annotated[str, typer.Argument(help="The AP-MAE to begin from: a name, folder or hub id.")],
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Whose heads to tell apart. Repeatable. [default: smollm2-135m]"),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Of each domain: Java, Python, prose.")] = 96,
+    minutes: Annotated[float, typer.Option(help="How long to train.")] = 30.0,
+) -> None:
+    """Train an AP-MAE to tell heads apart, on files that no evaluation uses."""
+    from paper.train_fingerprint import train
+
+    with reporting() as (_, reporter):
+        train(mae, model or ["smollm2-135m"], prompts, 60 * minutes, folder, reporter)
+
+
+@app.command()
 def fingerprints(
     mae: Annotated[
         str, typer.Option(help="An AP-MAE with a fingerprint: a bundled name, a folder, a hub id.")
