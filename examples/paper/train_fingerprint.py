@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +29,7 @@ def train(
     seconds: float,
     folder: Path,
     reporter: Reporter,
+    load: Callable[[str, str], Any] = aplens.load_model,
 ) -> TrainingResult:
     """Train an AP-MAE on, and save it in float16 in `folder/float16`; an interrupted run goes on.
 
@@ -37,10 +40,11 @@ def train(
         seconds: How long.
         folder: Where checkpoints and weights go.
         reporter: Told how far it is.
+        load: Makes a model of its name and kind.
     """
     config = aplens.APMAE.from_pretrained(start).config
     config = dataclasses.replace(config, identity_weight=IDENTITY_WEIGHT)
-    loaded = [aplens.load_model(name, "bridge") for name in models]
+    loaded = [load(name, "bridge") for name in models]
     parts = [_draw(model, n_prompts, config.n_ctx) for model in loaded]
     reporter.start("train-fingerprint", f"{start} on heads of {', '.join(models)}")
     result = aplens.train_apmae(
@@ -71,7 +75,7 @@ def train(
     return result
 
 
-def _draw(model: object, n_prompts: int, n_tokens: int) -> tuple[Scenarios, Scenarios]:
+def _draw(model: Any, n_prompts: int, n_tokens: int) -> tuple[Scenarios, Scenarios]:
     """Prompts to train on and to validate on."""
     training: list[Scenario] = []
     validation: list[Scenario] = []

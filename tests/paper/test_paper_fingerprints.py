@@ -7,10 +7,10 @@ import torch
 from mae_helpers import tiny_mae
 from torch.nn.functional import normalize
 
-from aplens.mae import fit_fingerprint
+from aplens.mae import APMAE, fit_fingerprint
 from aplens.scenarios import Scenario, Scenarios
 from aplens.study import Reporter
-from paper import fingerprints
+from paper import fingerprints, train_fingerprint
 from paper.fingerprint_errors import predict_errors
 from paper.fingerprint_measures import chance_of_kin, found_again, kin, stability
 from paper.fingerprint_samples import ROWS
@@ -81,17 +81,19 @@ def test_no_file_is_on_both_sides():
     assert all(map(is_held_out, held))
 
 
+def draw(model, domain, n, n_tokens, *, held_out, seed=0):
+    """Prompts of random tokens, in place of those of a domain."""
+    generator = torch.Generator().manual_seed(hash((domain == "java", held_out, seed)) % 1000)
+    prompts = torch.randint(0, 101, (n, n_tokens), generator=generator).tolist()
+    return Scenarios(
+        Scenario("random", domain, f"{domain}{i}", 1, "", tuple(p), p[0], "left_to_right")
+        for i, p in enumerate(prompts)
+    )
+
+
 @pytest.fixture
 def small(any_model, tmp_path, monkeypatch):
     """A study of a small model on random prompts, as half of another model."""
-
-    def draw(model, domain, n, n_tokens, *, held_out, seed=0):
-        generator = torch.Generator().manual_seed(hash((domain == "java", held_out, seed)) % 1000)
-        prompts = torch.randint(0, 101, (n, n_tokens), generator=generator).tolist()
-        return Scenarios(
-            Scenario("random", domain, f"{domain}{i}", 1, "", tuple(p), p[0], "left_to_right")
-            for i, p in enumerate(prompts)
-        )
 
     mae = tiny_mae()
     fit_fingerprint(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
@@ -129,3 +131,25 @@ def test_the_whole_study_has_every_row_and_goes_on(small):
     assert loaded == []
     with pytest.raises(ValueError, match="another prompts"):
         fingerprints.measure(setup._replace(prompts=5), folder, Reporter(), load)
+
+
+def test_a_fingerprint_is_trained_on_and_saved_in_half_precision(any_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        train_fingerprint, "draw_prompts", lambda *a, **k: draw(*a, **k, seed=len(a[1]))
+    )
+    mae = tiny_mae(base="additive", patch_input="centred")
+    fit_fingerprint(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
+    mae.save_pretrained(tmp_path / "start")
+    result = train_fingerprint.train(
+        str(tmp_path / "start"),
+        ["small"],
+        16,
+        1.0,
+        tmp_path / "run",
+        Reporter(),
+        lambda name, kind: any_model,
+    )
+    assert result.history[-1]["retrieval"] > 0
+    saved = APMAE.from_pretrained(tmp_path / "run" / "float16")
+    assert saved.config.identity_weight == train_fingerprint.IDENTITY_WEIGHT
+    assert torch.equal(saved.to_fingerprint.weight, result.mae.to_fingerprint.weight.half().float())
