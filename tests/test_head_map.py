@@ -322,7 +322,7 @@ def test_pointing_clicking_and_searching_on_the_page(chromium, tmp_path):
     page = open_map(chromium, joined.show("pca"), tmp_path)
     assert page.locator("#scatter path").count() == 60
     assert page.locator(".grid rect").count() == 60
-    assert chosen(page) == "L2H0 of a"  # the first induction head
+    assert chosen(page) == "L1H4 of a"  # the strongest induction head
 
     page.locator(".grid").nth(1).locator("rect[data-place='40']").hover()
     tip = page.locator("#tip")
@@ -332,7 +332,7 @@ def test_pointing_clicking_and_searching_on_the_page(chromium, tmp_path):
         "c => new Set(c.getContext('2d').getImageData(0, 0, 24, 24).data).size"
     )
     assert colors > 20
-    assert chosen(page) == "L2H0 of a"
+    assert chosen(page) == "L1H4 of a"
     page.locator(".grid").nth(1).locator("rect[data-place='40']").click()
     assert chosen(page) == "L1H4 of b"
     assert page.locator("#scatter path.near").count() == 10

@@ -16,6 +16,7 @@ from torch import Tensor
 from aplens._words import displayable
 from aplens.describe.fingerprints import SIDE, ModelHeads
 from aplens.describe.kin import Group
+from aplens.patterns.templates import TEMPLATES
 from aplens.style import PATTERN_COLORS, TEMPLATE_COLORS
 from aplens.views.embed import View, build_view, pack, read_script, to_json
 from aplens.views.wording import count
@@ -60,6 +61,7 @@ def build_page(
         "palette": _palette(),
         "models": [_describe_model(each) for each in models],
         "heads": _describe_heads(models, directions, slices, places),
+        "first": _strongest_induction_head(models[0]),
         "groups": [
             {"name": group.name, "share": round(group.share, 2), "members": group.members}
             for group in groups
@@ -78,6 +80,11 @@ def build_page(
         pictures=pack(_pack_pictures(models)),
         script=Markup(script),
     )
+
+
+def _strongest_induction_head(model: ModelHeads) -> int:
+    """The head that the page opens with."""
+    return int(model.template_scores[:, list(TEMPLATES).index("induction")].argmax())
 
 
 def _note(models: Sequence[ModelHeads], method: str) -> str:

@@ -413,8 +413,7 @@
     keys[event.key]();
   });
 
-  const first = templates.indexOf("induction");
-  choose(Math.max(0, heads.template.indexOf(first)));
+  choose(data.first);
 })().catch((error) => {
   document.getElementById("detail").textContent =
     `This browser cannot draw the map (${error.message}).`;
