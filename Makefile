@@ -41,9 +41,14 @@ test: install  ## the whole test suite, the real SmolLM2 included
 test-fast: install  ## the tests that need neither the real model nor a browser
 	$(PYTEST) -m "not real and not browser"
 
-test-tl4: $(TL4)/.installed  ## the same on TransformerLens 4, but for the browser and the documents
-	$(subst $(BIN),$(TL4)/bin,$(PYTEST)) -m "not browser" --ignore tests/test_readme.py --ignore tests/test_docs.py \
-		--ignore tests/test_notebooks.py
+# These run no model, so that they say the same on either TransformerLens.
+NO_MODEL := readme docs notebooks heads intervals plots report shape tables fuzz_corpora fuzz_tables \
+	$(addprefix correctness_,attribution clusters density evaluation head_array predictor principal regions statistics) \
+	$(addprefix mae_,additive config habit low_rank masking model pretrained) \
+	scenarios $(addprefix scenarios_,corpus prose tasks)
+
+test-tl4: $(TL4)/.installed  ## what runs a model on TransformerLens 4, but for the browser and the documents
+	$(subst $(BIN),$(TL4)/bin,$(PYTEST)) -m "not browser" $(NO_MODEL:%=--ignore tests/test_%.py)
 
 lint: install  ## ruff: style and formatting
 	$(BIN)/ruff check .

@@ -677,7 +677,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(small_study, tmp_path):
 
 def test_settings_of_the_file_can_be_replaced(tmp_path):
     path = write_toml(
-        tmp_path, 'title = "old"\n[mae]\npretrained = "aplens-base"\n[mae.config]\nn_ctx = 64\n'
+        tmp_path,
+        'title = "old"\n[mae]\npretrained = "aplens-base"\n[mae.config]\nn_ctx = 64\n'
+        "[scenarios]\ncontext_length = 64\n",
     )
     changes = [
         'mae.pretrained = ""',

@@ -201,6 +201,9 @@ def handoff(
     figure: Annotated[
         Path | None, typer.Option(help="Draw what the folder holds into this file.")
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write every figure of the folder into this file.")
+    ] = None,
     model: str = "smollm2-135m",
     kind: str = "hooked",
     mae: str = "aplens-short",
@@ -221,7 +224,9 @@ def handoff(
             console.print(study.tables(folder), markup=False, soft_wrap=True)
         if figure is not None:
             study.draw(folder, figure)
-        if not tables and figure is None:
+        if csv is not None:
+            study.all_figures(folder).round(4).to_csv(csv, index=False)
+        if not tables and figure is None and csv is None:
             setup = study.Setup(model, kind, mae, n_truth, n_choice, seeds, n_matter)
             for name in task or TASKS:
                 study.run_task(name, folder, setup, reporter)

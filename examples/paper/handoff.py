@@ -338,17 +338,49 @@ def _most_important(heads: tuple[Head, ...], effects: np.ndarray, n: int) -> set
     return set(by_score(heads, np.abs(effects.mean(axis=1)))[:n])
 
 
+#: The rows of a printed table; the file of all figures has every method.
+_ROWS = (
+    "random",
+    "detect_head: duplicate token",
+    "AP-MAE: distance from prose",
+    "AP-MAE: distance × output norm",
+    "AP-MAE: predictor, clusters",
+    "AP-MAE: predictor, surprise",
+    "effects: estimated",
+    f"every head ablated on {FEW_PROMPTS} prompts",
+    "effects: first measured",
+    "every head ablated (split half)",
+)
+
+
+def all_figures(folder: Path) -> pd.DataFrame:
+    """What `tabulate` makes of every task in the folder, with the column `task`."""
+    found = {name: folder / f"{name}.json" for name in TASKS}
+    return pd.concat(
+        {name: tabulate(read_results(path)) for name, path in found.items() if path.exists()},
+        names=["task", None],
+    ).reset_index("task")
+
+
 def to_markdown(frame: pd.DataFrame, n: int) -> str:
-    """The table of `tabulate`, cheapest method first, both truths beside each other."""
-    measures = [f"{c}{end}" for c in ("once", "twice") for end in ("", "_low", "_high")]
-    wide = frame.pivot(index=["method", "cost"], columns="truth", values=measures)
-    wide.columns = [re.sub(r"^(once|twice)(.*)", rf"{truth}_\1\2", c) for c, truth in wide.columns]
+    """The main rows of `tabulate`, both truths beside each other.
+
+    "Effects" are with the ablation that the truth has.
+    """
+    frame = frame.copy()
+    for truth, word in (("zero", "zeros"), ("mean", "means")):
+        own = frame["truth"] == truth
+        frame.loc[own, "method"] = frame.loc[own, "method"].str.replace(f", {word}:", ":")
+    wide = frame.pivot(
+        index=["method", "cost"], columns="truth", values=["once", "once_low", "once_high"]
+    )
+    wide.columns = [re.sub(r"^once(.*)", rf"{truth}\1", name) for name, truth in wide.columns]
+    rows = wide.reset_index().set_index("method")
+    rows = rows.loc[[name for name in _ROWS if name in rows.index]].reset_index()
     columns = {"method": "method", "cost": "prompts run"}
-    for truth in TRUTHS:
-        columns |= {f"{truth}_once": f"{truth}: first {n}", f"{truth}_twice": f"first {2 * n}"}
-    ordered = wide.reset_index().sort_values("cost", kind="stable")
+    columns |= {truth: f"{truth}: first {n}" for truth in TRUTHS if truth in rows}
     formats = dict.fromkeys(columns, ".2f") | {"cost": ",.0f"}
-    return Table.from_frame(ordered, columns, formats=formats).to_markdown()
+    return Table.from_frame(rows, columns, formats=formats).to_markdown()
 
 
 def tables(folder: Path) -> str:

@@ -100,8 +100,8 @@ def test_the_hand_off_counts_the_heads_that_matter(tmp_path):
     heads = [list(head) for head in all_heads(10, 10)]
     effects = [[1 - i / 100 + 0.001 * prompt for prompt in range(6)] for i in range(100)]
     choices = {
-        "perfect|0": {"order": heads, "cost": 5},
-        "backwards|0": {"order": heads[::-1], "cost": 7},
+        "AP-MAE: distance from prose|0": {"order": heads, "cost": 5},
+        "random|0": {"order": heads[::-1], "cost": 7},
     }
     truth = {"heads": heads, "effects": effects, "clean": [2.0] * 6, "metric": "logit_diff"}
     path = tmp_path / "ioi.json"
@@ -109,11 +109,16 @@ def test_the_hand_off_counts_the_heads_that_matter(tmp_path):
     results = {"truths": {"zero": truth, "mean": backwards}, "choices": choices}
     path.write_text(json.dumps({"setup": {"n_matter": 60}, **results}))
     table = tabulate(read_results(path), n_resamples=20).set_index(["method", "truth"])
-    assert table.loc[("perfect", "zero"), ["once", "twice"]].tolist() == [1, 1]
-    assert table.loc[("backwards", "zero"), ["once", "twice"]].tolist() == [1 / 3, 1]
-    assert table.loc[("backwards", "mean"), ["once", "twice"]].tolist() == [1, 1]
-    text = run("handoff", "--folder", tmp_path, "--tables", "--figure", tmp_path / "handoff.png")
-    assert "| perfect | 5 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] | 0.33 [0.33, 0.33] |" in text
+    assert table.loc[("AP-MAE: distance from prose", "zero"), ["once", "twice"]].tolist() == [1, 1]
+    assert table.loc[("random", "zero"), ["once", "twice"]].tolist() == [1 / 3, 1]
+    assert table.loc[("random", "mean"), ["once", "twice"]].tolist() == [1, 1]
+    text = run(
+        *("handoff", "--folder", tmp_path, "--tables"),
+        *("--figure", tmp_path / "handoff.png", "--csv", tmp_path / "handoff.csv"),
+    )
+    line = "| AP-MAE: distance from prose | 5 | 1.00 [1.00, 1.00] | 0.33 [0.33, 0.33] |"
+    assert line in text
+    assert set(pd.read_csv(tmp_path / "handoff.csv")["truth"]) == {"zero", "mean"}
     assert "largest effects (zero): L0H0 +1.00" in text
     assert (tmp_path / "handoff.png").stat().st_size > 5000
 
