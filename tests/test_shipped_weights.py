@@ -74,7 +74,7 @@ def test_a_shipped_apmae_beats_the_additive_fit(smollm2_bridge, name, n_tokens):
 
 @pytest.mark.real
 def test_a_shipped_fingerprint_finds_heads_again(smollm2_bridge):
-    """On two halves of a few prompts, beside the embedding that it is read from."""
+    """On two halves of a few prompts, beside the patterns themselves, made smaller."""
     prompts = mine_scenarios(
         python_standard_library(),
         smollm2_bridge,
@@ -94,4 +94,7 @@ def test_a_shipped_fingerprint_finds_heads_again(smollm2_bridge):
         nearest = (first.mean(0) @ second.mean(0).T).argmax(1)
         return (nearest == torch.arange(len(heads))).float().mean().item()
 
-    assert found_again(mae.fingerprint(patterns)) > 1.3 * found_again(mae.encode(patterns))
+    small = torch.nn.functional.adaptive_avg_pool2d(log_normalize(patterns.values), 16).flatten(2)
+    assert found_again(mae.fingerprint(patterns)) > 3 * found_again(small)
+    # Training taught the embedding to tell heads as well; the fingerprint loses none of it.
+    assert found_again(mae.fingerprint(patterns)) > found_again(mae.encode(patterns))
