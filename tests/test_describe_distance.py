@@ -156,7 +156,7 @@ def test_induction_heads_are_unusual_on_repeated_random_tokens(smollm2, smollm2_
     )
     best = [patterns.heads[i] for i in induction.topk(5).indices]
     assert induction.topk(5).values.min() > 0.5
-    assert min(found[head] for head in best) > np.median(list(found.values()))
+    assert np.median([found[head] for head in best]) > np.median(list(found.values()))
 
 
 def test_the_norm_is_of_what_a_head_adds_at_the_last_position(tiny_model):
