@@ -177,7 +177,7 @@ def _head_sections(folder: StudyFolder, model: Any) -> list[Section]:
     if folder.settings.context_length <= folder.mae.grid.patch_size:
         return [ranked, shap]  # prompts of one patch have no habit
     prompts = folder.ranked.select(range(min(len(folder.ranked), _CARD_PROMPTS)))
-    cards = describe_heads(model, prompts, folder.ranking, mae=folder.mae)
+    cards = describe_heads(model, prompts, folder.ranking, mae=folder.mae, progress=False)
     return [ranked, sections.show_cards(cards), shap]
 
 
