@@ -107,6 +107,10 @@ class Prompts:
         for start in range(0, len(self), batch_size):
             yield self[start : start + batch_size]
 
+    def first_tokens(self, n_tokens: int) -> Prompts:
+        """The first `n_tokens` tokens of each prompt; shorter prompts stay as they are."""
+        return Prompts(self.tokens[:, :n_tokens], self.lengths.clamp(max=n_tokens))
+
     def to(self, device: torch.device) -> Prompts:
         """The same on another device."""
         return Prompts(self.tokens.to(device), self.lengths.to(device))

@@ -79,7 +79,7 @@ def pattern_distances(
 
     ours = torch.cat([_embed(mae, patterns) for patterns in stream(asked)])
     theirs: dict[int, list[Tensor]] = {length: [] for length in asked.lengths.unique().tolist()}
-    for patterns in stream(_first_tokens(usual, asked.n_tokens)):
+    for patterns in stream(usual.first_tokens(asked.n_tokens)):
         for length, embeddings in theirs.items():
             long = patterns.lengths >= length
             if long.any():
@@ -152,11 +152,6 @@ def _check(prompts: Prompts, reference: Prompts, mae: APMAE, n_neighbors: int) -
             f"prompts as long as the longest prompt, {prompts.n_tokens} tokens: "
             f"{n_long} of {len(reference)} are"
         )
-
-
-def _first_tokens(prompts: Prompts, n_tokens: int) -> Prompts:
-    """The beginnings of those prompts that are longer."""
-    return Prompts(prompts.tokens[:, :n_tokens], prompts.lengths.clamp(max=n_tokens))
 
 
 def _embed(mae: APMAE, patterns: AttentionPatterns) -> Float[Tensor, "prompt head d_embed"]:

@@ -233,7 +233,7 @@ def fit_context(prompts: Prompts, n_ctx: int) -> Prompts:
         f"scored on their first {n_ctx} tokens",
         stacklevel=3,
     )
-    return Prompts(prompts.tokens[:, :n_ctx], prompts.lengths.clamp(max=n_ctx))
+    return prompts.first_tokens(n_ctx)
 
 
 def _warn_of_short_prompts(prompts: Prompts, patch_size: int) -> None:

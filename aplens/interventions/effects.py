@@ -434,7 +434,7 @@ def _cut_reference(model: Any, reference: PromptsLike | None, n_tokens: int) -> 
             "method 'resample' takes outputs from the same position: the reference has a prompt of "
             f"{shortest} tokens, the longest scenario has {n_tokens}"
         )
-    return Prompts(prompts.tokens[:, :n_tokens], prompts.lengths.clamp(max=n_tokens))
+    return prompts.first_tokens(n_tokens)
 
 
 def _logits_of_copies(

@@ -10,7 +10,7 @@ from aplens._io import parse_json
 from aplens._words import shorten
 from aplens.mae import APMAE
 from aplens.models import load_model
-from aplens.prompts import Prompts, read_prompts
+from aplens.prompts import read_prompts
 from aplens.scenarios import prose_and_code
 from aplens.study.stages import Reporter
 from aplens.views import HeadMap, map_heads
@@ -60,7 +60,7 @@ def map_models(
         read = read_prompts(model, texts)
         if prompts and read.n_tokens > n_ctx:
             reporter.say(f"of longer prompts the first {n_ctx} tokens are taken")
-        cut = Prompts(read.tokens[:, :n_ctx], read.lengths.clamp(max=n_ctx))
+        cut = read.first_tokens(n_ctx)
 
         def tell(done: int, _: int, before: int = number * len(texts)) -> None:
             reporter.update(before + done, total)

@@ -482,7 +482,7 @@ def _read_prompts(models: Mapping[str, Any], prompts: Any, mae: APMAE) -> list[P
             f"prompts are longer than this AP-MAE's context: their first {n_ctx} tokens are taken",
             stacklevel=3,
         )
-    cut = [Prompts(each.tokens[:, :n_ctx], each.lengths.clamp(max=n_ctx)) for each in read]
+    cut = [each.first_tokens(n_ctx) for each in read]
     return [leave_out_short(each, mae.grid.patch_size)[1] for each in cut]
 
 
