@@ -506,16 +506,18 @@ class APMAE(nn.Module):
         mean over prompts: one prompt tells something, a few dozen much more.
 
         Args:
-            patterns: As for `encode`: prompts of any lengths up to `n_ctx`.
+            patterns: `AttentionPatterns`, of prompts of any lengths; what `run_with_cache` kept; or
+                attention probabilities `[..., query, key]`. Of up to `n_ctx` tokens.
             batch_size: Patterns run at once.
-            precision: As for `encode`.
+            precision: float32 or bfloat16 (default: what the device is good at).
 
         Returns:
             One fingerprint a pattern, of length 1, `[batch, head, d]` for `AttentionPatterns`, in
             float32 on the model's device; d is `config.fingerprint_dim`.
 
         Raises:
-            ValueError: When this AP-MAE has no fingerprint, or as `encode`.
+            ValueError: When this AP-MAE has no fingerprint, or patterns are not square, too long or
+                no probabilities.
         """
         if not self.has_fingerprint:  # before anything is run
             raise ValueError(
@@ -585,7 +587,7 @@ class APMAE(nn.Module):
         Gradients flow, so that training can learn them.
 
         Args:
-            scaled: As for `encode_patches`.
+            scaled: Log-normalized lower-triangular patches; as many as some prompt length has.
             n_tokens: As for `forward`.
             precision: As for `encode`.
 
