@@ -588,8 +588,8 @@ class APMAE(nn.Module):
 
         Args:
             scaled: Log-normalized lower-triangular patches; as many as some prompt length has.
-            n_tokens: As for `forward`.
-            precision: As for `encode`.
+            n_tokens: Tokens in the prompt (default: as many as the patches hold).
+            precision: float32 or bfloat16 (default: what the device is good at).
 
         Raises:
             ValueError: When this AP-MAE has no fingerprint, or the shape is wrong.
