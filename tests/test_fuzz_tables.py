@@ -282,6 +282,7 @@ ENTRY = {
     "loss": None,
     "validation_mse": 0.5,
     "validation_ratio": 1.0,
+    "retrieval": None,
 }
 IDENTITY = {"config": {"n_ctx": 16}, "settings": {"seed": 0}, "prompts": "0f"}
 STATE = TrainingState(
