@@ -15,6 +15,9 @@ COVERAGE = 0.95
 #: Draws of a permutation test.
 N_FLIPS = 9999
 
+#: Bins of a calibration error; fewer where there are fewer scenarios.
+_N_BINS = 10
+
 #: The row of a table that averages over tasks, each task counting the same.
 MEAN_OF_TASKS = "mean of tasks"
 
@@ -65,17 +68,9 @@ class FileBootstrap:
         self,
         scores: Float[np.ndarray, " scenario"],
         positive: Bool[np.ndarray, " scenario"],
-        folds: Int[np.ndarray, " scenario"] | None = None,
     ) -> Estimate:
-        """The chance that a positive scenario scores above a negative one; ties count half.
-
-        Args:
-            scores: Higher means positive.
-            positive: The truth.
-            folds: Only scenarios of the same fold are compared: scores of predictors fitted on
-                different folds differ in level, which says nothing about how they rank.
-        """
-        return estimate_from(self.auc_values(scores, positive, folds))
+        """The chance that a positive scenario scores above a negative one; ties count half."""
+        return estimate_from(self.auc_values(scores, positive))
 
     def auc_values(
         self,
@@ -86,6 +81,12 @@ class FileBootstrap:
         """`auc` in the sample and in every resample; NaN where it is not defined.
 
         The difference of two predictors' values has an interval of its own: they share resamples.
+
+        Args:
+            scores: Higher means positive.
+            positive: The truth.
+            folds: Only scenarios of the same fold are compared: scores of predictors fitted on
+                different folds differ in level, which says nothing about how they rank.
         """
         folds = np.zeros(len(scores), dtype=np.int64) if folds is None else folds
         concordant, pairs = np.zeros(len(self.weights)), np.zeros(len(self.weights))
@@ -104,22 +105,21 @@ class FileBootstrap:
         self,
         probability: Float[np.ndarray, " scenario"],
         positive: Bool[np.ndarray, " scenario"],
-        n_bins: int = 10,
     ) -> Estimate:
         """How far probabilities are from the shares that come true (expected calibration error).
 
-        Scenarios are put into bins of neighbouring probabilities, as many in each; the error is the
-        mean over scenarios of the distance between their bin's mean probability and its share of
-        positive ones. Noise adds to it: a perfect predictor has about 0.4 / sqrt(scenarios a bin).
+        Scenarios are put into ten bins of neighbouring probabilities, as many in each; the error is
+        the mean over scenarios of the distance between their bin's mean probability and its share
+        of positive ones. Noise adds to it: a perfect predictor has about 0.4 / sqrt(scenarios a
+        bin).
 
         Args:
             probability: Of being positive.
             positive: The truth.
-            n_bins: How many bins; fewer where there are fewer scenarios.
         """
         order = np.argsort(probability, kind="stable")
         surplus = (probability - positive)[order]
-        edges = np.unique(np.linspace(0, len(order), n_bins + 1).astype(int)[:-1])
+        edges = np.unique(np.linspace(0, len(order), _N_BINS + 1).astype(int)[:-1])
         sums = np.add.reduceat(self.weights[:, order] * surplus, edges, axis=1)
         values = _ratios(np.abs(sums).sum(axis=1), self.weights.sum(axis=1))
         if len(values) > 1:
@@ -139,31 +139,26 @@ class FileBootstrap:
 
 
 def sign_flip_p_values(
-    values: Float[np.ndarray, "row scenario"],
-    files: Sequence[str],
-    n_flips: int = N_FLIPS,
-    seed: int = 0,
+    values: Float[np.ndarray, "row scenario"], files: Sequence[str]
 ) -> Float[np.ndarray, " row"]:
     """How often chance gives a mean as far from 0: a two-sided permutation test of each row.
 
     Where a row has no effect, its sign is as likely one as the other. So the signs of whole source
     files are drawn at random, and a mean that is as large in size is counted. The smallest p-value
-    is 1 / (n_flips + 1), and 2 / 2^files with few files: five cannot give one below 0.06.
+    is 1 / (N_FLIPS + 1), and 2 / 2^files with few files: five cannot give one below 0.06.
 
     Args:
         values: Effects.
         files: Each scenario's source file.
-        n_flips: Draws of signs.
-        seed: Of the draws.
     """
     names, file = np.unique(np.asarray(files, dtype=str), return_inverse=True)
     sums = np.zeros((len(values), len(names)))
     np.add.at(sums.T, file, values.T)
-    signs = np.random.default_rng(seed).integers(0, 2, (len(names), n_flips)) * 2.0 - 1
+    signs = np.random.default_rng(0).integers(0, 2, (len(names), N_FLIPS)) * 2.0 - 1
     observed = np.abs(sums.sum(axis=1))
     # Equal sums in another order of addition are as large, too.
     as_large = np.abs(sums @ signs) >= observed[:, None] * (1 - 1e-9)
-    return (1 + as_large.sum(axis=1)) / (1 + n_flips)
+    return (1 + as_large.sum(axis=1)) / (1 + N_FLIPS)
 
 
 def _count_pairs(

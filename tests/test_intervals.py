@@ -43,7 +43,7 @@ def test_auc_compares_within_folds_only():
     positive = np.array([False, True, False, True])
     bootstrap = FileBootstrap(["a", "b", "c", "d"])
     assert bootstrap.auc(scores, positive).value == 0.75
-    assert bootstrap.auc(scores, positive, folds=np.array([0, 0, 1, 1])).value == 1.0
+    assert bootstrap.auc_values(scores, positive, folds=np.array([0, 0, 1, 1]))[0] == 1.0
 
 
 def test_auc_of_one_outcome_is_not_defined():
@@ -109,15 +109,13 @@ def test_a_calibration_error_is_inside_its_own_interval():
         assert 0 <= found.low < found.value < found.high
 
 
-@given(seed=st.integers(0, 1000), n=st.integers(1, 40), n_bins=st.integers(1, 12))
-def test_calibration_error_is_the_sum_over_bins(seed, n, n_bins):
+@given(seed=st.integers(0, 1000), n=st.integers(1, 40))
+def test_calibration_error_is_the_sum_over_bins(seed, n):
     rng = np.random.default_rng(seed)
     probability, positive = rng.random(n), rng.random(n) < 0.5
-    found = FileBootstrap(["one"] * n, n_resamples=2).calibration_error(
-        probability, positive, n_bins
-    )
+    found = FileBootstrap(["one"] * n, n_resamples=2).calibration_error(probability, positive)
     order = np.argsort(probability, kind="stable")
-    edges = np.unique(np.linspace(0, n, n_bins + 1).astype(int))
+    edges = np.unique(np.linspace(0, n, 11).astype(int))
     bins = [order[a:b] for a, b in itertools.pairwise(edges)]
     expected = sum(abs((probability[b] - positive[b]).sum()) for b in bins) / n
     assert found.value == pytest.approx(expected)
@@ -126,10 +124,10 @@ def test_calibration_error_is_the_sum_over_bins(seed, n, n_bins):
 def test_p_values_are_those_of_scipys_exact_permutation_test():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(5, 10)) + np.array([0, 0.3, 0.6, -1, 2])[:, None]
-    found = sign_flip_p_values(values, [str(i) for i in range(10)], n_flips=40_000)
+    found = sign_flip_p_values(values, [str(i) for i in range(10)])
     for row, p in zip(values, found, strict=True):
         exact = permutation_test((row,), np.mean, permutation_type="samples").pvalue
-        assert p == pytest.approx(exact, abs=0.01)
+        assert p == pytest.approx(exact, abs=0.02)
 
 
 def test_p_values_draw_the_signs_of_whole_files_and_are_uniform_without_an_effect():

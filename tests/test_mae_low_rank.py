@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mae_helpers import scaled_patches, tiny_mae
 
 from aplens.mae import additive_fit, low_rank_fit, random_masks
-from aplens.mae.low_rank import low_rank_remainder
+from aplens.mae.low_rank import complete
 from aplens.patterns import PatchGrid
 
 GRID = PatchGrid(64, 8)
@@ -35,13 +34,13 @@ def test_a_low_rank_pattern_is_completed():
     patches, mask = products(16, rank=2), masks(16)
     # Keys of the last rows of patches meet too few queries to be told.
     known = mask & (GRID.columns < 5) & (GRID.rows > 2)
-    assert ratio(low_rank_remainder(patches, mask, GRID, rank=4), patches, known) < 0.2
+    assert ratio(complete(patches, mask, GRID), patches, known) < 0.2
 
 
 def test_noise_is_not_taken_for_structure():
     noise = GRID.patchify(torch.randn(16, 64, 64, generator=generator(0)).tril())
     mask = masks(16)
-    completed = low_rank_remainder(noise, mask, GRID)
+    completed = complete(noise, mask, GRID)
     assert completed[mask].square().mean() < 0.2 * noise[mask].square().mean()
 
 
@@ -79,11 +78,6 @@ def test_a_pattern_without_remainder_stays_as_it_is():
     mean = torch.rand(36, 64, generator=generator(1)) * GRID.patchify(torch.ones(64, 64).tril())
     patches, mask = mean.expand(2, -1, -1).clone(), masks(2)
     assert torch.allclose(low_rank_fit(patches, mask, mean, GRID), patches, atol=1e-6)
-
-
-def test_rank_must_be_positive():
-    with pytest.raises(ValueError, match="rank must be 1 or more, got 0"):
-        low_rank_fit(products(1, 1), masks(1), torch.zeros(36, 64), GRID, rank=0)
 
 
 def test_an_untrained_apmae_predicts_the_fit():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mae_helpers import softmax_patterns
 
 from aplens import collect_patterns
+from aplens.patterns import templates
 from aplens.patterns.templates import (
     DETECTED,
     LOCAL_WINDOW,
@@ -91,13 +92,14 @@ def test_uniform_attention_is_chance_for_every_template_but_its_own(tokens):
     assert template_strengths(one_key, tokens)[-1].abs() < 1e-4
 
 
-def test_a_template_that_the_prompt_has_no_place_for_is_never_named():
+def test_a_template_that_the_prompt_has_no_place_for_is_never_named(monkeypatch):
+    monkeypatch.setattr(templates, "MIXED_BELOW", -10)
     tokens = torch.arange(20)
     scores = template_scores(softmax_patterns(50, n_tokens=20), tokens)
     for name in ("duplicate_token", "induction"):
         assert (strength(scores, name) == 0).all()
         assert strength(template_strengths(scores, tokens), name).isnan().all()
-    named = name_templates(scores, tokens, mixed_below=-10)
+    named = name_templates(scores, tokens)
     assert not {MIXED, "duplicate_token", "induction"} & set(named.names)
 
 

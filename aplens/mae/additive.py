@@ -34,9 +34,10 @@ def additive_fit(
     mask: Bool[Tensor, "pattern patch"],
     mean: Float[Tensor, "position pixel"],
     grid: PatchGrid,
-    ridge: float | None = None,
 ) -> Float[Tensor, "pattern patch pixel"]:
     """Predict every patch as mean + row + column + diagonal effects of the visible patches.
+
+    An effect that is seen on as many pixels as a quarter of the patch size is halved.
 
     Args:
         patches: Log-normalized lower-triangular patches in row-major order, 0 above the diagonal;
@@ -45,68 +46,22 @@ def additive_fit(
         mean: The mean patch at every position, 0 above the diagonal; those of a longer prompt
             may follow.
         grid: The full patch grid.
-        ridge: Penalty that shrinks each effect, in pixels: an effect seen on `ridge` pixels is
-            halved (default: a quarter of the patch size).
 
     Returns:
         The fit at every patch, visible ones included, in log-normalized units.
-
-    Raises:
-        ValueError: When the shapes disagree, or `ridge` is not positive.
     """
-    effects = additive_effects(patches, mask, mean, grid, ridge)
-    index = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
-    return mean[: patches.shape[1]] + effects_to_pixels(effects, index, grid)
-
-
-def additive_effects(
-    patches: Float[Tensor, "pattern patch pixel"],
-    mask: Bool[Tensor, "pattern patch"],
-    mean: Float[Tensor, "position pixel"],
-    grid: PatchGrid,
-    ridge: float | None = None,
-) -> Float[Tensor, "pattern patch effect"]:
-    """The fitted effects that meet in each patch: those of its rows, columns and diagonals.
-
-    A patch of side p has 4p of them: p rows, p columns, and 2p places for its 2p - 1 diagonals.
-
-    Args:
-        patches: Log-normalized lower-triangular patches in row-major order, 0 above the diagonal.
-        mask: True where a patch is hidden. Hidden patches are never read.
-        mean: The mean patch at every position, 0 above the diagonal.
-        grid: The full patch grid.
-        ridge: Penalty that shrinks each effect, in pixels (default: a quarter of the patch size).
-
-    Raises:
-        ValueError: When the shapes disagree, or `ridge` is not positive.
-    """
-    ridge = RIDGE * grid.patch_size if ridge is None else ridge
-    _check(patches, mask, mean, grid, ridge)
     k = patches.shape[1]
     design = _design(grid.n_rows, grid.patch_size, patches.device)
     visible = (~mask).to(patches.dtype)[..., None]
     # Masked by selection, not by multiplication: 0 × NaN would let a hidden NaN through.
     residual = torch.where(mask[..., None], 0.0, patches - mean[:k])
-
-    target = design.collect(residual @ design.pixels)
-    seen = design.collect(visible * design.counts[:k])
     effects = _solve_ridge(
         lambda blocks: design.collect(visible * design.project(design.spread(blocks, k))),
-        target,
-        seen,
-        ridge,
+        target=design.collect(residual @ design.pixels),
+        seen=design.collect(visible * design.counts[:k]),
+        ridge=RIDGE * grid.patch_size,
     )
-    return design.spread(effects, k)
-
-
-def effects_to_pixels(
-    effects: Float[Tensor, "pattern some effect"],
-    index: Int[Tensor, "pattern some"],
-    grid: PatchGrid,
-) -> Float[Tensor, "pattern some pixel"]:
-    """The pixels that effects add up to; `index` says which lower-triangular patches these are."""
-    design = _design(grid.n_rows, grid.patch_size, effects.device)
-    return (effects @ design.pixels.T) * design.causal[index]
+    return mean[:k] + (design.spread(effects, k) @ design.pixels.T) * design.causal[:k]
 
 
 class _Design(NamedTuple):
@@ -211,25 +166,3 @@ def _solve_ridge(
         previous, energy = energy, dot(residual, scaled)
         direction = scaled + energy / previous.clamp_min(tiny) * direction
     return solution
-
-
-def _check(patches: Tensor, mask: Tensor, mean: Tensor, grid: PatchGrid, ridge: float) -> None:
-    if patches.ndim != 3 or patches.shape[2] != grid.n_pixels:
-        raise ValueError(
-            f"expected patches (pattern, patch, {grid.n_pixels} pixels), "
-            f"got shape {tuple(patches.shape)}"
-        )
-    if patches.shape[1] > grid.n_patches:
-        raise ValueError(f"the grid has {grid.n_patches} patches, got {patches.shape[1]}")
-    if mask.shape != patches.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(
-            f"expected a boolean mask of shape {tuple(patches.shape[:2])}, "
-            f"got {mask.dtype} of shape {tuple(mask.shape)}"
-        )
-    if mean.ndim != 2 or mean.shape[1] != grid.n_pixels or len(mean) < patches.shape[1]:
-        raise ValueError(
-            f"expected mean patches ({patches.shape[1]} or more, {grid.n_pixels} pixels), "
-            f"got shape {tuple(mean.shape)}"
-        )
-    if not ridge > 0:
-        raise ValueError(f"ridge must be positive, got {ridge}")

@@ -95,7 +95,6 @@ def set_fingerprint(
 def linear_metric(
     groups: Sequence[Float[Tensor, "sample head d_embed"]],
     dim: int,
-    shrinkage: float = SHRINKAGE,
 ) -> tuple[Float[Tensor, "dim d_embed"], Float[Tensor, " dim"]]:
     """Fit the map under which the same head is alike over samples, and heads differ most.
 
@@ -103,7 +102,6 @@ def linear_metric(
         groups: Embeddings of the heads of one model each, on the same prompts for all its heads;
             every head counts the same, and each model is centred by itself.
         dim: Directions to keep; rows beyond `d_embed` are 0.
-        shrinkage: As `SHRINKAGE`.
 
     Returns:
         Weight and bias: `embedding @ weight.T + bias`, centred on the mean over heads. Scaled so
@@ -117,7 +115,7 @@ def linear_metric(
     within = torch.cat(samples)
     n_heads = sum(len(mean) for mean in means)
     covariance = within.T @ within / n_heads
-    covariance += shrinkage * covariance.trace() / len(covariance) * torch.eye(len(covariance))
+    covariance += SHRINKAGE * covariance.trace() / len(covariance) * torch.eye(len(covariance))
     variances, axes = torch.linalg.eigh(covariance)
     whiten = axes / variances.sqrt()
     heads = torch.cat([mean - mean.mean(0) for mean in means]) @ whiten

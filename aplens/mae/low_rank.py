@@ -35,8 +35,6 @@ def low_rank_fit(
     mask: Bool[Tensor, "pattern patch"],
     mean: Float[Tensor, "position pixel"],
     grid: PatchGrid,
-    ridge: float | None = None,
-    rank: int = RANK,
 ) -> Float[Tensor, "pattern patch pixel"]:
     """Predict every patch as its additive fit plus query × key products.
 
@@ -45,54 +43,33 @@ def low_rank_fit(
         mask: True where a patch is hidden. Hidden patches are never read.
         mean: The mean patch at every position, 0 above the diagonal.
         grid: The full patch grid.
-        ridge: Penalty of the additive fit, in pixels (default: a quarter of the patch size).
-        rank: Length of a query's and a key's vector.
 
     Returns:
         The fit at every patch, visible ones included, in log-normalized units.
-
-    Raises:
-        ValueError: When the shapes disagree, or `ridge` or `rank` is not positive.
     """
-    fit = additive_fit(patches, mask, mean, grid, ridge)
-    return fit + low_rank_remainder(patches - fit, mask, grid, rank)
+    fit = additive_fit(patches, mask, mean, grid)
+    return fit + complete(patches - fit, mask, grid)
 
 
-def low_rank_remainder(
+def complete(
     remainder: Float[Tensor, "pattern patch pixel"],
     mask: Bool[Tensor, "pattern patch"],
     grid: PatchGrid,
-    rank: int = RANK,
 ) -> Float[Tensor, "pattern patch pixel"]:
-    """The low-rank completion of what another fit left over.
-
-    Args:
-        remainder: Visible patches minus their fit; hidden patches are never read.
-        mask: True where a patch is hidden.
-        grid: The full patch grid.
-        rank: Length of a query's and a key's vector.
-
-    Returns:
-        The completion at every patch, 0 above the diagonal.
-
-    Raises:
-        ValueError: When `rank` is not positive.
-    """
-    if rank < 1:
-        raise ValueError(f"rank must be 1 or more, got {rank}")
+    """The low-rank completion of what the additive fit left over of visible patches."""
     n, k, _ = remainder.shape
     p, n_rows = grid.patch_size, grid.n_rows_of(k)
     rows, columns = grid.rows[:k].to(mask.device), grid.columns[:k].to(mask.device)
     causal = grid.causal(n_rows * p, mask.device).unflatten(-1, (p, p))
     seen = _Seen.of(remainder, mask, rows, columns, causal, n_rows)
 
-    keys = _first_keys(n_rows, p, rank, mask.device) * (2 * seen.noise.sqrt())
+    keys = _first_keys(n_rows, p, mask.device) * (2 * seen.noise.sqrt())
     keys = keys.flatten(0, 1)
     for penalty in torch.logspace(
         math.log10(_FIRST_PENALTY), math.log10(_LAST_PENALTY), _ROUNDS
     ).tolist():
-        damping = penalty * seen.noise * torch.eye(rank, device=mask.device)
-        damping = damping.expand(n, n_rows, rank, rank).flatten(0, 1)
+        damping = penalty * seen.noise * torch.eye(RANK, device=mask.device)
+        damping = damping.expand(n, n_rows, RANK, RANK).flatten(0, 1)
         queries = _regress(seen.values, keys, seen.query_block, seen.key_block, damping)
         seen.fill_above_diagonal(queries, keys)
         keys = _regress(seen.values.mT, queries, seen.key_block, seen.query_block, damping)
@@ -179,10 +156,8 @@ def _regress(
 
 
 @lru_cache(maxsize=16)
-def _first_keys(
-    n_rows: int, p: int, rank: int, device: torch.device
-) -> Float[Tensor, "1 n_rows p rank"]:
+def _first_keys(n_rows: int, p: int, device: torch.device) -> Float[Tensor, "1 n_rows p rank"]:
     """Any directions will do to start from; the same ones always, whatever the random state."""
     generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(n_rows * p, rank, generator=generator) / math.sqrt(n_rows * p)
-    return directions.view(1, n_rows, p, rank).to(device)
+    directions = torch.randn(n_rows * p, RANK, generator=generator) / math.sqrt(n_rows * p)
+    return directions.view(1, n_rows, p, RANK).to(device)

@@ -11,7 +11,7 @@ _ROUNDING = 1e-2
 
 
 def log_normalize(
-    attention: Float[Tensor, "*pattern query key"], dim: tuple[int, ...] = (-2, -1)
+    attention: Float[Tensor, "*pattern query key"],
 ) -> Float[Tensor, "*pattern query key"]:
     """Scale attention probabilities to [0, 1] on a log axis, each pattern on its own.
 
@@ -21,9 +21,8 @@ def log_normalize(
     (m = 0) keeps its ones, and a pattern of zeros stays zero (docs/method.md, step 3).
 
     Args:
-        attention: Probabilities. Any layout will do in which `dim` spans one pattern, such as
-            patches `[..., patch, pixel]`, since the result depends on no position.
-        dim: The dimensions of one pattern.
+        attention: Probabilities. Any layout will do in which the last two dimensions span one
+            pattern, such as patches `[..., patch, pixel]`: the result depends on no position.
 
     Returns:
         The scaled patterns in float32, same shape.
@@ -44,18 +43,18 @@ def log_normalize(
             f"attention must be probabilities in [0, 1], got values from {low:.4g} to {high:.4g}; "
             "pass hook_pattern (after the softmax), not attention scores"
         )
-    floor = smallest_log(values, dim)
+    floor = smallest_log(values)
     # (x - m) / -m = 1 - x / m; raising -inf to m makes it 0, and half precision may overshoot 1.
     log = torch.maximum(values.log(), floor).clamp_(max=0)
     return log.div_(-floor).add_(1)
 
 
 def smallest_log(
-    attention: Float[Tensor, "*pattern query key"], dim: tuple[int, ...] = (-2, -1)
+    attention: Float[Tensor, "*pattern query key"],
 ) -> Float[Tensor, "*pattern 1 1"]:
     """The natural logarithm of each pattern's smallest attention, the zeros left out.
 
     -1 where there is none below 1: `log_normalize` then leaves ones and zeros as they are.
     """
-    smallest = attention.masked_fill(attention <= 0, 1).amin(dim, keepdim=True).log()
+    smallest = attention.masked_fill(attention <= 0, 1).amin((-2, -1), keepdim=True).log()
     return torch.where(smallest < 0, smallest, -1.0)

@@ -123,25 +123,22 @@ def template_strengths(
 
 
 def name_templates(
-    scores: Float[Tensor, "*pattern template"],
-    tokens: Int[Tensor, " pos"],
-    mixed_below: float = MIXED_BELOW,
+    scores: Float[Tensor, "*pattern template"], tokens: Int[Tensor, " pos"]
 ) -> TemplateNames:
-    """Name each pattern by its strongest template.
+    """Name each pattern by its strongest template, "mixed" where that is below `MIXED_BELOW`.
 
     "local" names only what is neither "previous_token" nor "self", whose keys lie in its window.
 
     Args:
         scores: As `template_scores` gives them.
         tokens: The prompt.
-        mixed_below: A pattern whose strongest template is weaker is "mixed".
     """
     strengths = template_strengths(scores, tokens).nan_to_num(-torch.inf)
     within = strengths[..., [TEMPLATES.index(name) for name in _WITHIN_LOCAL]].amax(-1)
     local = TEMPLATES.index("local")
-    strengths[..., local] = strengths[..., local].where(within < mixed_below, -torch.inf)
+    strengths[..., local] = strengths[..., local].where(within < MIXED_BELOW, -torch.inf)
     best, which = strengths.max(dim=-1)
-    named = which.where(best >= mixed_below, len(TEMPLATES))
+    named = which.where(best >= MIXED_BELOW, len(TEMPLATES))
     names = np.array([*TEMPLATES, MIXED])[named.cpu().numpy()]
     return TemplateNames(names, best.masked_fill(best.isneginf(), torch.nan))
 
