@@ -15,9 +15,8 @@ from fuzz_helpers import damaged, dump, fuzz, is_clear, json_values, mutations, 
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mae_helpers import TINY, tiny_mae
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 
-from aplens._io import hash_tensors
 from aplens.mae import APMAE, CheckpointError
 from aplens.mae.checkpoints import STATE_FILE, TrainingState, load_checkpoint, save_checkpoint
 from aplens.scenarios import Scenario, ScenarioError, Scenarios
@@ -335,77 +334,23 @@ def test_a_damaged_checkpoint(folder, checkpoint, data):
     read_checkpoint(folder, data.draw(damaged(checkpoint)))
 
 
-@fuzz(150)
-@given(data=st.data())
-def test_a_checkpoint_with_one_wrong_value_in_its_state(folder, checkpoint, data):
-    header, rest = split_checkpoint(checkpoint)
-    key = data.draw(st.sampled_from(["state", "state", "identity"]))
-    changed = data.draw(mutations(json.loads(header["__metadata__"][key])))
-    header["__metadata__"][key] = dump(changed).decode()
-    read_checkpoint(folder, with_header(dump(header), rest))
-
-
 @fuzz(60)
-@given(key=st.sampled_from(["state", "identity"]), text=st.text(max_size=20))
-@example(key="state", text="[" * 100_000)
-@example(key="identity", text="[" * 900 + "]" * 900)
-@example(key="state", text="[1]")
-@example(key="identity", text="null")
-def test_a_checkpoint_whose_header_is_something_else(folder, checkpoint, key, text):
+@given(data=st.data())
+def test_a_checkpoint_with_one_wrong_value_in_its_header(folder, checkpoint, data):
     header, rest = split_checkpoint(checkpoint)
-    header["__metadata__"][key] = text.encode("utf-8", "replace").decode()
-    read_checkpoint(folder, with_header(dump(header), rest))
-
-
-def edit_state(checkpoint: bytes, **changes) -> bytes:
-    header, rest = split_checkpoint(checkpoint)
-    state = json.loads(header["__metadata__"]["state"]) | changes
-    header["__metadata__"]["state"] = json.dumps(state)
-    return with_header(dump(header), rest)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"round": "0"}, "round must be a whole number"),
-        ({"batch": -1}, "batch must not be negative"),
-        ({"batch": 10**9}, "contradict each other"),
-        ({"variance": 0}, "must be positive"),
-        ({"loss_sum": float("nan")}, "finite"),
-        ({"history": [[]]}, r"history\[0\] must be a table"),
-        ({"history": [ENTRY | {"loss": "x"}]}, r"history\[0\].loss must be a finite number"),
-        ({"extra": 1}, "unknown key 'extra'"),
-    ],
-)
-def test_the_wrong_value_of_a_checkpoint_is_named(folder, checkpoint, changes, words):
-    with pytest.raises(CheckpointError, match=words) as caught:
-        resume(folder, edit_state(checkpoint, **changes))
+    key = data.draw(st.sampled_from(["state", "identity"]))
+    old = json.loads(header["__metadata__"][key])
+    changed = data.draw(mutations(old).filter(lambda value: dump(value) != dump(old)))
+    header["__metadata__"][key] = dump(changed).decode()
+    with pytest.raises(CheckpointError, match="it is not what was saved") as caught:
+        resume(folder, with_header(dump(header), rest))
     assert is_clear(caught.value, folder / STATE_FILE)
 
 
-@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq"])
-@pytest.mark.parametrize("change", ["missing", "shape", "dtype", "nan"])
-def test_an_optimizer_is_resumed_in_full_or_not_at_all(folder, checkpoint, key, change):
-    (folder / STATE_FILE).write_bytes(checkpoint)
-    header = split_checkpoint(checkpoint)[0]["__metadata__"]
-    tensors = load_file(folder / STATE_FILE)
-    name = f"optimizer.{key}.encoder.cls_token"
-    value = tensors.pop(name)
-    if change != "missing":
-        changed = {"shape": value[None], "dtype": value.int(), "nan": value * torch.nan}
-        tensors[name] = changed[change].contiguous()
-    header["tensors"] = hash_tensors(tensors)  # the checksum is right, the content is not
-    save_file(tensors, folder / "changed", header)
-    with pytest.raises(CheckpointError, match=f"{name} is missing or wrong"):
-        resume(folder, (folder / "changed").read_bytes())
-
-
-def test_a_trained_checkpoint_without_an_optimizer_is_refused(folder, checkpoint):
-    (folder / STATE_FILE).write_bytes(checkpoint)
-    header = split_checkpoint(checkpoint)[0]["__metadata__"]
-    tensors = load_file(folder / STATE_FILE)
-    kept = {name: value for name, value in tensors.items() if name.startswith("model.")}
-    header["tensors"] = hash_tensors(kept)
-    save_file(kept, folder / "changed", header)
-    with pytest.raises(CheckpointError, match="no optimizer state"):
-        resume(folder, (folder / "changed").read_bytes())
+def test_a_checkpoint_from_before_there_was_a_checksum_is_gone_on_with(folder, checkpoint):
+    header, rest = split_checkpoint(checkpoint)
+    del header["__metadata__"]["checksum"]
+    assert resume(folder, with_header(dump(header), rest)) == STATE
+    header["__metadata__"]["state"] = json.dumps({"extra": 1})
+    with pytest.raises(CheckpointError, match="unexpected keyword argument 'extra'"):
+        resume(folder, with_header(dump(header), rest))

@@ -10,20 +10,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, TypedDict
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, optim
+from torch import optim
 
-from aplens._documents import check, take
-from aplens._io import atomic_write, describe_differences, hash_tensors, parse_json
-from aplens._words import shorten
+from aplens._io import (
+    atomic_write,
+    describe_differences,
+    fingerprint,
+    hash_tensors,
+    parse_json,
+)
 from aplens.mae.model import APMAE
 from aplens.mae.pretrained import CheckpointError, load_weights, read_tensors
 
 STATE_FILE = "training.safetensors"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW knows of a parameter
 
 
 class HistoryEntry(TypedDict):
@@ -90,6 +94,7 @@ def save_checkpoint(
         "identity": json.dumps(identity),
         "tensors": hash_tensors(tensors),
     }
+    header["checksum"] = fingerprint(header)
     with atomic_write(folder / STATE_FILE) as temporary:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, header)
 
@@ -109,102 +114,33 @@ def load_checkpoint(
     tensors = read_tensors(path)
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
+    # Before there was a checksum of the header, only the tensors had one.
+    checksum = header.pop("checksum", fingerprint(header))
+    if checksum != fingerprint(header) or header.get("tensors") != hash_tensors(tensors):
+        raise CheckpointError(
+            f"{path} is damaged, or no training checkpoint of this aplens: it is not what was "
+            "saved; delete it to start over"
+        )
     try:
-        state = _read_state(header)
-        saved = parse_json(take(header, "identity", str))
-        expected = take(header, "tensors", str)
-    except ValueError as error:
+        state = TrainingState(**parse_json(header["state"]))
+        saved = parse_json(header["identity"])
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is no training checkpoint of this aplens: {error}"
         ) from error
-    if hash_tensors(tensors) != expected:
-        raise CheckpointError(
-            f"{path} is damaged: its tensors are not those that were saved; delete it to start over"
-        )
     differences = list(describe_differences(saved, json.loads(json.dumps(identity))))
     if differences:
         raise CheckpointError(
             f"{folder} holds a training run that differs from this one; choose another folder, or "
             f"delete {STATE_FILE} to start over: {'; '.join(differences)}"
         )
-    load_weights(mae, _with_prefix(tensors, "model."), source=path)
-    moments: dict[Tensor, dict[str, Tensor]] = {
-        parameter: _read_moments(tensors, name, parameter, path)
-        for name, parameter in mae.named_parameters()
-    }
-    if state.step and not any(moments.values()):
-        raise CheckpointError(f"{path} is damaged: it has no optimizer state")
-    optimizer.state.update(moments)
+    weights = {name: tensors.get(f"model.{name}") for name in mae.state_dict()}
+    load_weights(mae, {k: v for k, v in weights.items() if v is not None}, source=path)
+    for name, parameter in mae.named_parameters():
+        moments = {key: tensors.get(f"optimizer.{key}.{name}") for key in _MOMENTS}
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device)
+            for key, value in moments.items()
+            if value is not None  # there are none before the first step
+        }
     return state
-
-
-def _read_state(header: Mapping[str, str]) -> TrainingState:
-    """Where the run stands.
-
-    Raises:
-        ValueError: When something is missing, of the wrong type, or contradicts itself.
-    """
-    values = check(parse_json(take(header, "state", str)), dict, "state")
-    known = get_type_hints(TrainingState)
-    if unknown := sorted(values.keys() - known.keys()):
-        raise ValueError(f"state has the unknown key {shorten(unknown[0])}")
-    history = [
-        _read_entry(check(entry, dict, f"history[{i}]"), f"history[{i}].")
-        for i, entry in enumerate(take(values, "history", list))
-    ]
-    kinds = {name: kind for name, kind in known.items() if kind in (int, float)}
-    state = TrainingState(
-        **{name: take(values, name, kind) for name, kind in kinds.items()}, history=history
-    )
-    if negative := [name for name in kinds if getattr(state, name) < 0]:
-        raise ValueError(f"{negative[0]} must not be negative")
-    if state.variance == 0 or state.mean_patch_mse == 0:
-        raise ValueError("variance and mean_patch_mse must be positive")
-    # Every step ends one batch, of at least one pattern.
-    if max(state.round, state.batch, state.loss_count) > state.step or state.step > state.patterns:
-        raise ValueError("round, batch, step and patterns contradict each other")
-    return state
-
-
-def _read_entry(values: dict[str, Any], where: str) -> HistoryEntry:
-    loss, retrieval = (
-        None if values.get(name) is None else take(values, name, float, where)
-        for name in ("loss", "retrieval")
-    )
-    return HistoryEntry(
-        patterns=take(values, "patterns", int, where),
-        seconds=take(values, "seconds", float, where),
-        learning_rate=take(values, "learning_rate", float, where),
-        loss=loss,
-        validation_mse=take(values, "validation_mse", float, where),
-        validation_ratio=take(values, "validation_ratio", float, where),
-        retrieval=retrieval,
-    )
-
-
-def _read_moments(
-    tensors: Mapping[str, Tensor], name: str, parameter: Tensor, path: Path
-) -> dict[str, Tensor]:
-    """What the optimizer knows of a parameter: nothing before its first step."""
-    shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-    found = {key: tensors.get(f"optimizer.{key}.{name}") for key in shapes}
-    if all(value is None for value in found.values()):
-        return {}
-    moments = {}
-    for key, value in found.items():
-        if value is None or value.shape != shapes[key] or not _is_usable(value):
-            raise CheckpointError(f"{path} is damaged: optimizer.{key}.{name} is missing or wrong")
-        moments[key] = value if key == "step" else value.to(parameter.device)
-    return moments
-
-
-def _is_usable(value: Tensor) -> bool:
-    return value.dtype == torch.float32 and bool(torch.isfinite(value).all())
-
-
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
