@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from aplens._io import read_json
@@ -71,3 +71,13 @@ def check(value: Any, kind: type[Kind], name: str) -> Kind:
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name} must be {_NAMES[kind]}, got {shorten(value)}")
     return value
+
+
+def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ValueError: The message names both.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {shorten(value)}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 from jaxtyping import Float
 
-from aplens._documents import check, read_document, take
+from aplens._documents import check, read_document, require_choice, take
 from aplens._io import write_json
 from aplens._seeds import read_seed
 from aplens._words import is_whole, shorten
@@ -347,8 +347,7 @@ class HeadRanking(Shown):
         """
         if k < 0:
             raise ValueError(f"k must be 0 or more, got {k}")
-        if by not in get_args(RankBy):
-            raise ValueError(f"by must be one of {list(get_args(RankBy))}, got {by!r}")
+        require_choice("by", by, get_args(RankBy))
         if by != "importance" and not self.is_signed:
             raise ValueError(
                 f"this ranking does not say which way a head pushes, so by={by!r} has no meaning: "

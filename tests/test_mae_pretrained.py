@@ -100,7 +100,7 @@ def test_misfitting_tensors_are_named(saved):
         ({"n_ctx": None}, r"missing keys \['n_ctx'\]"),
         ({"dropout": 0.1}, r"unknown \['dropout'\]"),
         ({"patch_size": 5}, "patch_size=5"),
-        ({"mask_ratio": "half"}, "mask_ratio must be of type float"),
+        ({"mask_ratio": "half"}, "mask_ratio must be a finite number"),
         ({"encoder_depth": 3}, "missing: encoder.transformer.blocks.2"),
     ],
 )

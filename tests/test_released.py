@@ -166,7 +166,7 @@ def test_weights_of_another_model_are_refused_in_a_short_message(same_width):
         ({"encoder_pool": "mean"}, "encoder_pool must be 'cls', got 'mean'"),
         ({"attention_scaler": "log"}, "attention_scaler must be 'log_normalize', got 'log'"),
         ({"max_length": None, "qkv_bias": None}, r"missing keys \['max_length', 'qkv_bias'\]"),
-        ({"encoder_layers": "3"}, "encoder_layers must be of type int, got '3'"),
+        ({"encoder_layers": "3"}, "encoder_layers must be a whole number, got '3'"),
         ({"max_length": 60}, "got max_length=60, patch_size=8"),
         ({"encoder_layers": 4}, r"missing: encoder.transformer.layers.3.0.norm.bias"),
         ({"decoder_dim_head": 64}, r"of the wrong shape: decoder.transformer.layers.0.0.to_out.0"),

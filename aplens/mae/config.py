@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from aplens._words import shorten
+from aplens._documents import check, require_choice
 
 DecoderContext = Literal["tokens", "cls"]
 Base = Literal["none", "additive", "low_rank"]
@@ -82,11 +80,11 @@ class APMAEConfig:
         """Refuse a configuration no model can be built from.
 
         Raises:
-            TypeError: When a field has the wrong type.
-            ValueError: When a value is out of range, or two of them contradict each other.
+            ValueError: When a field has the wrong type or is out of range, or two of them
+                contradict each other.
         """
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), default=field.default)
+            check(getattr(self, field.name), type(field.default), field.name)
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -98,7 +96,7 @@ class APMAEConfig:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
         for name in ("summary_weight", "identity_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.fingerprint_dim < 0:
             raise ValueError(f"fingerprint_dim must not be negative, got {self.fingerprint_dim}")
@@ -107,7 +105,7 @@ class APMAEConfig:
                 f"identity_weight={self.identity_weight} needs a fingerprint to tell heads by: "
                 "fingerprint_dim is 0"
             )
-        if not 0 < self.layer_norm_eps < math.inf:
+        if self.layer_norm_eps <= 0:
             raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}")
         for name in ("encoder_dim", "decoder_dim"):
             if getattr(self, name) % 4:
@@ -115,9 +113,9 @@ class APMAEConfig:
                     f"{name} must be a multiple of 4 (positions start as sines and cosines of rows "
                     f"and columns), got {getattr(self, name)}"
                 )
-        _check_choice("patch_input", self.patch_input, get_args(PatchInput))
-        _check_choice("decoder_context", self.decoder_context, get_args(DecoderContext))
-        _check_choice("base", self.base, get_args(Base))
+        require_choice("patch_input", self.patch_input, get_args(PatchInput))
+        require_choice("decoder_context", self.decoder_context, get_args(DecoderContext))
+        require_choice("base", self.base, get_args(Base))
         if self.base != "none" and self.decoder_context == "cls":
             raise ValueError(
                 f"base={self.base!r} needs decoder_context='tokens': the fit tells the decoder "
@@ -213,8 +211,8 @@ class APMAEConfig:
         """The configuration that `to_dict` wrote.
 
         Raises:
-            TypeError: When a field has the wrong type.
-            ValueError: When a key is missing or unknown, or a value is out of range.
+            ValueError: When a key is missing or unknown, or a value of the wrong type or out of
+                range.
         """
         expected = {field.name for field in dataclasses.fields(cls)}
         missing, unknown = sorted(expected - values.keys()), sorted(values.keys() - expected)
@@ -232,21 +230,3 @@ _SIZES = (
         for size in ("dim", "depth", "heads", "d_head", "d_mlp")
     ),
 )
-
-
-def _check_type(name: str, value: object, *, default: object) -> None:
-    # JSON has one kind of number, so a whole number may stand for a float, but never a bool for
-    # either: Python would take True for 1 without a word.
-    expected = (int, float) if isinstance(default, float) else type(default)
-    if not isinstance(value, expected) or isinstance(value, bool) != isinstance(default, bool):
-        raise TypeError(
-            f"{name} must be of type {type(default).__name__}, got {shorten(value)} "
-            f"of type {type(value).__name__}"
-        )
-    if isinstance(default, float) and not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
-        raise ValueError(f"{name} must be a finite number, got {shorten(value)}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, got {shorten(value)}")

@@ -228,7 +228,7 @@ def _load_config(path: Path) -> tuple[APMAEConfig, bool]:
     is_released = model_type == released.MODEL_TYPE
     try:
         return (released.read_config(values) if is_released else _read_config(values)), is_released
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 

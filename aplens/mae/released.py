@@ -80,7 +80,7 @@ def read_config(values: Mapping[str, Any]) -> APMAEConfig:
             decoder_context="cls",
             base="none",
         )
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(_in_their_terms(str(error))) from error
 
 

@@ -9,9 +9,12 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
+from aplens._documents import check, require_choice
 from aplens._words import shorten
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+
+_MOST = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,22 +75,26 @@ class TrainingSettings:
         """Refuse settings that cannot train.
 
         Raises:
-            TypeError: When a field has the wrong type.
-            ValueError: When a value is out of range.
+            ValueError: When a field has the wrong type or is out of range.
         """
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), field.default)
+            value = getattr(self, field.name)
+            kind = float if field.default is None else type(field.default)
+            if field.name != "betas" and value is not field.default:
+                check(value, kind, field.name)
         for name in _COUNTS:
             if not 1 <= getattr(self, name) < _MOST:
                 raise ValueError(f"{name} must be 1 or more, got {shorten(getattr(self, name))}")
         for name in ("max_seconds", "learning_rate", "max_gradient_norm"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {shorten(value)}")
         for name in ("weight_decay", "checkpoint_seconds", "seed", "virtual_heads"):
             if not 0 <= getattr(self, name) < _MOST:
                 raise ValueError(f"{name} must not be negative, got {shorten(getattr(self, name))}")
-        if not all(0 <= beta < 1 for beta in self.betas):
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {shorten(self.betas)}")
+        if not all(0 <= check(beta, float, "betas") < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and below 1, got {self.betas}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup}")
@@ -95,11 +102,7 @@ class TrainingSettings:
             raise ValueError(f"crop_share must lie between 0 and 1, got {self.crop_share}")
         if not 0 < self.heads_fraction <= 1:
             raise ValueError(f"heads_fraction must lie in (0, 1], got {self.heads_fraction}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(
-                f"precision must be one of {list(get_args(Precision))}, "
-                f"got {shorten(self.precision)}"
-            )
+        require_choice("precision", self.precision, get_args(Precision))
 
     @classmethod
     def small(cls, **changes: Any) -> TrainingSettings:
@@ -151,26 +154,3 @@ _COUNTS = (
     "validation_patterns",
     "validations",
 )
-
-
-def _check_type(name: str, value: Any, default: Any) -> None:
-    """A whole number may stand for a float, but never True for either."""
-    if name == "betas":
-        is_right = (
-            isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_real, value))
-        )
-    elif default is None or isinstance(default, float):
-        is_right = _is_real(value) or (default is None and value is None)
-    else:
-        is_right = type(value) is type(default)
-    if not is_right:
-        kind = "two numbers" if name == "betas" else _KINDS.get(type(default), "a number")
-        raise TypeError(f"{name} must be {kind}, got {shorten(value)}")
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-_KINDS = {int: "a whole number", str: "a text"}
-_MOST = 2**63
