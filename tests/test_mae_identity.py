@@ -10,7 +10,7 @@ import torch
 from mae_helpers import scaled_patches, softmax_patterns, tiny_config, tiny_mae
 from test_mae_training import SETTINGS, prompts, same_weights
 
-from aplens.mae import APMAE, CheckpointError, train_apmae
+from aplens.mae import APMAE, CheckpointError, TrainingSettings, train_apmae
 from aplens.mae.identity import identity_loss, retrieval
 from aplens.mae.rounds import PatternRounds, seeded
 from aplens.mae.virtual import virtual_heads
@@ -131,16 +131,8 @@ def test_retrieval_counts_heads_that_are_found():
 
 def test_virtual_heads_are_attention_and_the_same_on_every_prompt(any_model, tmp_path):
     def rounds(virtual):
-        return PatternRounds(
-            any_model,
-            prompts(3, seed=1),
-            PatchGrid(32, 8),
-            prompts_per_round=3,
-            heads_fraction=1.0,
-            batch_size=1,
-            seed=0,
-            virtual=virtual,
-        )
+        settings = TrainingSettings(prompts_per_round=3, model_batch_size=1, virtual_heads=virtual)
+        return PatternRounds([(any_model, prompts(3, seed=1))], PatchGrid(32, 8), settings)
 
     plain, more = rounds(0), rounds(2)
     (_, n_plain), (_, n_more) = plain.shape(0), more.shape(0)

@@ -15,8 +15,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from aplens.mae.model import APMAE, FINGERPRINT_POOL
+
 #: What similarities are divided by.
 TEMPERATURE = 0.1
+
+_AT_ONCE = 64  # patterns
+
+
+@torch.no_grad()
+def fingerprint_heads(
+    mae: APMAE,
+    patches: Float[Tensor, "head patch pixel"],
+    n_tokens: int,
+    precision: torch.dtype | None,
+) -> Float[Tensor, "head d"]:
+    """Each head's fingerprint on one prompt, from its log-normalized patches."""
+    embeddings = [
+        mae.encode_patches(
+            part.to(mae.device).float(),
+            pool=FINGERPRINT_POOL,
+            n_tokens=n_tokens,
+            precision=precision,
+        )
+        for part in patches.split(_AT_ONCE)
+    ]
+    return mae.read_fingerprint(torch.cat(embeddings))
 
 
 def identity_loss(

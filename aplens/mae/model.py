@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aplens._documents import require_choice
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
 from aplens.mae.habit import expect_attention
@@ -44,6 +45,8 @@ FINGERPRINT_POOL: tuple[Pool, ...] = ("cls", "last_query", "mean")
 # Log-normalized values stray from their mean by about 0.1. What the network reads of that is
 # brought to the size of its other inputs, or its first layers learn several times slower.
 _DEVIATION = 0.1
+
+_AT_ONCE = 64  # patterns that are filled in together
 
 
 class APMAEOutput(NamedTuple):
@@ -323,9 +326,6 @@ class APMAE(nn.Module):
         patterns: Patterns,
         mask_ratio: float | None = None,
         seed: int = 0,
-        *,
-        batch_size: int = 64,
-        precision: torch.dtype | None = None,
     ) -> Reconstruction:
         """Hide random patches of patterns and fill them in.
 
@@ -334,8 +334,6 @@ class APMAE(nn.Module):
                 `[..., query, key]`, of up to `n_ctx` tokens. They are log-normalized here.
             mask_ratio: Share of the patches to hide (default: the configuration's).
             seed: Of the masks.
-            batch_size: Patterns run at once.
-            precision: float32 or bfloat16 (default: what the device is good at).
 
         Raises:
             ValueError: When patterns are not square, too long, no probabilities, or no longer than
@@ -348,9 +346,7 @@ class APMAE(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         mask = random_masks(len(scaled), scaled.shape[1], ratio, generator).to(self.device)
 
-        filled = self.fill_in(
-            scaled, mask, n_tokens=n_tokens, batch_size=batch_size, precision=precision
-        )
+        filled = self.fill_in(scaled, mask, n_tokens=n_tokens)
         hidden = scaled.masked_fill(mask[..., None], torch.nan)
         original, masked, reconstructed = (
             self.grid.unpatchify(patches, n_tokens) for patches in (scaled, hidden, filled)
@@ -372,7 +368,6 @@ class APMAE(nn.Module):
         mask: Bool[Tensor, "pattern patch"],
         *,
         n_tokens: int | None = None,
-        batch_size: int = 64,
         precision: torch.dtype | None = None,
     ) -> Float[Tensor, "pattern patch pixel"]:
         """Log-normalized patches with the hidden ones replaced by the prediction.
@@ -381,13 +376,12 @@ class APMAE(nn.Module):
             scaled: Log-normalized lower-triangular patches.
             mask: True where a patch is hidden, the same number in each pattern.
             n_tokens: Tokens in the prompt (default: as many as the patches hold).
-            batch_size: Patterns run at once.
             precision: float32 or bfloat16 (default: what the device is good at).
 
         Raises:
             ValueError: When shapes disagree, or masks hide different numbers of patches.
         """
-        parts = zip(scaled.split(batch_size), mask.split(batch_size), strict=True)
+        parts = zip(scaled.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)
         filled = []
         for part, part_mask in parts:
             output = self(part, mask=part_mask, n_tokens=n_tokens, precision=precision)
@@ -400,7 +394,6 @@ class APMAE(nn.Module):
         patterns: Patterns,
         n_queries: int | None = 1,
         *,
-        batch_size: int = 64,
         precision: torch.dtype | None = None,
     ) -> Float[Tensor, "*pattern query key"]:
         """Each head's habit: the attention that the rest of its pattern lets AP-MAE expect.
@@ -414,7 +407,6 @@ class APMAE(nn.Module):
                 `[..., query, key]`, longer than one patch and of up to `n_ctx` tokens.
             n_queries: The expected attention of so many of the last queries; None: of all, which
                 hides one grid row after the other.
-            batch_size: Patterns run at once.
             precision: float32 or bfloat16 (default: what the device is good at).
 
         Returns:
@@ -431,8 +423,7 @@ class APMAE(nn.Module):
         if not 1 <= n_queries <= n_tokens:
             raise ValueError(f"n_queries must be 1 to {n_tokens}, got {n_queries}")
         parts = [
-            expect_attention(self, part, n_queries, precision)
-            for part in attention.split(batch_size)
+            expect_attention(self, part, n_queries, precision) for part in attention.split(_AT_ONCE)
         ]
         return torch.cat(parts).reshape(*leading, n_queries, n_tokens)
 
@@ -550,7 +541,6 @@ class APMAE(nn.Module):
         """Whether there is a fingerprint, and it was fitted or trained."""
         return self.to_fingerprint is not None and bool(self.to_fingerprint.weight.any())
 
-    @torch.no_grad()
     def encode_patches(
         self,
         scaled: Float[Tensor, "pattern patch pixel"],
@@ -561,6 +551,8 @@ class APMAE(nn.Module):
         precision: torch.dtype | None = None,
     ) -> Float[Tensor, "pattern d_embed"]:
         """Embed patches that are log-normalized already, all at once: the core of `encode`.
+
+        Gradients flow, so that training can learn a fingerprint.
 
         Args:
             scaled: Log-normalized lower-triangular patches; as many as some prompt length has.
@@ -573,39 +565,8 @@ class APMAE(nn.Module):
         Raises:
             ValueError: When the shape is wrong, or `patches` or `pool` is unknown.
         """
-        return self._embed(scaled, patches, _read_pool(pool), n_tokens, precision)
-
-    def fingerprint_patches(
-        self,
-        scaled: Float[Tensor, "pattern patch pixel"],
-        *,
-        n_tokens: int | None = None,
-        precision: torch.dtype | None = None,
-    ) -> Float[Tensor, "pattern d"]:
-        """Fingerprints of patches that are log-normalized already, all at once.
-
-        Gradients flow, so that training can learn them.
-
-        Args:
-            scaled: Log-normalized lower-triangular patches; as many as some prompt length has.
-            n_tokens: Tokens in the prompt (default: as many as the patches hold).
-            precision: float32 or bfloat16 (default: what the device is good at).
-
-        Raises:
-            ValueError: When this AP-MAE has no fingerprint, or the shape is wrong.
-        """
-        embeddings = self._embed(scaled, "lower", FINGERPRINT_POOL, n_tokens, precision)
-        return self.read_fingerprint(embeddings)
-
-    def _embed(
-        self,
-        scaled: Float[Tensor, "pattern patch pixel"],
-        patches: PatchSet,
-        pools: tuple[Pool, ...],
-        n_tokens: int | None,
-        precision: torch.dtype | None,
-    ) -> Float[Tensor, "pattern d_embed"]:
-        """Embed patches as `encode_patches` says; gradients flow."""
+        pools = _read_pool(pool)
+        require_choice("patches", patches, get_args(PatchSet))
         _, k = self._check_patches(scaled)
         prompt = self._prompt(k, n_tokens)
         n_rows, places = prompt.n_rows, self._lower_places[:k]
@@ -613,12 +574,8 @@ class APMAE(nn.Module):
         with autocast(scaled.device, precision):
             if patches == "lower":
                 tokens = self.encoder(inputs, places)
-            elif patches == "all":
-                tokens = self._encode_whole_grid(inputs, places, n_rows)
             else:
-                raise ValueError(
-                    f"patches must be one of {list(get_args(PatchSet))}, got {patches!r}"
-                )
+                tokens = self._encode_whole_grid(inputs, places, n_rows)
         return pool_tokens(tokens, n_rows, pools)
 
     def _encode_whole_grid(

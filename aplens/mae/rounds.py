@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aplens._processes import ALONE, Processes
 from aplens.heads import Head
+from aplens.mae.settings import TrainingSettings
 from aplens.mae.virtual import virtual_heads
 from aplens.models import describe_model
 from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize, read_layers
@@ -29,74 +30,54 @@ def seeded(*keys: int) -> torch.Generator:
 
 
 class PatternRounds:
-    """Patches of a model's patterns; what a round holds depends on the seed and its number alone.
+    """Patches of models' patterns; what a round holds depends on the seed and its number alone.
+
+    Several models take turns. One round is held at a time.
 
     Args:
-        model: A HookedTransformer or TransformerBridge.
-        tokens: Prompts of one length.
+        sources: HookedTransformers or TransformerBridges, each with its prompts, all of one length.
         grid: How patterns are cut.
-        prompts_per_round: Prompts a round runs. Every prompt is used once before any is used again.
-        heads_fraction: Share of each layer's heads that a round looks at, drawn anew for every
-            round (docs/method.md, step 6: the paper takes a quarter).
-        batch_size: Prompts a forward pass.
-        seed: Of prompts and heads.
-        virtual: Virtual heads to add to each layer's, drawn anew for every round.
+        settings: Prompts a round, of which every one is used once before any is used again; the
+            share of each layer's heads that a round looks at and the virtual heads beside them,
+            drawn anew for every round; prompts a forward pass; and the seed.
         processes: Those that share the rounds: each holds the patterns of its own prompts.
     """
 
     def __init__(
         self,
-        model: Any,
-        tokens: Int[Tensor, "prompt pos"],
+        sources: Sequence[tuple[Any, Int[Tensor, "prompt pos"]]],
         grid: PatchGrid,
-        *,
-        prompts_per_round: int,
-        heads_fraction: float,
-        batch_size: int,
-        seed: int,
-        virtual: int = 0,
+        settings: TrainingSettings,
         processes: Processes = ALONE,
     ) -> None:
-        self.model = model
-        self.tokens = tokens
+        self.sources = tuple(sources)
         self.grid = grid
-        self.prompts_per_round = min(prompts_per_round, len(tokens))
-        self.heads_fraction = heads_fraction
-        self.batch_size = batch_size
-        self.seed = seed
-        self.virtual = virtual
+        self.settings = settings
         self.processes = processes
         self._held: tuple[int, Float16[Tensor, "mine patch pixel"]] | None = None
 
     def patches(self, number: int) -> Float16[Tensor, "mine patch pixel"]:
         """This process's patterns of round `number`, log-normalized, in float16.
 
-        Prompt by prompt, head by head. One round is held at a time.
+        Prompt by prompt, head by head.
         """
         if self._held is None or self._held[0] != number:
-            self.forget()
+            self._held = None  # before the next round takes as much memory
+            model, tokens, turn = self._turn(number)
             mine = self.processes.share(self._prompts(number))
-            tokens, heads = self.tokens[mine], self._heads(number)
-            look = partial(self._with_virtual, number)
-            chunks = stream_patches(self.model, tokens, self.grid, heads, self.batch_size, look)
-            none = torch.empty(0, self.n_patches, self.grid.n_pixels, dtype=torch.float16)
-            self._held = number, torch.cat([none.to(describe_model(self.model).device), *chunks])
+            look = partial(self._with_virtual, turn)
+            heads, batch_size = self._heads(number), self.settings.model_batch_size
+            chunks = stream_patches(model, tokens[mine], self.grid, heads, batch_size, look)
+            n_patches = self.grid.n_patches_for(tokens.shape[1])
+            none = torch.empty(0, n_patches, self.grid.n_pixels, dtype=torch.float16)
+            self._held = number, torch.cat([none.to(describe_model(model).device), *chunks])
         return self._held[1]
-
-    @property
-    def n_patches(self) -> int:
-        """Patches of a pattern."""
-        return self.grid.n_patches_for(self.tokens.shape[1])
-
-    def forget(self) -> None:
-        """Hold no round until the next one is asked for."""
-        self._held = None
 
     def shape(self, number: int) -> tuple[int, int]:
         """Prompts and heads of round `number`; their product is its patterns, of all processes."""
         heads = self._heads(number)
         n_layers = len({head.layer for head in heads})
-        return self.prompts_per_round, len(heads) + self.virtual * n_layers
+        return self._n_prompts(number), len(heads) + self.settings.virtual_heads * n_layers
 
     def places(
         self, number: int, patterns: Int[Tensor, " pattern"]
@@ -107,31 +88,40 @@ class PatternRounds:
         mine = prompt % count == self.processes.index
         return mine, (prompt[mine] // count) * n_heads + head[mine]
 
+    def _turn(self, number: int) -> tuple[Any, Int[Tensor, "prompt pos"], int]:
+        """The model of round `number`, its prompts, and which of that model's rounds this is."""
+        n = len(self.sources)
+        return *self.sources[number % n], number // n
+
+    def _n_prompts(self, number: int) -> int:
+        return min(self.settings.prompts_per_round, len(self._turn(number)[1]))
+
     def _prompts(self, number: int) -> Int[Tensor, " prompt"]:
-        first = number * self.prompts_per_round
-        wanted = range(first, first + self.prompts_per_round)
-        n = len(self.tokens)
+        _, tokens, turn = self._turn(number)
+        each, n = self._n_prompts(number), len(tokens)
+        wanted = range(turn * each, (turn + 1) * each)
         orders = {
-            epoch: torch.randperm(n, generator=seeded(self.seed, 0, epoch))
+            epoch: torch.randperm(n, generator=seeded(self.settings.seed, 0, epoch))
             for epoch in {index // n for index in wanted}
         }
         return torch.stack([orders[index // n][index % n] for index in wanted])
 
     def _with_virtual(
-        self, number: int, patterns: AttentionPatterns
+        self, turn: int, patterns: AttentionPatterns
     ) -> Float[Tensor, "batch head query key"]:
         """A layer's patterns with those of its virtual heads."""
-        if not self.virtual:
+        n_virtual = self.settings.virtual_heads
+        if not n_virtual:
             return patterns.values
-        generator = seeded(self.seed, _VIRTUAL, number, patterns.heads[0].layer)
-        return torch.cat(
-            [patterns.values, virtual_heads(patterns.values, self.virtual, generator)], dim=1
-        )
+        generator = seeded(self.settings.seed, _VIRTUAL, turn, patterns.heads[0].layer)
+        virtual = virtual_heads(patterns.values, n_virtual, generator)
+        return torch.cat([patterns.values, virtual], dim=1)
 
     def _heads(self, number: int) -> tuple[Head, ...]:
-        info = describe_model(self.model)
-        n_chosen = max(1, round(self.heads_fraction * info.n_heads))
-        generator = seeded(self.seed, 1, number)
+        model, _, turn = self._turn(number)
+        info = describe_model(model)
+        n_chosen = max(1, round(self.settings.heads_fraction * info.n_heads))
+        generator = seeded(self.settings.seed, 1, turn)
         return tuple(
             Head(layer, head)
             for layer in info.attention_layers
@@ -139,40 +129,6 @@ class PatternRounds:
                 torch.randperm(info.n_heads, generator=generator)[:n_chosen].tolist()
             )
         )
-
-
-class RoundsInTurn:
-    """Rounds of several models, which take turns; one round is held at a time.
-
-    Args:
-        rounds: Those of each model, on prompts of one length.
-    """
-
-    def __init__(self, rounds: Sequence[PatternRounds]) -> None:
-        self.each = tuple(rounds)
-
-    def _of(self, number: int) -> tuple[PatternRounds, int]:
-        return self.each[number % len(self.each)], number // len(self.each)
-
-    def patches(self, number: int) -> Float16[Tensor, "mine patch pixel"]:
-        """As `PatternRounds.patches`."""
-        rounds, own = self._of(number)
-        for other in self.each:
-            if other is not rounds:
-                other.forget()
-        return rounds.patches(own)
-
-    def shape(self, number: int) -> tuple[int, int]:
-        """As `PatternRounds.shape`."""
-        rounds, own = self._of(number)
-        return rounds.shape(own)
-
-    def places(
-        self, number: int, patterns: Int[Tensor, " pattern"]
-    ) -> tuple[Bool[Tensor, " pattern"], Int[Tensor, " mine"]]:
-        """As `PatternRounds.places`."""
-        rounds, own = self._of(number)
-        return rounds.places(own, patterns)
 
 
 def sample_patches(

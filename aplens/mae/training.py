@@ -22,11 +22,11 @@ from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
 from aplens.mae.fingerprint import fit_fingerprint
-from aplens.mae.identity import identity_loss
+from aplens.mae.identity import fingerprint_heads, identity_loss
 from aplens.mae.masking import random_masks
-from aplens.mae.model import APMAE, APMAEOutput
+from aplens.mae.model import APMAE, FINGERPRINT_POOL, APMAEOutput
 from aplens.mae.pretrained import load_weights
-from aplens.mae.rounds import PatternRounds, RoundsInTurn, seeded
+from aplens.mae.rounds import PatternRounds, seeded
 from aplens.mae.settings import TrainingSettings
 from aplens.mae.validation import Validation
 from aplens.models import describe_model
@@ -235,22 +235,7 @@ class _Run:
             )
         self.identity = _identify(sources, held_out, self.start, config, settings)
         self.optimizer = _make_optimizer(self.mae, settings)
-        self.rounds = RoundsInTurn(
-            [
-                PatternRounds(
-                    one,
-                    prompts,
-                    self.mae.grid,
-                    prompts_per_round=settings.prompts_per_round,
-                    heads_fraction=settings.heads_fraction,
-                    batch_size=settings.model_batch_size,
-                    seed=settings.seed,
-                    virtual=settings.virtual_heads,
-                    processes=processes,
-                )
-                for one, prompts in sources
-            ]
-        )
+        self.rounds = PatternRounds(sources, self.mae.grid, settings, processes)
         self.validation = Validation(
             model, held_out, self.mae.grid, config.mask_ratio, settings, processes
         )
@@ -313,10 +298,10 @@ class _Run:
     def _fit_fingerprint(self) -> None:
         """By every process on the same prompts: a few seconds, and all end with one AP-MAE."""
         generator = seeded(self.settings.seed, _FINGERPRINT)
-        first = self.rounds.each[0]
-        chosen = torch.randperm(len(first.tokens), generator=generator)
-        prompts = first.tokens[chosen[:_FINGERPRINT_PROMPTS]]
-        fit_fingerprint(self.mae, first.model, prompts, batch_size=self.settings.model_batch_size)
+        model, tokens = self.rounds.sources[0]
+        chosen = torch.randperm(len(tokens), generator=generator)
+        prompts = tokens[chosen[:_FINGERPRINT_PROMPTS]]
+        fit_fingerprint(self.mae, model, prompts, batch_size=self.settings.model_batch_size)
 
     @property
     def fraction(self) -> float:
@@ -406,9 +391,13 @@ class _Run:
         """How badly heads are told by what was visible of their patterns, and by whole ones."""
         prototypes = self._prototypes()
         heads = batch.to(prototypes.device) % len(prototypes)
-        whole = self.mae.fingerprint_patches(  # of half of them: that is enough, and less work
-            patches[::2], n_tokens=n_tokens, precision=self.settings.dtype
+        embeddings = self.mae.encode_patches(  # of half of them: that is enough, and less work
+            patches[::2],
+            pool=FINGERPRINT_POOL,
+            n_tokens=n_tokens,
+            precision=self.settings.dtype,
         )
+        whole = self.mae.read_fingerprint(embeddings)
         assert output.fingerprint is not None  # the configuration has one
         return (
             identity_loss(output.fingerprint, prototypes, heads)
@@ -424,13 +413,9 @@ class _Run:
             n_heads, d = self.rounds.shape(number)[1], self.mae.config.fingerprint_dim
             added = torch.zeros(n_heads, d, dtype=torch.float64, device=self.mae.device)
             for prompt in self.rounds.patches(number).split(n_heads):
-                for part, places in zip(
-                    prompt.split(_BATCH), torch.arange(n_heads).split(_BATCH), strict=True
-                ):
-                    patches = part.to(self.mae.device).float()
-                    added[places] += self.start.fingerprint_patches(
-                        patches, n_tokens=self.n_tokens, precision=self.settings.dtype
-                    ).double()
+                added += fingerprint_heads(
+                    self.start, prompt, self.n_tokens, self.settings.dtype
+                ).double()
             self._told = number, F.normalize(self.processes.sum(added).float(), dim=-1)
         return self._told[1]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aplens._processes import Processes
 from aplens.mae.error import inside_pattern, squared_errors
-from aplens.mae.identity import retrieval
+from aplens.mae.identity import fingerprint_heads, retrieval
 from aplens.mae.masking import random_masks
 from aplens.mae.model import APMAE
 from aplens.mae.rounds import sample_patches, seeded, stream_patches
@@ -80,18 +80,11 @@ class Validation:
         chunks = stream_patches(self.model, self.tokens[chosen], self.grid, None, batch_size)
         return torch.stack(list(chunks))
 
-    @torch.no_grad()
     def retrieval(self, mae: APMAE) -> float:
         """Share of heads found by their fingerprint on another held-out prompt."""
         n_tokens, precision = self.tokens.shape[1], self.settings.dtype
         fingerprints = [
-            torch.cat(
-                [
-                    mae.fingerprint_patches(part.float(), n_tokens=n_tokens, precision=precision)
-                    for part in prompt.split(_BATCH)
-                ]
-            )
-            for prompt in self._heads
+            fingerprint_heads(mae, prompt, n_tokens, precision) for prompt in self._heads
         ]
         return retrieval(torch.stack(fingerprints))
 
