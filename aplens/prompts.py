@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -18,9 +17,6 @@ from aplens.models import describe_model
 from aplens.models.classes import kind_of
 
 _MOST = 2**63
-
-#: NumPy's kinds of arrays of Python objects, of texts and of texts of any length.
-_KINDS_OF_OBJECTS = "OUT"
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,27 +68,6 @@ class Prompts:
             raise ValueError(f"expected prompts with at least one token each: {where}")
         rows = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
         return cls(pad_sequence(rows, batch_first=True), torch.tensor(lengths))
-
-    @classmethod
-    def from_padded(
-        cls, tokens: Int[Tensor, "prompt pos"], attention_mask: Bool[Tensor, "prompt pos"]
-    ) -> Prompts:
-        """Take the padding out of tokens padded on either side.
-
-        Args:
-            tokens: Token ids.
-            attention_mask: 1 where a token is the prompt's own.
-
-        Raises:
-            ValueError: When the shapes differ, or a prompt has no token of its own.
-        """
-        if tokens.shape != attention_mask.shape or tokens.ndim != 2:
-            raise ValueError(
-                "expected tokens and attention_mask of one shape (prompt, pos), got "
-                f"{tuple(tokens.shape)} and {tuple(attention_mask.shape)}"
-            )
-        own = attention_mask.bool()
-        return cls.from_ids([row[keep].tolist() for row, keep in zip(tokens, own, strict=True)])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -175,7 +150,7 @@ def read_prompts(
             ids as lists, as a tensor or NumPy array (of one prompt or a batch), or as a list of
             those; a pandas Series of texts or of lists of ids; what a Hugging Face tokenizer
             returns (`input_ids` with `attention_mask`); scenarios; `Prompts`.
-        attention_mask: With a tensor or array of tokens: 1 where a token is no padding. The
+        attention_mask: With token ids: 1 where a token is no padding, as many as there are. The
             padding, on either side, is taken out. Without it every token counts.
         prepend_bos: Whether to put the BOS token before texts (default: what the model does by
             default). None is put before a text that begins with one, such as a chat template's;
@@ -183,7 +158,8 @@ def read_prompts(
 
     Raises:
         ValueError: When there are no prompts, one is empty or longer than the model's context, a
-            token id is none of the model's, or there is text but no tokenizer.
+            token id is none of the model's, the mask is of other shape, or there is text but no
+            tokenizer.
         TypeError: When this is no form of prompts, or one of them is neither text nor token ids,
             such as a missing value; the message names its row.
     """
@@ -223,27 +199,23 @@ def name_unfit(values: Any, fits: Callable[[Any], bool], where: str = "for promp
     return f"{shorten(rows[place])} {where} {place}{of_pandas}"
 
 
-def _read(
-    model: Any, prompts: Any, attention_mask: Tensor | None, prepend_bos: bool | None
-) -> Prompts:
-    if isinstance(prompts, Mapping):
-        return _read_encoding(prompts)
-    if _is_numeric_array(prompts):
-        prompts = _read_array(prompts)
-    if isinstance(prompts, Tensor):
-        return _read_tensor(prompts, attention_mask)
-    if attention_mask is not None:
-        raise ValueError(
-            "attention_mask goes with a tensor of tokens or an array, which these prompts are not"
-        )
-    if isinstance(prompts, Prompts):
-        return prompts
+def _read(model: Any, prompts: Any, attention_mask: Any, prepend_bos: bool | None) -> Prompts:
+    if isinstance(prompts, Mapping):  # what a Hugging Face tokenizer returns
+        if "input_ids" not in prompts:
+            raise ValueError(
+                f"expected a mapping with 'input_ids', got the keys {shorten(list(prompts))}"
+            )
+        prompts, attention_mask = prompts["input_ids"], prompts.get("attention_mask")
     # A Series answers to its labels, a DataFrame to its columns: neither is a method.
     if isinstance(prompts, HasPrompts) and callable(prompts.prompts):
-        return prompts.prompts()
+        prompts = prompts.prompts()
+    if isinstance(prompts, Prompts):
+        if attention_mask is not None:
+            raise ValueError("attention_mask goes with token ids: these prompts have no padding")
+        return prompts
     rows = as_list(prompts)
     if isinstance(rows, str):
-        return Prompts.from_ids([_tokenize(model, rows, prepend_bos)])
+        prompts = rows = [rows]
     if not isinstance(rows, Sequence) or isinstance(rows, (bytes, bytearray)):
         raise TypeError(
             "expected prompts as text, token ids, a tokenizer's output or scenarios, "
@@ -251,17 +223,36 @@ def _read(
             + (": the model comes first, then the prompts" if kind_of(prompts) else "")
         )
     rows = [as_list(row) for row in rows]
-    if rows and _are_ids(rows):
-        return _from_ids([rows])
     if any(map(is_whole, rows)):
-        what, where, fits = "the token ids of one prompt as whole numbers", "at place", is_whole
-    else:
-        what, where, fits = "each prompt as text or token ids", "for prompt", _is_prompt
-    if unfit := name_unfit(prompts, fits, where):
-        raise TypeError(f"expected {what}, got {unfit}")
-    return _from_ids(
-        [_tokenize(model, row, prepend_bos) if isinstance(row, str) else row for row in rows]
-    )
+        if unfit := name_unfit(prompts, is_whole, "at place"):
+            raise TypeError(f"expected the token ids of one prompt as whole numbers, got {unfit}")
+        rows = [rows]
+    elif unfit := name_unfit(prompts, _is_prompt):
+        raise TypeError(f"expected each prompt as text or token ids, got {unfit}")
+    ids = [_tokenize(model, row, prepend_bos) if isinstance(row, str) else row for row in rows]
+    return _from_ids(ids if attention_mask is None else _without_padding(ids, attention_mask))
+
+
+def _without_padding(prompts: list[Any], attention_mask: Any) -> list[list[int]]:
+    """The tokens of each prompt that its mask keeps."""
+    mask = as_list(attention_mask)
+    if isinstance(mask, Sequence) and mask and not isinstance(mask[0], (Sequence, Column)):
+        mask = [mask]
+    rows = [as_list(row) for row in mask] if isinstance(mask, Sequence) else mask
+    lengths = [len(prompt) for prompt in prompts]
+    if not isinstance(rows, list) or [_length(row) for row in rows] != lengths:
+        raise ValueError(
+            f"expected attention_mask with a 0 or 1 for each token of prompts of {lengths} tokens, "
+            f"got {shorten(mask)}"
+        )
+    return [
+        [token for token, keep in zip(*row, strict=True) if keep]
+        for row in zip(prompts, rows, strict=True)
+    ]
+
+
+def _length(row: Any) -> int | None:
+    return len(row) if isinstance(row, Sequence) and not isinstance(row, str) else None
 
 
 def _from_ids(prompts: list[Any]) -> Prompts:
@@ -301,77 +292,3 @@ def _tokenize(model: Any, text: str, prepend_bos: bool | None) -> list[int]:
         return own
     options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
     return model.to_tokens(text, truncate=False, **options)[0].tolist()
-
-
-def _is_numeric_array(prompts: Any) -> bool:
-    """Whether this is a NumPy array of numbers. What a masked one hides, only its list tells."""
-    return (
-        isinstance(prompts, np.ndarray)
-        and prompts.dtype.kind not in _KINDS_OF_OBJECTS
-        and not np.ma.isMaskedArray(prompts)
-    )
-
-
-def _read_array(array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"expected token ids, whole numbers, got {array.dtype}")
-    if array.size and int(array.max()) >= _MOST:
-        raise ValueError(f"expected token ids, got numbers as large as {array.max()}")
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def _read_tensor(tokens: Tensor, attention_mask: Tensor | None) -> Prompts:
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise ValueError(f"expected token ids, whole numbers, got {tokens.dtype}")
-    if tokens.ndim not in (1, 2) or tokens.numel() == 0:
-        raise ValueError(
-            "expected tokens as a tensor (batch, pos) or (pos,), not empty, "
-            f"got {tuple(tokens.shape)}"
-        )
-    batch = tokens.long().reshape(-1, tokens.shape[-1])
-    if attention_mask is not None:
-        mask = _read_mask(attention_mask)
-        return Prompts.from_padded(batch, mask[None] if mask.ndim == 1 else mask)
-    return Prompts(batch, torch.full((len(batch),), batch.shape[1], device=batch.device))
-
-
-def _read_mask(attention_mask: Any) -> Tensor:
-    """A mask as a tensor, which it need not be."""
-    try:
-        return torch.as_tensor(attention_mask)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"expected attention_mask as a tensor of 0 and 1, got {shorten(attention_mask)}"
-        ) from error
-
-
-def _read_encoding(encoding: Mapping[str, Any]) -> Prompts:
-    """What a Hugging Face tokenizer returns, for one text or several, as tensors or lists."""
-    if "input_ids" not in encoding:
-        raise ValueError(
-            f"expected a mapping with 'input_ids', got the keys {shorten(list(encoding))}"
-        )
-    ids, mask = encoding["input_ids"], encoding.get("attention_mask")
-    if isinstance(ids, Tensor):
-        return _read_tensor(ids, mask)
-    ids = _read_rows(ids, "input_ids")
-    if mask is not None:
-        mask = _read_rows(mask, "attention_mask")
-        if list(map(len, mask)) != list(map(len, ids)):
-            raise ValueError("expected input_ids and attention_mask of the same lengths")
-        ids = [
-            [token for token, keep in zip(*row, strict=True) if keep]
-            for row in zip(ids, mask, strict=True)
-        ]
-    return _from_ids(ids)
-
-
-def _read_rows(value: Any, name: str) -> list[Sequence[int]]:
-    """One list of whole numbers, or several."""
-    value = as_list(value)
-    rows = [value] if value and _are_ids(value) else value
-    if isinstance(rows, Sequence) and not isinstance(rows, str):
-        rows = [as_list(row) for row in rows]
-    if not isinstance(rows, list) or not all(map(_are_ids, rows)):
-        raise TypeError(f"expected {name} as lists of whole numbers, got {shorten(value)}")
-    return rows
