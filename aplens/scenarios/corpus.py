@@ -14,7 +14,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -84,11 +84,7 @@ class SkipFile(Exception):
 
 
 def check_file(file: Any) -> SourceFile:
-    """What a corpus yielded, if its path and its text are texts.
-
-    Raises:
-        ScenarioError: They are something else; the message names the file.
-    """
+    """What a corpus yielded, if its path and its text are texts."""
     path, text = (getattr(file, name, file) for name in SourceFile._fields)
     if not isinstance(path, str) or not isinstance(text, str):
         raise ScenarioError(
@@ -98,38 +94,55 @@ def check_file(file: Any) -> SourceFile:
     return SourceFile(path, text)
 
 
-class _StoredFiles(ABC):
-    """A corpus that knows the names of its files before it reads any."""
+class _Corpus(ABC):
+    """What is left out is counted by reason."""
 
-    def __init__(self, source: str | Path, language: str, prefix: str) -> None:
-        self.source = Path(source)
-        self.prefix = prefix
-        self.suffixes = get_language(language).suffixes
+    def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
-
-    def __repr__(self) -> str:
-        prefix = f", prefix={self.prefix!r}" if self.prefix else ""
-        return f"{type(self).__name__}({str(self.source)!r}{prefix})"
 
     def files(self, seed: int = 0) -> Iterator[SourceFile]:
         """Yield the files in a random order that the seed decides.
 
         Raises:
-            ScenarioError: There are no files of the language.
+            ScenarioError: There is nothing to yield, or what was read is no text.
         """
         self.skipped = Counter()
-        paths = self._paths
-        if not paths:
-            raise ScenarioError(f"{self} has no {' or '.join(self.suffixes)} files")
-        for index in np.random.default_rng(seed).permutation(len(paths)):
+        for read in self._readers(seed):
             try:
-                file = SourceFile(paths[index], self._read_text(paths[index]))
+                file = read()
+                if not file.text.strip():
+                    raise SkipFile("empty")
             except SkipFile as reason:
                 self.skipped[str(reason)] += 1
             else:
                 yield file
 
-    def _read_text(self, path: str) -> str:
+    @abstractmethod
+    def _readers(self, seed: int) -> Iterator[Callable[[], SourceFile]]:
+        """What reads each file, in the order that the seed decides; it may raise `SkipFile`."""
+
+
+class _StoredFiles(_Corpus):
+    """A corpus that knows the names of its files before it reads any."""
+
+    def __init__(self, source: str | Path, language: str, prefix: str) -> None:
+        super().__init__()
+        self.source = Path(source)
+        self.prefix = prefix
+        self.suffixes = get_language(language).suffixes
+
+    def __repr__(self) -> str:
+        prefix = f", prefix={self.prefix!r}" if self.prefix else ""
+        return f"{type(self).__name__}({str(self.source)!r}{prefix})"
+
+    def _readers(self, seed: int) -> Iterator[Callable[[], SourceFile]]:
+        paths = self._paths
+        if not paths:
+            raise ScenarioError(f"{self} has no {' or '.join(self.suffixes)} files")
+        for index in np.random.default_rng(seed).permutation(len(paths)):
+            yield partial(self._read_file, paths[index])
+
+    def _read_file(self, path: str) -> SourceFile:
         try:
             if self._size(path) > MAX_BYTES:
                 raise SkipFile("too large")
@@ -139,13 +152,10 @@ class _StoredFiles(ABC):
         if len(data) > MAX_BYTES:
             raise SkipFile("too large")
         try:
-            path.encode()  # a scenario is saved with its file's name
             text = data.decode("utf-8-sig")
         except UnicodeError as error:
             raise SkipFile("not UTF-8") from error
-        if not text.strip():
-            raise SkipFile("empty")
-        return text
+        return SourceFile(path, text)
 
     @cached_property
     def _paths(self) -> list[str]:
@@ -245,8 +255,8 @@ class ZipCorpus(_StoredFiles):
         return bytes(data)
 
 
-class TextCorpus:
-    """Texts by name, each read only when its turn comes.
+class TextCorpus(_Corpus):
+    """Texts by name, each read only when its turn comes, and equal ones once.
 
     Args:
         texts: By name, what reads the text, which is a str; it may raise `SkipFile`.
@@ -254,37 +264,29 @@ class TextCorpus:
     """
 
     def __init__(self, texts: Mapping[str, Callable[[], str]], name: str = "texts") -> None:
+        super().__init__()
         self._texts = dict(sorted(texts.items()))
         self._name = name
-        self.skipped: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"TextCorpus({len(self._texts)} {self._name})"
 
-    def files(self, seed: int = 0) -> Iterator[SourceFile]:
-        """Yield the texts, each text once, in a random order that the seed decides.
-
-        Raises:
-            ScenarioError: There are no texts, or what was read is no text.
-        """
-        self.skipped = Counter()
+    def _readers(self, seed: int) -> Iterator[Callable[[], SourceFile]]:
         if not self._texts:
             raise ScenarioError(f"{self} has nothing to read")
-        names, seen = list(self._texts), set()
+        names, seen = list(self._texts), set[str]()
         for index in np.random.default_rng(seed).permutation(len(names)):
-            try:
-                file = check_file(SourceFile(names[index], self._texts[names[index]]()))
-            except SkipFile as reason:
-                self.skipped[str(reason)] += 1
-                continue
-            if file.text in seen:
-                self.skipped["seen before"] += 1
-                continue
-            seen.add(file.text)
-            yield file
+            yield partial(self._read_new, names[index], seen)
+
+    def _read_new(self, name: str, seen: set[str]) -> SourceFile:
+        file = check_file(SourceFile(name, self._texts[name]()))
+        if file.text in seen:
+            raise SkipFile("seen before")
+        seen.add(file.text)
+        return file
 
 
-class DatasetCorpus:
+class DatasetCorpus(_Corpus):
     """A column of a Hugging Face dataset, streamed: only the rows that are read are fetched.
 
     Args:
@@ -313,40 +315,28 @@ class DatasetCorpus:
         shuffle_buffer: int = 1000,
         **options: Any,
     ) -> None:
+        super().__init__()
         try:
             import datasets
         except ImportError as error:
             raise ImportError("a DatasetCorpus needs: pip install 'aplens[hub]'") from error
-        self._name = name
-        self._column = column
-        self._path_column = path_column
+        self._column, self._path_column = column, path_column
         self._shuffle_buffer = shuffle_buffer
-        self._where = {key: options[key] for key in ("data_dir", "data_files") if options.get(key)}
-        self.skipped: Counter[str] = Counter()
+        where = {key: options[key] for key in ("data_dir", "data_files") if options.get(key)}
+        self._label = ", ".join([repr(name), *(f"{key}={value}" for key, value in where.items())])
         try:
             self._dataset = datasets.load_dataset(name, split=split, streaming=True, **options)
         except _UNREADABLE_ROWS as error:
             raise self._unreadable(error) from error
 
     def __repr__(self) -> str:
-        where = "".join(
-            f"{key}={value!r}, " if isinstance(value, (str, Path)) else f"{key}={shorten(value)}, "
-            for key, value in self._where.items()
-        )
-        return f"DatasetCorpus({self._name!r}, {where}column={self._column!r})"
+        return f"DatasetCorpus({self._label}, column={self._column!r})"
 
     def _unreadable(self, error: Exception) -> ScenarioError:
         problem = f"cannot be read: {error}" if str(error) else "has no rows"
         return ScenarioError(f"{self} {problem}")
 
-    def files(self, seed: int = 0) -> Iterator[SourceFile]:
-        """Yield the rows in a random order that the seed decides.
-
-        Raises:
-            ScenarioError: The dataset has no rows, or not the columns, or one that holds no text
-                in any row, or no paths; or a part of it is damaged.
-        """
-        self.skipped = Counter()
+    def _readers(self, seed: int) -> Iterator[Callable[[], SourceFile]]:
         rows = self._rows(seed)
         first = next(rows, None)
         if first is None:
@@ -354,20 +344,8 @@ class DatasetCorpus:
         for column in filter(None, (self._column, self._path_column)):
             if column not in first:
                 raise ScenarioError(f"{self} has no column {column!r}; it has {list(first)}")
-        n_rows = 0
         for row in chain([first], rows):
-            n_rows += 1
-            try:
-                file = self._source_file(row)
-            except SkipFile as reason:
-                self.skipped[str(reason)] += 1
-            else:
-                yield file
-        if self.skipped["no text"] == n_rows:
-            raise ScenarioError(
-                f"{self} has no text in any of its {n_rows} rows; the first has "
-                f"{shorten(first[self._column])} in column {self._column!r}"
-            )
+            yield partial(self._source_file, row)
 
     def _rows(self, seed: int) -> Iterator[dict[str, Any]]:
         try:
@@ -379,29 +357,14 @@ class DatasetCorpus:
         text = row[self._column]
         if not isinstance(text, str):
             raise SkipFile("no text")
-        if not text.strip():
-            raise SkipFile("empty")
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:  # a lone surrogate
-            raise SkipFile("not UTF-8") from error
+        data = text.encode(errors="surrogatepass")
         if len(data) > MAX_BYTES:
             raise SkipFile("too large")
-        path = self._path(row) or f"sha256-{hashlib.sha256(data).hexdigest()[:16]}"
-        return SourceFile(path, text)
-
-    def _path(self, row: dict[str, Any]) -> str | None:
-        """The row's path; None where it has none, for rows without one are no one file."""
-        import pandas as pd
-
-        path = None if self._path_column is None else row[self._path_column]
-        if isinstance(path, bytes):
-            path = path.decode(errors="backslashreplace")
-        if not pd.api.types.is_scalar(path):
-            raise ScenarioError(
-                f"{self} has no paths in column {self._path_column!r}: got {shorten(path)}"
-            )
-        return None if pd.isna(path) or not str(path).strip() else str(path)
+        path = row[self._path_column] if self._path_column else None
+        named = path is not None and path == path and str(path).strip()  # NaN is not itself
+        return SourceFile(
+            str(path) if named else f"sha256-{hashlib.sha256(data).hexdigest()[:16]}", text
+        )
 
 
 def open_corpus(source: str | Path | Corpus, language: str = "java", *, prefix: str = "") -> Corpus:
