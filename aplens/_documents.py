@@ -47,22 +47,14 @@ def read_document(path: str | os.PathLike[str], name: str, format: str, version:
 
 
 def take(table: Mapping[str, Any], key: str, kind: type[Kind], where: str = "") -> Kind:
-    """A table's entry, of the kind that belongs there.
-
-    Raises:
-        ValueError: When it is missing or of another kind; the message names it.
-    """
+    """A table's entry, of the kind that belongs there; else a ValueError that names it."""
     if key not in table:
         raise ValueError(f"{where}{key} is missing")
     return check(table[key], kind, f"{where}{key}")
 
 
 def check(value: Any, kind: type[Kind], name: str) -> Kind:
-    """The value, if it is of that kind; a whole number may stand for a float, True for neither.
-
-    Raises:
-        ValueError: When it is of another kind; the message names it.
-    """
+    """The value, if it is of that kind; a whole number may stand for a float, True for neither."""
     if kind is float and type(value) is int:
         try:
             return float(value)  # type: ignore[return-value]
@@ -74,10 +66,6 @@ def check(value: Any, kind: type[Kind], name: str) -> Kind:
 
 
 def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices.
-
-    Raises:
-        ValueError: The message names both.
-    """
+    """Refuse a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {shorten(value)}")

@@ -121,11 +121,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` on success, which must not be there before.
-
-    Raises:
-        OSError: As `atomic_write`.
-    """
+    """Yield a temporary folder that becomes `path` on success, which must not be there before."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _disk_errors_of(target):
@@ -193,13 +189,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file. NaN, infinity and numbers too large for a float are refused.
-
-    Raises:
-        FileNotFoundError: When there is no such file.
-        OSError: When it cannot be read.
-        ValueError: When the file is not JSON; the message names the file.
-    """
+    """Read a JSON file. NaN, infinity and numbers too large for a float are refused."""
     try:
         return parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # covers UnicodeDecodeError
@@ -207,11 +197,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """The value that JSON text stands for, with finite numbers only.
-
-    Raises:
-        ValueError: When it is not JSON, or nested too deeply to read.
-    """
+    """The value that JSON text stands for, with finite numbers only."""
     try:
         return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:

@@ -11,11 +11,7 @@ _LARGEST = 2**63 - 1
 
 
 def read_seed(seed: Any, name: str = "seed") -> int:
-    """A seed as a Python integer, NumPy's among what it may come as.
-
-    Raises:
-        ValueError: When it is not a whole number from 0 to 2**63 - 1.
-    """
+    """A seed as a Python integer, NumPy's among what it may come as."""
     if not is_whole(seed) or not 0 <= seed <= _LARGEST:
         raise ValueError(f"{name} must be a whole number from 0 to 2**63 - 1, got {shorten(seed)}")
     return int(seed)

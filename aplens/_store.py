@@ -62,12 +62,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], holds: str) -> Store:
-        """Open a folder for whatever setup it has.
-
-        Raises:
-            FileNotFoundError: When there is no manifest.
-            ValueError: As the constructor.
-        """
+        """Open a folder for whatever setup it has."""
         path = Path(folder) / _MANIFEST
         if not path.is_file():
             raise FileNotFoundError(f"there are no {holds} in {folder}: {_MANIFEST} is missing")
@@ -91,12 +86,9 @@ class Store:
         value: Any = None,
         files: Mapping[str, Callable[[Path], object]] | None = None,
     ) -> None:
-        """Keep a result; what was under its key is replaced.
+        """Keep a result, in place of what was under its key.
 
-        Args:
-            key: Its key.
-            value: What JSON can hold.
-            files: For each suffix what writes the file, given its path.
+        `files` has for each suffix what writes the file, given its path.
         """
         sums = {}
         for suffix, write in (files or {}).items():
@@ -107,12 +99,7 @@ class Store:
         _write_sealed(self.file(key), {"value": value, "files": sums})
 
     def read(self, key: str) -> Any:
-        """A result's value; its files are known to be sound when this returns.
-
-        Raises:
-            FileNotFoundError: When there is no such result.
-            ValueError: When one of its files is damaged or missing; the message names the file.
-        """
+        """A result's value; a ValueError names a file of it that is damaged or missing."""
         note = _read_sealed(self.file(key))
         for suffix, expected in note["files"].items():
             path = self.file(key, suffix)
@@ -157,11 +144,7 @@ class Store:
 
 
 def require_same(place: Path, holds: str, saved: Any, wanted: Any) -> None:
-    """Refuse results of another setup.
-
-    Raises:
-        ValueError: What differs is named.
-    """
+    """Refuse results of another setup; what differs is named."""
     if differences := list(describe_differences(saved, wanted)):
         raise ValueError(
             f"{place} holds {holds} of something else ({'; '.join(differences)}): choose another "

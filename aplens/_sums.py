@@ -34,10 +34,6 @@ def changed_files(folder: Path, sums: Sums) -> tuple[list[str], bool]:
 
     Size and time are looked at first; the sum is taken only where they changed. Files that were
     touched and hold the same are noted anew in `sums`. Missing files are none that changed.
-
-    Raises:
-        ValueError: When `sums` is none that `sum_files` made.
-        OSError: When a file cannot be read.
     """
     changed, touched = [], False
     for name, noted in sums.items():

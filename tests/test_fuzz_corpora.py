@@ -23,13 +23,12 @@ from aplens.scenarios import (
     ScenarioError,
     Scenarios,
     SourceFile,
-    SourceTree,
     ZipCorpus,
     mine_scenarios,
     prose,
 )
 from aplens.scenarios.corpus import MAX_BYTES
-from aplens.scenarios.tasks import RANDOM_TASK, parse
+from aplens.scenarios.tasks import RANDOM_TASK, SourceTree, parse
 
 tokenizer = byte_level_tokenizer()
 CONTEXT = 16

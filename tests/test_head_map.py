@@ -16,7 +16,8 @@ from aplens import Head, HeadMap, collect_patterns, map_heads, read_prompts
 from aplens.describe import ModelHeads
 from aplens.heads import ModelShape
 from aplens.patterns import TEMPLATES
-from aplens.scenarios import ScenarioError, TextCorpus, draw_passages, prose_and_code
+from aplens.scenarios import ScenarioError, TextCorpus, prose_and_code
+from aplens.scenarios.passages import draw_passages
 
 TOKENS = torch.randint(0, 101, (6, 16), generator=torch.Generator().manual_seed(3))
 

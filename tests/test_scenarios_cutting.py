@@ -13,8 +13,9 @@ from scenario_helpers import (
     sentencepiece_like_tokenizer,
 )
 
-from aplens.scenarios import PromptBuilder, ScenarioError, SourceTree, Span
+from aplens.scenarios import PromptBuilder, ScenarioError
 from aplens.scenarios.cutting import TokenizedFile
+from aplens.scenarios.tasks import SourceTree, Span
 
 BOS = "<|bos|>"
 FAMILIES = {

@@ -13,8 +13,6 @@ from scenario_helpers import byte_level_tokenizer
 from aplens.scenarios import (
     FolderCorpus,
     ScenarioError,
-    SourceText,
-    SourceTree,
     TextCorpus,
     ZipCorpus,
     english_prose,
@@ -24,6 +22,7 @@ from aplens.scenarios import (
 )
 from aplens.scenarios.corpus import SkipFile
 from aplens.scenarios.prose import strip_markup
+from aplens.scenarios.tasks import SourceText, SourceTree
 
 TEXT = """Heading here
 

@@ -37,11 +37,7 @@ def fill_in_queries(
     n_queries: int,
     precision: torch.dtype | None = None,
 ) -> Float[Tensor, "pattern {n_queries} key"]:
-    """The last queries as AP-MAE fills them in, log-normalized, each grid row by itself.
-
-    Raises:
-        ValueError: When the prompt is no longer than one patch: nothing is left to see.
-    """
+    """The last queries as AP-MAE fills them in, log-normalized, each grid row by itself."""
     require_visible(mae, n_tokens)
     first = n_tokens - n_queries
     filled = scaled.clone()
@@ -67,11 +63,7 @@ def to_attention(
 
 
 def require_visible(mae: APMAE, n_tokens: int) -> None:
-    """Refuse prompts of which nothing is left to see when one grid row is hidden.
-
-    Raises:
-        ValueError: When `n_tokens` is not more than one patch.
-    """
+    """Refuse prompts of which nothing is left to see when one grid row is hidden."""
     if n_tokens <= mae.grid.patch_size:
         raise ValueError(
             "what AP-MAE expects needs prompts longer than one patch, "

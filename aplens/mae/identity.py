@@ -48,13 +48,7 @@ def identity_loss(
     prototypes: Float[Tensor, "head d"],
     heads: Int[Tensor, " pattern"],
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy, in nats, of finding each pattern's head among all prototypes.
-
-    Args:
-        fingerprints: Of patterns, of length 1.
-        prototypes: Of all heads of the model, of length 1.
-        heads: Which of them each pattern is of.
-    """
+    """Mean cross-entropy, in nats, of finding each pattern's head among all prototypes."""
     return F.cross_entropy(fingerprints @ prototypes.T / TEMPERATURE, heads)
 
 

@@ -21,16 +21,7 @@ from aplens.mae.config import APMAEConfig
 
 
 class Transformer(nn.Module):
-    """Pre-norm blocks, then a LayerNorm.
-
-    Args:
-        dim: Width of a token.
-        depth: Number of blocks.
-        heads: Attention heads of a block.
-        d_head: Width of one of them; heads × d_head may differ from `dim`.
-        d_mlp: Hidden width of a block's MLP.
-        config: For the LayerNorms' epsilon and the biases of query, key and value.
-    """
+    """Pre-norm blocks, then a LayerNorm."""
 
     def __init__(
         self, dim: int, depth: int, heads: int, d_head: int, d_mlp: int, config: APMAEConfig
@@ -165,12 +156,8 @@ class Decoder(nn.Module):
         """Decode as the paper's released code does (docs/method.md, step 5).
 
         The whole grid takes part: visible places hold the mask token, all others zero, each plus
-        its position. So nothing but CLS tells what the visible patches hold.
-
-        Args:
-            encoded: The encoder's output, CLS first.
-            visible: The places of visible patches in the full grid.
-            masked: The places of hidden ones.
+        its position. So nothing but CLS tells what the visible patches hold. Visible and masked
+        patches are given by their places in the full grid.
         """
         cls_token = self.enc_to_dec(encoded[:, :1])
         tokens = cls_token.new_zeros(len(visible), self.n_places, cls_token.shape[-1])

@@ -11,9 +11,6 @@ def count_masked(n_patches: int, mask_ratio: float) -> int:
     """How many of `n_patches` patches are hidden: `int(mask_ratio * n_patches)`, as in the paper.
 
     A masked autoencoder needs both kinds, so at least one patch is hidden and one is seen.
-
-    Raises:
-        ValueError: When there are fewer than two patches, or the ratio is not between 0 and 1.
     """
     if n_patches < 2:
         raise ValueError(

@@ -696,13 +696,7 @@ def make_fingerprint_layer(config: APMAEConfig) -> nn.Linear | None:
 def pool_tokens(
     tokens: Float[Tensor, "pattern 1+patch dim"], n_rows: int, pools: Sequence[Pool]
 ) -> Float[Tensor, "pattern d_embed"]:
-    """One embedding a pattern from the encoder's tokens, CLS first, in float32.
-
-    Args:
-        tokens: Of all patches, in row-major order.
-        n_rows: Rows of the grid that the patches fill; the last one has as many patches.
-        pools: What to take, as for `APMAE.encode`, side by side.
-    """
+    """One embedding a pattern from the encoder's tokens, CLS first, in float32."""
     pooled = {
         "cls": lambda: tokens[:, 0],
         "mean": lambda: tokens.mean(dim=1),

@@ -24,9 +24,6 @@ def autocast(
     """Compute in `precision` inside the block; None takes the device's default.
 
     Weights stay as they are; only matrix products run in the lower precision.
-
-    Raises:
-        ValueError: When the precision is neither float32 nor bfloat16.
     """
     precision = precision or default_precision(device)
     if precision not in (torch.float32, torch.bfloat16):

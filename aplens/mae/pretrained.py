@@ -69,16 +69,7 @@ def load_pretrained(
     *,
     revision: str | None = None,
 ) -> APMAE:
-    """Load an AP-MAE; `APMAE.from_pretrained` says how.
-
-    Args:
-        build: Makes the AP-MAE that is to be filled.
-        name_or_folder: Where it is.
-        revision: Of a hub repository.
-
-    Raises:
-        CheckpointError: When there is no such AP-MAE, or it is damaged, or of another kind.
-    """
+    """Load an AP-MAE; `APMAE.from_pretrained` says how."""
     folder = _find(name_or_folder, revision)
     config, is_released = _load_config(folder / CONFIG_FILE)
     weights = read_tensors(folder / WEIGHTS_FILE)
@@ -161,11 +152,7 @@ def _enumerate(names: Sequence[str]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        CheckpointError: When there is no such file, or it is damaged.
-    """
+    """Read a safetensors file."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, expected a safetensors file")
     try:

@@ -21,11 +21,7 @@ _CELLS, _LAST_QUERY_CELLS = 4, 8
 
 
 class Summary(nn.Module):
-    """Reads the small picture off CLS.
-
-    Args:
-        config: For the number of patches and the width of CLS.
-    """
+    """Reads the small picture off CLS."""
 
     def __init__(self, config: APMAEConfig) -> None:
         super().__init__()

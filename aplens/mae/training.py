@@ -520,11 +520,7 @@ def _make_optimizer(mae: APMAE, settings: TrainingSettings) -> optim.Optimizer:
 
 
 def _copy_weights(start: APMAE, mae: APMAE) -> None:
-    """Begin from another AP-MAE; what it lacks of a summary or fingerprint stays as it is.
-
-    Raises:
-        CheckpointError: When the sizes differ.
-    """
+    """Begin from another AP-MAE; what it lacks of a summary or fingerprint stays as it is."""
     weights = start.state_dict()
     if not mae.config.identity_weight:  # to be fitted to the new encoder
         weights = {n: w for n, w in weights.items() if not n.startswith("to_fingerprint.")}

@@ -27,16 +27,7 @@ _VALIDATION = 4
 
 
 class Validation:
-    """The same held-out patterns under the same masks, whatever predicts them.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge.
-        tokens: Held-out prompts of one length.
-        grid: How patterns are cut.
-        mask_ratio: Share of the patches to hide.
-        settings: For how many prompts and patterns, and the seed.
-        processes: Those that share the patterns.
-    """
+    """The same held-out patterns under the same masks, whatever predicts them."""
 
     def __init__(
         self,

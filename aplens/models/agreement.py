@@ -129,11 +129,7 @@ def _last_position_only(hf_model: Any) -> AbstractContextManager[object]:
 
 @torch.no_grad()
 def difference(model: Any, original: OriginalRun) -> Difference:
-    """Run the hooked model on the same tokens and compare patterns of every layer, and logits.
-
-    Raises:
-        UnsupportedModelError: When the model has no causal attention patterns.
-    """
+    """Run the hooked model on the same tokens and compare patterns of every layer, and logits."""
     info = describe_model(model)
     seen: list[Tensor] = []
     hooks = [

@@ -278,11 +278,7 @@ def find_official_name(name: str) -> str | None:
 def load_transformer_lens_format(
     kind: ModelKind, name: str, placement: Placement, dtype: torch.dtype
 ) -> Any:
-    """A model that exists in TransformerLens' own format only, such as "gelu-1l".
-
-    Raises:
-        ImportError: When the installed TransformerLens has no such class.
-    """
+    """A model that exists in TransformerLens' own format only, such as "gelu-1l"."""
     if kind == "bridge":
         from transformer_lens.model_bridge import TransformerBridge
 

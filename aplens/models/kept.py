@@ -22,12 +22,7 @@ def is_kept(folder: Path) -> bool:
 
 
 def check_kept(folder: Path) -> None:
-    """Refuse a folder in which a file is another than was noted.
-
-    Raises:
-        ValueError: When a file is missing, added or has another SHA-256; the message names it.
-        OSError: When a file cannot be read.
-    """
+    """Refuse a folder in which a file is another than was noted."""
     noted = check(read_json(folder / _LIST), dict, str(folder / _LIST))
     changed, touched = changed_files(folder, noted)
     for name in changed:
@@ -39,11 +34,7 @@ def check_kept(folder: Path) -> None:
 
 
 def require_sha256(path: Path, expected: str) -> None:
-    """Refuse a file whose SHA-256 is not the expected one.
-
-    Raises:
-        ValueError: With both sums.
-    """
+    """Refuse a file whose SHA-256 is not the expected one."""
     found = sha256_of_file(path)
     if found != expected:
         raise ValueError(

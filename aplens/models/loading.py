@@ -124,11 +124,7 @@ def _kinds(
 
 
 def _build(kind: ModelKind, source: _Source, placement: Placement, verify: bool) -> Any:
-    """A source's model in one class, when it is the same model there.
-
-    Raises:
-        UnsupportedModelError: When it is not, or the class cannot hold it.
-    """
+    """A source's model in one class, when it is the same model there."""
     if source.only_in_transformer_lens:
         model = load_transformer_lens_format(kind, source.name, placement, source.dtype)
         describe_model(model)

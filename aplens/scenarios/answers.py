@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def require_answers(model: Any, scenarios: Scenarios) -> None:
-    """Refuse scenarios whose targets or wrong answers are no tokens of the model's.
-
-    Raises:
-        ValueError: The first such scenario is named.
-    """
+    """Refuse scenarios whose targets or wrong answers are no tokens of the model's."""
     size = _n_logits(model)
     for index, scenario in enumerate(scenarios):
         for name, token in (("target", scenario.target), ("wrong answer", scenario.wrong)):
@@ -40,11 +36,7 @@ def require_answers(model: Any, scenarios: Scenarios) -> None:
 def require_logits(
     logits: Float[Tensor, "*batch d_vocab"],
 ) -> Float[Tensor, "*batch d_vocab"]:
-    """The logits, of which no prompt's largest is NaN or infinite.
-
-    Raises:
-        ValueError: When one is.
-    """
+    """The logits, of which no prompt's largest is NaN or infinite."""
     largest = logits.detach().amax(dim=-1)
     if not largest.isfinite().all():
         what = "NaN" if largest.isnan().any() else "infinity"

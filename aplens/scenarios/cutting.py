@@ -32,14 +32,7 @@ them were trained on the prefix, then the suffix, then the middle that the model
 
 @dataclass(frozen=True)
 class TokenizedFile:
-    """A file's tokens and the characters that each stands for.
-
-    Attributes:
-        text: The file's text.
-        ids: Token ids, without the special tokens that a tokenizer adds around a text.
-        starts: Each token's first character.
-        ends: The character after each token's last.
-    """
+    """A file's tokens, no special ones among them, and where in the text each starts and ends."""
 
     text: str
     ids: list[int]
@@ -49,9 +42,8 @@ class TokenizedFile:
     def tokens_of(self, span: Span) -> range | None:
         """The tokens that cover a span: the fewest whose text has all of it.
 
-        Returns:
-            Their positions, or None where the first of them has anything but blanks before the
-            span, so that no prompt can stop where the span starts.
+        None where the first of them has anything but blanks before the span, so that no prompt can
+        stop where the span starts.
         """
         first = int(np.searchsorted(self.ends, span.start, side="right"))
         if first == len(self.ids) or self.starts[first] > span.start:

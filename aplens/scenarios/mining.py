@@ -61,19 +61,11 @@ def mine_scenarios(
 
     Warns:
         UserWarning: The corpus ended before every task was full.
-        DeprecationWarning: The corpus stands before the model, as it did up to version 0.1.
 
     Raises:
         ScenarioError: An argument does not fit, the corpus cannot be read or is empty or has what
             is no text, or no scenario was found for a task.
     """
-    if _is_corpus(model_or_tokenizer) and not _is_corpus(corpus):
-        warnings.warn(
-            "mine_scenarios takes the model first, then the corpus: the old order will be refused",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        model_or_tokenizer, corpus = corpus, model_or_tokenizer
     tokenizer = _tokenizer_of(model_or_tokenizer, context_length)
     wanted = _check_tasks(tasks, language)
     for name, value in {"per_task": per_task, "per_file": per_file}.items():
@@ -91,10 +83,6 @@ def mine_scenarios(
             break
     miner.check_yield(source)
     return Scenarios(miner.scenarios)
-
-
-def _is_corpus(value: Any) -> bool:
-    return isinstance(value, str | Path) or callable(getattr(value, "files", None))
 
 
 def _tokenizer_of(model_or_tokenizer: Any, context_length: int) -> Any:
@@ -145,7 +133,6 @@ class _Miner:
         self._n_files = 0
         self._skipped: Counter[str] = Counter()
         self._n_in_part = 0
-        self._unparsed_lines = 0
 
     @property
     def is_full(self) -> bool:
@@ -198,7 +185,6 @@ class _Miner:
             raise SkipFile("nested too deeply")
         if parsed.unparsed:
             self._n_in_part += 1
-            self._unparsed_lines += _count_lines(text, parsed.unparsed)
         return parsed, file
 
     def _candidates(
@@ -248,10 +234,8 @@ class _Miner:
         skipped = ", ".join(
             f"{count} {reason}" for reason, count in (corpus.skipped + self._skipped).items()
         )
-        where = f"in {self._n_files} files of {corpus} (skipped: {skipped or 'none'}"
-        if self._n_in_part:
-            where += f"; {self._n_in_part} parsed in part, without {self._unparsed_lines} lines"
-        where += ")"
+        in_part = f"; {self._n_in_part} parsed in part" if self._n_in_part else ""
+        where = f"in {self._n_files} files of {corpus} (skipped: {skipped or 'none'}{in_part})"
         if missing := [task for task, count in self._counts.items() if count == 0]:
             raise ScenarioError(f"no scenario of {', '.join(missing)} was found {where}")
         if not self.is_full:
@@ -260,17 +244,6 @@ class _Miner:
                 f"fewer than {self._per_task} scenarios were found of {found} {where}",
                 stacklevel=3,
             )
-
-
-def _count_lines(text: str, spans: Sequence[Span]) -> int:
-    """How many lines these spans, which are in order, have a part of."""
-    n_lines, last, at, line = 0, 0, 0, 1
-    for start, end in spans:
-        first = line + text.count("\n", at, start)
-        line = first + text.count("\n", start, end)
-        n_lines += line - max(first, last + 1) + 1
-        last, at = line, end
-    return n_lines
 
 
 def _random_spans(file: TokenizedFile, rng: np.random.Generator) -> Iterator[tuple[Span, range]]:

@@ -8,17 +8,7 @@ from aplens.scenarios.scenario import ScenarioError
 
 
 def draw_passages(corpus: Corpus, n: int, n_characters: int, seed: int = 0) -> list[str]:
-    """A passage of each of `n` files: whole lines from a third of the file on.
-
-    Args:
-        corpus: The files.
-        n: How many passages.
-        n_characters: Of each.
-        seed: Decides which files.
-
-    Raises:
-        ScenarioError: When fewer files are long enough.
-    """
+    """A passage of each of `n` files: whole lines from a third of the file on."""
     passages: list[str] = []
     for file in corpus.files(seed):
         start = file.text.find("\n", len(file.text) // 3) + 1

@@ -36,11 +36,7 @@ class Span(NamedTuple):
 
 
 def get_language(name: str) -> Language:
-    """The language of that name.
-
-    Raises:
-        ScenarioError: There is no such language.
-    """
+    """The language of that name."""
     if name not in LANGUAGES:
         raise ScenarioError(f"unknown language {shorten(name)}; there are {sorted(LANGUAGES)}")
     return LANGUAGES[name]
@@ -59,10 +55,6 @@ class ParsedFile(Protocol):
     """A file in which the spans of its language's tasks can be found."""
 
     @property
-    def has_error(self) -> bool:
-        """Whether some part of the file is not of its language."""
-
-    @property
     def unparsed(self) -> list[Span]:
         """Where code is that could not be parsed, in the order of the file; no span is there."""
 
@@ -71,33 +63,19 @@ class ParsedFile(Protocol):
         """Whether the file is nested so deeply that finding spans would take for ever."""
 
     def spans(self, task: str) -> list[Span]:
-        """Where a task's spans are, in the order of the file.
-
-        Raises:
-            ScenarioError: The language has no such task, or it is `random`.
-        """
+        """Where a task's spans are, in the order of the file."""
 
 
 def parse(text: str, language: str) -> ParsedFile:
-    """A file of a language, parsed in that language's way.
-
-    Raises:
-        ScenarioError: There is no such language.
-    """
+    """A file of a language, parsed in that language's way."""
     if isinstance(get_language(language), TextLanguage):
         return SourceText(text, language)
     return SourceTree(text, language)
 
 
 class SourceText:
-    """A text in a natural language, which has no syntax tree.
+    """A text in a natural language, which has no syntax tree."""
 
-    Args:
-        text: The text.
-        language: Name of its language.
-    """
-
-    has_error = False
     is_too_deep = False
 
     def __init__(self, text: str, language: str) -> None:
@@ -106,11 +84,7 @@ class SourceText:
         self._language = language
 
     def spans(self, task: str) -> list[Span]:
-        """Where a task's spans are, in the order of the text.
-
-        Raises:
-            ScenarioError: The language has no pattern of that name.
-        """
+        """Where a task's spans are, in the order of the text."""
         language = get_language(self._language)
         if not isinstance(language, TextLanguage) or task not in language.patterns:
             raise _no_spans_of(task, self._language)
@@ -118,26 +92,13 @@ class SourceText:
 
 
 class SourceTree:
-    """A source file in a programming language, parsed.
-
-    Args:
-        text: The file's text.
-        language: Name of its language.
-
-    Raises:
-        ScenarioError: There is no programming language of that name.
-    """
+    """A source file in a programming language, parsed."""
 
     def __init__(self, text: str, language: str) -> None:
         self._language = language
         self._source = text.encode()
         self._root = tree_sitter.Parser(_grammar(language)).parse(self._source).root_node
         self._is_ascii = text.isascii()
-
-    @property
-    def has_error(self) -> bool:
-        """Whether some part of the file is no valid code to the parser."""
-        return self._root.has_error
 
     @cached_property
     def unparsed(self) -> list[Span]:
@@ -150,8 +111,6 @@ class SourceTree:
 
     @cached_property
     def _unparsed(self) -> list[ByteRange]:
-        if not self.has_error:
-            return []
         return find_unparsed(self._root, _code_language(self._language).blocks)
 
     @property
@@ -173,9 +132,6 @@ class SourceTree:
 
         None is inside a string, and none in code that could not be parsed (see `unparsed`).
         Comments need no such care: they are leaves of the tree.
-
-        Raises:
-            ScenarioError: The language has no such query task.
         """
         captures = tree_sitter.QueryCursor(_query(self._language, task)).captures(self._root)
         skipped = {node.byte_range for node in captures.pop("skip", ())}

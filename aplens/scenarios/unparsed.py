@@ -16,10 +16,6 @@ def find_unparsed(root: tree_sitter.Node, blocks: Collection[str]) -> list[ByteR
     this one has: a class with a head that the grammar does not know still has its methods. What
     the parser skipped between two statements may belong to either, and spoils both.
 
-    Args:
-        root: Root of the file's tree.
-        blocks: Node types whose children are statements, declarations or members.
-
     Returns:
         Byte ranges in the order of the file, none of which touch; empty for a file without errors.
     """
