@@ -30,6 +30,8 @@ MAX_BYTES = 1_000_000
 
 _PIECE = 4096
 
+_SHUFFLED = 1000  # rows held in memory to shuffle among; shards are shuffled as well
+
 # What reading a damaged archive or its members raises. A RuntimeError is zipfile's word for
 # "encrypted" and for what it cannot unpack; a ValueError comes of sizes, dates and names.
 _UNREADABLE = (
@@ -152,6 +154,7 @@ class _StoredFiles(_Corpus):
         if len(data) > MAX_BYTES:
             raise SkipFile("too large")
         try:
+            path.encode()  # a scenario is saved with its file's name
             text = data.decode("utf-8-sig")
         except UnicodeError as error:
             raise SkipFile("not UTF-8") from error
@@ -296,7 +299,6 @@ class DatasetCorpus(_Corpus):
             null, NaN or blanks) is named by a hash of its text, so that the same text always has
             the same name.
         split: Split of the dataset.
-        shuffle_buffer: Rows held in memory to shuffle among; shards are shuffled as well.
         **options: Passed on to `datasets.load_dataset`, such as `data_files` or `revision`.
 
     Raises:
@@ -312,7 +314,6 @@ class DatasetCorpus(_Corpus):
         column: str,
         path_column: str | None = None,
         split: str = "train",
-        shuffle_buffer: int = 1000,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -321,7 +322,6 @@ class DatasetCorpus(_Corpus):
         except ImportError as error:
             raise ImportError("a DatasetCorpus needs: pip install 'aplens[hub]'") from error
         self._column, self._path_column = column, path_column
-        self._shuffle_buffer = shuffle_buffer
         where = {key: options[key] for key in ("data_dir", "data_files") if options.get(key)}
         self._label = ", ".join([repr(name), *(f"{key}={value}" for key, value in where.items())])
         try:
@@ -349,7 +349,7 @@ class DatasetCorpus(_Corpus):
 
     def _rows(self, seed: int) -> Iterator[dict[str, Any]]:
         try:
-            yield from self._dataset.shuffle(seed=seed, buffer_size=self._shuffle_buffer)
+            yield from self._dataset.shuffle(seed=seed, buffer_size=_SHUFFLED)
         except _UNREADABLE_ROWS as error:
             raise self._unreadable(error) from error
 
