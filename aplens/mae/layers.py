@@ -8,7 +8,7 @@ first.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import repeat
@@ -23,10 +23,12 @@ from aplens.mae.config import APMAEConfig
 class Transformer(nn.Module):
     """Pre-norm blocks, then a LayerNorm."""
 
-    def __init__(
-        self, dim: int, depth: int, heads: int, d_head: int, d_mlp: int, config: APMAEConfig
-    ) -> None:
+    def __init__(self, config: APMAEConfig, half: Literal["encoder", "decoder"]) -> None:
         super().__init__()
+        dim, depth, heads, d_head, d_mlp = (
+            getattr(config, f"{half}_{size}")
+            for size in ("dim", "depth", "heads", "d_head", "d_mlp")
+        )
         norm = partial(nn.LayerNorm, eps=config.layer_norm_eps)
         self.blocks = nn.ModuleList(
             Block(
@@ -69,14 +71,7 @@ class Encoder(nn.Module):
         # Not zero: the first LayerNorm's gradient explodes on a token without any variance.
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.positions = _grid_positions(config.n_rows, dim)
-        self.transformer = Transformer(
-            dim,
-            config.encoder_depth,
-            config.encoder_heads,
-            config.encoder_d_head,
-            config.encoder_d_mlp,
-            config,
-        )
+        self.transformer = Transformer(config, "encoder")
 
     def forward(
         self,
@@ -106,14 +101,7 @@ class Decoder(nn.Module):
         )
         self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.positions = _grid_positions(config.n_rows, dim)
-        self.transformer = Transformer(
-            dim,
-            config.decoder_depth,
-            config.decoder_heads,
-            config.decoder_d_head,
-            config.decoder_d_mlp,
-            config,
-        )
+        self.transformer = Transformer(config, "decoder")
         self.to_pixels = nn.Linear(dim, config.n_pixels)
         self.enc_to_dec.apply(_initialize)
         self.to_pixels.apply(_initialize)
