@@ -88,7 +88,7 @@ def test_the_metric_looks_past_what_varies_within_a_head():
     generator = torch.Generator().manual_seed(0)
     heads = torch.randn(30, 1, generator=generator)
     noise = 10 * torch.randn(20, 30, 1, generator=generator)
-    groups = [torch.cat([heads.expand(20, 30, 1), noise], dim=-1)]
-    weight, bias = linear_metric(groups, dim=1)
+    embeddings = torch.cat([heads.expand(20, 30, 1), noise], dim=-1)
+    weight, bias = linear_metric(embeddings, dim=1)
     assert weight[0, 0].abs() > 50 * weight[0, 1].abs()
-    assert (groups[0].mean(0) @ weight.T + bias).mean().abs() < 1e-4
+    assert (embeddings.mean(0) @ weight.T + bias).mean().abs() < 1e-4

@@ -3,7 +3,7 @@
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
 from aplens.mae.error import BASELINES, compare_reconstruction, hidden_errors, inside_pattern
-from aplens.mae.fingerprint import fit_fingerprint, linear_metric, set_fingerprint
+from aplens.mae.fingerprint import fit_fingerprint, linear_metric
 from aplens.mae.low_rank import low_rank_fit
 from aplens.mae.masking import random_masks
 from aplens.mae.model import (
@@ -48,6 +48,5 @@ __all__ = [
     "low_rank_fit",
     "random_masks",
     "seeded",
-    "set_fingerprint",
     "train_apmae",
 ]

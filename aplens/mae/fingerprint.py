@@ -8,7 +8,7 @@ varies along it is the head's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ def fit_fingerprint(
                 embeddings.append(mae.encode(attention[:, :n, :n], pool=FINGERPRINT_POOL).cpu())
         if progress is not None:
             progress(rows.stop, len(read))
-    set_fingerprint(mae, *linear_metric([torch.stack(embeddings)], dim))
+    set_fingerprint(mae, *linear_metric(torch.stack(embeddings), dim))
 
 
 @torch.no_grad()
@@ -93,37 +93,30 @@ def set_fingerprint(
 
 
 def linear_metric(
-    groups: Sequence[Float[Tensor, "sample head d_embed"]],
-    dim: int,
+    embeddings: Float[Tensor, "sample head d_embed"], dim: int
 ) -> tuple[Float[Tensor, "dim d_embed"], Float[Tensor, " dim"]]:
     """Fit the map under which the same head is alike over samples, and heads differ most.
 
     Args:
-        groups: Embeddings of the heads of one model each, on the same prompts for all its heads;
-            every head counts the same, and each model is centred by itself.
+        embeddings: Of the heads of a model, on the same prompts for all of them.
         dim: Directions to keep; rows beyond `d_embed` are 0.
 
     Returns:
         Weight and bias: `embedding @ weight.T + bias`, centred on the mean over heads. Scaled so
         that the mean squared length of a head's mean is 1.
     """
-    means = [group.double().mean(0) for group in groups]
-    samples = [
-        (group.double() - mean).flatten(0, 1) / len(group) ** 0.5
-        for group, mean in zip(groups, means, strict=True)
-    ]
-    within = torch.cat(samples)
-    n_heads = sum(len(mean) for mean in means)
-    covariance = within.T @ within / n_heads
+    mean = embeddings.double().mean(0)
+    within = (embeddings.double() - mean).flatten(0, 1) / len(embeddings) ** 0.5
+    covariance = within.T @ within / len(mean)
     covariance += SHRINKAGE * covariance.trace() / len(covariance) * torch.eye(len(covariance))
     variances, axes = torch.linalg.eigh(covariance)
     whiten = axes / variances.sqrt()
-    heads = torch.cat([mean - mean.mean(0) for mean in means]) @ whiten
-    between, directions = torch.linalg.eigh(heads.T @ heads / n_heads)
+    heads = (mean - mean.mean(0)) @ whiten
+    between, directions = torch.linalg.eigh(heads.T @ heads / len(mean))
     best = between.argsort(descending=True)[:dim]
     between = between[best].clamp(min=0)
     share = between / (between + 1)  # of the variance along a direction; within heads it is 1
     weight = (whiten @ directions[:, best] * share.sqrt()).T / (between * share).sum().sqrt()
     weight = F.pad(weight, (0, 0, 0, dim - len(weight)))
-    bias = -weight @ torch.cat(means).mean(0)
+    bias = -weight @ mean.mean(0)
     return weight.float(), bias.float()

@@ -109,7 +109,7 @@ def describers(fitted: list[dict[str, Tensor]], dim: int) -> dict[str, Describe]
     """
     statistics = torch.cat([part["statistics"] for part in fitted]).flatten(0, 1)
     mean, spread = statistics.mean(0), statistics.std(0)
-    weight, bias = linear_metric([torch.cat([part["log16"] for part in fitted])], dim)
+    weight, bias = linear_metric(torch.cat([part["log16"] for part in fitted]), dim)
 
     def describe(row: str) -> Describe:
         name = ROWS[row]
