@@ -17,7 +17,15 @@ from aplens.models import describe_model, own_tokenizer
 from aplens.scenarios.corpus import Corpus, SkipFile, SourceFile, check_file, open_corpus
 from aplens.scenarios.cutting import PromptBuilder, TokenizedFile
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
-from aplens.scenarios.tasks import RANDOM_TASK, ParsedFile, Span, list_tasks, overlap, parse
+from aplens.scenarios.tasks import (
+    RANDOM_TASK,
+    SourceText,
+    SourceTree,
+    Span,
+    list_tasks,
+    overlap,
+    parse,
+)
 
 RANDOM_SPAN_TOKENS = (3, 10)
 """Fewest and most tokens of a span of the task `random`."""
@@ -163,7 +171,7 @@ class _Miner:
                 del candidates[task]
         return n_taken > 0
 
-    def _parse(self, source: SourceFile) -> tuple[ParsedFile, TokenizedFile]:
+    def _parse(self, source: SourceFile) -> tuple[SourceText | SourceTree, TokenizedFile]:
         text = source.text
         try:
             source.path.encode()
@@ -188,7 +196,7 @@ class _Miner:
         return parsed, file
 
     def _candidates(
-        self, task: str, parsed: ParsedFile, file: TokenizedFile
+        self, task: str, parsed: SourceText | SourceTree, file: TokenizedFile
     ) -> Iterator[tuple[Span, range]]:
         """A task's spans with their token positions, in random order, found when first asked."""
         if task == RANDOM_TASK:

@@ -22,6 +22,8 @@ from aplens.prompts import (
 from aplens.scenarios.answers import require_logits
 from aplens.scenarios.scenario import Scenario, ScenarioError, Scenarios
 
+_AT_ONCE = 16  # prompts a forward pass
+
 
 def make_scenarios(
     model: Any,
@@ -141,22 +143,19 @@ def _joins_words(text: str, answer: str) -> bool:
 
 
 @torch.no_grad()
-def predicted_scenarios(model: Any, prompts: PromptsLike, *, batch_size: int = 16) -> Scenarios:
+def predicted_scenarios(model: Any, prompts: PromptsLike) -> Scenarios:
     """Scenarios whose answer is the model's own prediction, and its second choice the wrong one.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         prompts: In any form that `read_prompts` takes.
-        batch_size: Prompts a forward pass.
 
     Raises:
         ValueError: When prompts are empty, too long, or not the model's, or the model's logits
             contain NaN or infinity.
     """
     read = read_prompts(model, prompts)
-    logits = [
-        last_token_logits(model, some.tokens, some.lengths) for some in read.split(batch_size)
-    ]
+    logits = [last_token_logits(model, some.tokens, some.lengths) for some in read.split(_AT_ONCE)]
     first, second = require_logits(torch.cat(logits)).topk(2).indices.T.tolist()
     return make_scenarios(model, read, first, second, task="prediction")
 

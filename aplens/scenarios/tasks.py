@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from importlib import resources
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import tree_sitter
@@ -51,22 +51,7 @@ def list_tasks(language: str = "java") -> tuple[str, ...]:
     return (RANDOM_TASK, *sorted(name.removesuffix(".scm") for name in names if ".scm" in name))
 
 
-class ParsedFile(Protocol):
-    """A file in which the spans of its language's tasks can be found."""
-
-    @property
-    def unparsed(self) -> list[Span]:
-        """Where code is that could not be parsed, in the order of the file; no span is there."""
-
-    @property
-    def is_too_deep(self) -> bool:
-        """Whether the file is nested so deeply that finding spans would take for ever."""
-
-    def spans(self, task: str) -> list[Span]:
-        """Where a task's spans are, in the order of the file."""
-
-
-def parse(text: str, language: str) -> ParsedFile:
+def parse(text: str, language: str) -> SourceText | SourceTree:
     """A file of a language, parsed in that language's way."""
     if isinstance(get_language(language), TextLanguage):
         return SourceText(text, language)
