@@ -52,9 +52,6 @@ _NAMED_HEAD = re.compile(
 
 _MOST = 10**9
 
-#: Lists in lists that are still looked into. A list that holds itself has no end.
-_DEEPEST = 32
-
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -109,7 +106,7 @@ def parse_heads(heads: HeadsLike, model: ModelShape | None = None) -> tuple[Head
     return tuple(unique)
 
 
-def _read_heads(heads: Any, depth: int = 0) -> Iterator[Head]:
+def _read_heads(heads: Any) -> Iterator[Head]:
     if isinstance(heads, HeadRanking):
         yield from heads
     elif isinstance(heads, str):
@@ -124,11 +121,9 @@ def _read_heads(heads: Any, depth: int = 0) -> Iterator[Head]:
         raise TypeError(
             f"{heads!r} is ambiguous as a head (5.1 equals 5.10): write 'L5H1', '5.1' or (5, 1)"
         )
-    elif depth == _DEEPEST:
-        raise TypeError(f"expected a list of heads, got more than {_DEEPEST} lists in each other")
     else:
         for item in _iterate(heads):
-            yield from _read_heads(item, depth + 1)
+            yield from _read_heads(item)
 
 
 def _iterate(heads: Any) -> Iterator[Any]:

@@ -74,19 +74,16 @@ class AttentionPatterns(Shown):
             )
 
     @classmethod
-    def from_cache(
-        cls, cache: Mapping[str, Tensor] | ActivationCache, heads: HeadsLike | None = None
-    ) -> AttentionPatterns:
-        """The patterns in what `model.run_with_cache` kept.
+    def from_cache(cls, cache: Mapping[str, Tensor] | ActivationCache) -> AttentionPatterns:
+        """The patterns in what `model.run_with_cache` kept, of all layers that it has.
 
         Args:
             cache: The `ActivationCache`, or a dictionary by the names of hooks. Of a single prompt
                 it may lack the batch dimension. Prompts that were padded have to be taken apart
                 with `unpad`.
-            heads: Which heads (default: all of the layers whose patterns are there).
 
         Raises:
-            ValueError: When it holds no patterns, or not those of a head asked for.
+            ValueError: When it holds no patterns.
         """
         by_layer = {
             int(found[1]): cache[name]
@@ -98,17 +95,11 @@ class AttentionPatterns(Shown):
                 "this cache has no attention patterns: run_with_cache keeps them as "
                 f"{pattern_hook_name(0)!r} unless its names_filter leaves them out"
             )
-        by_layer = {
-            layer: values if values.ndim == 4 else values[None]
-            for layer, values in sorted(by_layer.items())
-        }
-        there = [Head(layer, head) for layer, of in by_layer.items() for head in range(of.shape[1])]
-        chosen = tuple(there) if heads is None else parse_heads(heads)
-        if missing := [str(head) for head in chosen if head not in there]:
-            raise ValueError(f"this cache has no patterns of {', '.join(missing)}")
-        device = by_layer[chosen[0].layer].device
-        values = [by_layer[head.layer][:, head.head].to(device) for head in chosen]
-        return cls(torch.stack(values, dim=1), chosen)
+        layers = sorted(by_layer)
+        device = by_layer[layers[0]].device  # a model may be spread over several
+        values = torch.cat([by_layer[layer].to(device) for layer in layers], dim=-3)
+        heads = [Head(layer, h) for layer in layers for h in range(by_layer[layer].shape[-3])]
+        return cls(values if values.ndim == 4 else values[None], tuple(heads))
 
     def to(self, *device_or_dtype: Any) -> AttentionPatterns:
         """The same patterns on another device or in another format, as `Tensor.to` has it."""
