@@ -75,21 +75,15 @@ def fit_fingerprint(
                 embeddings.append(mae.encode(attention[:, :n, :n], pool=FINGERPRINT_POOL).cpu())
         if progress is not None:
             progress(rows.stop, len(read))
-    set_fingerprint(mae, *linear_metric(torch.stack(embeddings), dim))
-
-
-@torch.no_grad()
-def set_fingerprint(
-    mae: APMAE, weight: Float[Tensor, "d d_embed"], bias: Float[Tensor, " d"]
-) -> None:
-    """Make these numbers an AP-MAE's fingerprint layer."""
-    if mae.to_fingerprint is None or len(weight) != mae.config.fingerprint_dim:
-        mae.config = replace(mae.config, fingerprint_dim=len(weight))
+    if mae.to_fingerprint is None or dim != mae.config.fingerprint_dim:
+        mae.config = replace(mae.config, fingerprint_dim=dim)
         layer = make_fingerprint_layer(mae.config)
         assert layer is not None  # of one number or more
         mae.to_fingerprint = layer.to(mae.device)
-    mae.to_fingerprint.weight.copy_(weight)  # in place: an optimizer may hold it
-    mae.to_fingerprint.bias.copy_(bias)
+    weight, bias = linear_metric(torch.stack(embeddings), dim)
+    with torch.no_grad():
+        mae.to_fingerprint.weight.copy_(weight)  # in place: an optimizer may hold it
+        mae.to_fingerprint.bias.copy_(bias)
 
 
 def linear_metric(

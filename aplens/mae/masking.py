@@ -7,25 +7,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 
-def count_masked(n_patches: int, mask_ratio: float) -> int:
-    """How many of `n_patches` patches are hidden: `int(mask_ratio * n_patches)`, as in the paper.
-
-    A masked autoencoder needs both kinds, so at least one patch is hidden and one is seen.
-    """
-    if n_patches < 2:
-        raise ValueError(
-            f"masking needs 2 patches or more, got {n_patches}: the prompt fits in one patch, take "
-            "an AP-MAE of smaller patches"
-        )
-    if not 0 < mask_ratio < 1:
-        raise ValueError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}")
-    return min(max(int(mask_ratio * n_patches), 1), n_patches - 1)
-
-
 def random_masks(
     n_patterns: int, n_patches: int, mask_ratio: float, generator: torch.Generator
 ) -> Bool[Tensor, "pattern patch"]:
     """A random mask for each pattern: True where the patch is hidden, the same number in each.
+
+    That is `int(mask_ratio * n_patches)`, as in the paper; but a masked autoencoder needs both
+    kinds, so at least one patch is hidden and one is seen.
 
     Args:
         n_patterns: How many masks.
@@ -35,8 +23,15 @@ def random_masks(
             every device.
 
     Raises:
-        ValueError: As `count_masked`.
+        ValueError: When there are fewer than two patches, or the ratio is not between 0 and 1.
     """
-    n_masked = count_masked(n_patches, mask_ratio)
+    if n_patches < 2:
+        raise ValueError(
+            f"masking needs 2 patches or more, got {n_patches}: the prompt fits in one patch, take "
+            "an AP-MAE of smaller patches"
+        )
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}")
+    n_masked = min(max(int(mask_ratio * n_patches), 1), n_patches - 1)
     order = torch.rand(n_patterns, n_patches, generator=generator).argsort(dim=1)
     return order < n_masked
