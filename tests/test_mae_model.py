@@ -153,8 +153,8 @@ def test_all_patches_of_a_shorter_prompt_keep_their_places():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patterns": softmax_patterns(1, n_tokens=17)}, "17 tokens are too long.* up to 16"),
-        ({"patterns": torch.zeros(2, 3, 4)}, r"query = key, got \(2, 3, 4\)"),
+        ({"patterns": softmax_patterns(1, n_tokens=17)}, "17 tokens do not fit, expected 1 to 16"),
+        ({"patterns": torch.zeros(2, 3, 4)}, r"square patterns .* got shape \(2, 3, 4\)"),
         ({"patterns": [[1.0]]}, "got list"),
         ({"patterns": torch.full((4, 4), torch.nan)}, "NaN"),
         ({"pool": "max"}, r"pool must be one or more of .* got 'max'"),

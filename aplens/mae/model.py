@@ -647,26 +647,15 @@ class APMAE(nn.Module):
             values: Any = patterns.crop(lengths[0]).values
         else:
             values = patterns
-        if (
-            not isinstance(values, Tensor)
-            or values.ndim < 2
-            or values.shape[-1] != values.shape[-2]
-        ):
+        if not isinstance(values, Tensor) or values.ndim < 2:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                "expected AttentionPatterns, an ActivationCache or a tensor (..., query, key) with "
-                f"query = key, got {got}"
+                "expected AttentionPatterns, an ActivationCache or a tensor (..., query, key), "
+                f"got {got}"
             )
-        n_tokens = values.shape[-1]
-        if n_tokens > self.config.n_ctx:
-            raise ValueError(
-                f"patterns of {n_tokens} tokens are too long: this AP-MAE takes up to "
-                f"{self.config.n_ctx}; use one of a longer context, or keep the first tokens: "
-                f"patterns.crop({self.config.n_ctx})"
-            )
-        leading = tuple(values.shape[:-2])
-        n_patterns = math.prod(leading)
-        return values.to(self.device).reshape(n_patterns, n_tokens, n_tokens), leading
+        leading, shape = tuple(values.shape[:-2]), values.shape[-2:]
+        self.grid.n_rows_for(shape[-1])  # refuses patterns that are too long
+        return values.to(self.device).reshape(math.prod(leading), *shape), leading
 
     def _check_patches(self, scaled: Tensor) -> tuple[int, int]:
         """Patterns and patches, when the shape is one that `PatchGrid.patchify` makes."""

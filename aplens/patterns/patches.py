@@ -59,7 +59,8 @@ class PatchGrid:
         """
         if not 1 <= n_tokens <= self.n_ctx:
             raise ValueError(
-                f"patterns of {n_tokens} tokens do not fit: this grid takes 1 to {self.n_ctx}"
+                f"patterns of {n_tokens} tokens do not fit, expected 1 to {self.n_ctx}: use an "
+                "AP-MAE of a longer context, or keep the first tokens (AttentionPatterns.crop)"
             )
         return -(-n_tokens // self.patch_size)
 
