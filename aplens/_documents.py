@@ -23,18 +23,7 @@ _NAMES = {
 
 
 def read_document(path: str | os.PathLike[str], name: str, format: str, version: int) -> Any:
-    """Read a JSON file that aplens wrote, as a dictionary.
-
-    Args:
-        path: The file.
-        name: What it holds, for errors, such as "an ablation sweep".
-        format: What stands under its key "format".
-        version: The version that is read.
-
-    Raises:
-        OSError: When the file cannot be read.
-        ValueError: When it is no JSON, or of another format or version; the message names it.
-    """
+    """Read a JSON file that aplens wrote, as a dictionary."""
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != format:
         raise ValueError(f"{path} is not {name} saved by aplens")

@@ -52,10 +52,6 @@ def own_folder(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterato
     The folder is made when missing. The operating system lets go of the lock when the process ends,
     however it ends.
 
-    Args:
-        folder: The folder.
-        wait: Whether to wait until another run lets go of it.
-
     Raises:
         FolderInUseError: When another run has the folder, and this one does not wait.
         OSError: When the folder cannot be made or written.
@@ -162,16 +158,7 @@ def _disk_error(error: Exception) -> int | None:
 
 
 def require_file_name(name: str, what: str) -> None:
-    """Refuse a name out of data that is no plain file name: files are named after it.
-
-    Args:
-        name: The name; a file named after it may have an ending as well.
-        what: What it names, for the error.
-
-    Raises:
-        ValueError: When it is empty, "." or "..", has a separator, drive or NUL character, of any
-            system, or is longer than 240 bytes.
-    """
+    """Refuse a name out of data that is no plain file name: files are named after it."""
     if not isinstance(name, str) or _NO_FILE_NAME.fullmatch(name):
         raise ValueError(
             f"{what} must be a plain file name (no / or \\, no drive, not .. or empty), since "

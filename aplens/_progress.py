@@ -26,9 +26,6 @@ def show_progress(progress: bool | Progress | None, what: str) -> Progress:
         progress: True for a bar, which appears once the call has taken two seconds; False or None
             for nothing; or the function itself. Of several processes the first one shows the bar.
         what: The bar's name, such as "Measuring effects".
-
-    Raises:
-        TypeError: When `progress` is none of these.
     """
     if callable(progress):
         return progress

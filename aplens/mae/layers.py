@@ -120,12 +120,8 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "pattern masked pixel"]:
         """Decode as a masked autoencoder does (He et al., 2022).
 
-        Args:
-            encoded: The encoder's output, CLS first.
-            visible: Which patches that output stands for.
-            masked: The other patches.
-            places: Where patches lie in the full grid.
-            clues: What the fit predicts for a hidden patch, and what it misses of a visible one.
+        Patches lie at `places` of the full grid. `clues` are what the fit predicts for a hidden
+        patch, and what it misses of a visible one.
         """
         cls_token, seen = self.enc_to_dec(encoded).split([1, visible.shape[1]], dim=1)
         hidden = repeat(self.mask_token, "d -> n m d", n=len(masked), m=masked.shape[1])

@@ -62,10 +62,6 @@ def read_config(values: Mapping[str, Any]) -> APMAEConfig:
 
     Keys that do not change what is computed, such as those of transformers or of the training
     script, are passed over.
-
-    Raises:
-        ValueError: When a key is missing, or has a value out of range, of the wrong type, or for
-            which aplens has no computation. The message names keys as the file does.
     """
     missing = sorted(key for key in _KEYS.values() if key not in values)
     if missing:

@@ -38,11 +38,8 @@ class Summary(nn.Module):
     ) -> Float[Tensor, ""]:
         """Mean squared error over the cells, plus that over the last query's cells.
 
-        Args:
-            cls_token: The encoder's first token.
-            deviation: Patches as deviations from the mean patch, hidden ones included, in any unit.
-            n_rows: Rows of the grid that the patches fill.
-            last_row: Row of the prompt's last token within its patches.
+        `deviation` is that from the mean patch, in any unit, of hidden patches as well; the
+        prompt's last token is in row `last_row` of its patches.
         """
         side = math.isqrt(deviation.shape[-1])
         patches = deviation.unflatten(-1, (side, side))

@@ -17,11 +17,6 @@ def virtual_heads(
 
     The same generator gives the same pairs, shares and powers on every prompt, so that a virtual
     head is as consistent as those it is made of.
-
-    Args:
-        attention: Probabilities of one layer's heads; not changed.
-        n: How many to make.
-        generator: On the CPU.
     """
     pairs = torch.randint(attention.shape[1], (2, n), generator=generator)
     shares = torch.rand(n, generator=generator)

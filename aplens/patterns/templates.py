@@ -147,9 +147,6 @@ def template_keys(tokens: Int[Tensor, " pos"]) -> Bool[Tensor, "template query k
     """Which keys of each query belong to each template, in the order of `TEMPLATES`.
 
     "uniform" is left out: every key belongs to it.
-
-    Args:
-        tokens: One prompt.
     """
     from transformer_lens import head_detector
 

@@ -10,14 +10,11 @@ ByteRange = tuple[int, int]
 
 
 def find_unparsed(root: tree_sitter.Node, blocks: Collection[str]) -> list[ByteRange]:
-    """The stretches of a file whose syntax tree is not to be trusted.
+    """The stretches of a file whose syntax tree is not to be trusted, in order, none touching.
 
     An error spoils the statement, declaration or member that it stands in, but not the blocks that
     this one has: a class with a head that the grammar does not know still has its methods. What
     the parser skipped between two statements may belong to either, and spoils both.
-
-    Returns:
-        Byte ranges in the order of the file, none of which touch; empty for a file without errors.
     """
     found: list[ByteRange] = []
     todo = [[root] if root.is_error else root.children]
