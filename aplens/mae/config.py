@@ -84,7 +84,8 @@ class APMAEConfig:
                 contradict each other.
         """
         for field in dataclasses.fields(self):
-            check(getattr(self, field.name), type(field.default), field.name)
+            kind: Any = type(field.default)
+            check(getattr(self, field.name), kind, field.name)
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")

@@ -79,7 +79,7 @@ class TrainingSettings:
         """
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            kind = float if field.default is None else type(field.default)
+            kind: Any = float if field.default is None else type(field.default)
             if field.name != "betas" and value is not field.default:
                 check(value, kind, field.name)
         for name in _COUNTS:
