@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -228,7 +229,9 @@ def _read(model: Any, prompts: Any, attention_mask: Any, prepend_bos: bool | Non
             raise TypeError(f"expected the token ids of one prompt as whole numbers, got {unfit}")
         rows = [rows]
     elif unfit := name_unfit(prompts, _is_prompt):
-        raise TypeError(f"expected each prompt as text or token ids, got {unfit}")
+        is_array = isinstance(prompts, (Tensor, np.ndarray))
+        form = f", in {prompts.dtype} of shape {tuple(prompts.shape)}" if is_array else ""
+        raise TypeError(f"expected each prompt as text or token ids, got {unfit}{form}")
     ids = [_tokenize(model, row, prepend_bos) if isinstance(row, str) else row for row in rows]
     return _from_ids(ids if attention_mask is None else _without_padding(ids, attention_mask))
 

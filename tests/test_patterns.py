@@ -260,9 +260,9 @@ def test_bad_requests_are_refused_before_the_model_runs(tiny_model, tiny_tokens)
         (tiny_tokens[None], r"\(1, 5, 20\)"),
         (tiny_tokens.float(), "float32"),
         (torch.zeros(1, 65, dtype=torch.long), "65 tokens are too long"),
-        (tiny_tokens[:0], r"\(0, 20\)"),
+        (tiny_tokens[:0], "got none"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises((TypeError, ValueError), match=words):
             aplens.collect_patterns(tiny_model, tokens)
 
 
