@@ -242,7 +242,8 @@ class _Run:
         loaded = load_checkpoint(folder, self.mae, self.optimizer, self.identity)
         self._told: tuple[int, Float[Tensor, "head d"]] | None = None
         self.state = loaded or self._begin()
-        self.clock = _Clock(self.state.seconds)
+        self._saved = time.monotonic()
+        self._started = self._saved - self.state.seconds  # as if all runs had been one
 
     def _begin(self) -> TrainingState:
         """Measure what does not change: the mean patch of every position, and the baselines."""
@@ -282,10 +283,10 @@ class _Run:
             while state.batch < len(batches) and self.fraction < 1:
                 self._step(batches[state.batch])
                 state.batch += 1
-                state.seconds = self.processes.from_main(self.clock.seconds)
+                state.seconds = self.processes.from_main(time.monotonic() - self._started)
                 if self.fraction * settings.validations >= len(state.history):
                     self._validate()
-                if self.clock.since_saving >= settings.checkpoint_seconds:
+                if time.monotonic() - self._saved >= settings.checkpoint_seconds:
                     self._save()
                 progress(self._progress())
             if state.batch >= len(batches):
@@ -454,7 +455,7 @@ class _Run:
     def _save(self) -> None:
         if not self.processes.is_main:
             return
-        self.clock.last_saved = time.monotonic()
+        self._saved = time.monotonic()
         save_checkpoint(self.folder, self.mae, self.optimizer, self.state, self.identity)
         self.mae.save_pretrained(self.folder)
         write_json(
@@ -489,22 +490,6 @@ class _Run:
             seconds=state.seconds,
             history=state.history,
         )
-
-
-class _Clock:
-    """Seconds of all runs together, and since the last checkpoint."""
-
-    def __init__(self, before: float) -> None:
-        self.last_saved = time.monotonic()
-        self._started = self.last_saved - before
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    @property
-    def since_saving(self) -> float:
-        return time.monotonic() - self.last_saved
 
 
 def _make_optimizer(mae: APMAE, settings: TrainingSettings) -> optim.Optimizer:
