@@ -24,7 +24,8 @@ def shorten(value: Any) -> str:
 
 def is_whole(value: Any) -> bool:
     """Whether this is a whole number, NumPy's among them; to Python True is one as well."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    # The first question is the quick one, for the millions of token ids that come as lists.
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def split_features(name: str) -> list[str]:
