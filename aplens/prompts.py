@@ -245,8 +245,8 @@ def _without_padding(prompts: list[Any], attention_mask: Any) -> list[list[int]]
     lengths = [len(prompt) for prompt in prompts]
     if not isinstance(rows, list) or [_length(row) for row in rows] != lengths:
         raise ValueError(
-            f"expected attention_mask with a 0 or 1 for each token of prompts of {shorten(lengths)} "
-            f"tokens, got {shorten(mask)}"
+            "expected attention_mask with a 0 or 1 for each token of prompts of "
+            f"{shorten(lengths)} tokens, got {shorten(mask)}"
         )
     return [
         [token for token, keep in zip(*row, strict=True) if keep]
