@@ -97,7 +97,7 @@ def check_file(file: Any) -> SourceFile:
 
 
 class _Corpus(ABC):
-    """What is left out is counted by reason."""
+    """Files in a random order; what is left out is counted by reason."""
 
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
