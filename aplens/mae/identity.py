@@ -15,12 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens.mae.model import APMAE, FINGERPRINT_POOL
+from aplens.mae.model import APMAE, AT_ONCE, FINGERPRINT_POOL
 
 #: What similarities are divided by.
 TEMPERATURE = 0.1
-
-_AT_ONCE = 64  # patterns
 
 
 @torch.no_grad()
@@ -38,7 +36,7 @@ def fingerprint_heads(
             n_tokens=n_tokens,
             precision=precision,
         )
-        for part in patches.split(_AT_ONCE)
+        for part in patches.split(AT_ONCE)
     ]
     return mae.read_fingerprint(torch.cat(embeddings))
 

@@ -46,7 +46,8 @@ FINGERPRINT_POOL: tuple[Pool, ...] = ("cls", "last_query", "mean")
 # brought to the size of its other inputs, or its first layers learn several times slower.
 _DEVIATION = 0.1
 
-_AT_ONCE = 64  # patterns that are filled in together
+#: Patterns that run together where nothing is learned.
+AT_ONCE = 64
 
 
 class APMAEOutput(NamedTuple):
@@ -381,7 +382,7 @@ class APMAE(nn.Module):
         Raises:
             ValueError: When shapes disagree, or masks hide different numbers of patches.
         """
-        parts = zip(scaled.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)
+        parts = zip(scaled.split(AT_ONCE), mask.split(AT_ONCE), strict=True)
         filled = []
         for part, part_mask in parts:
             output = self(part, mask=part_mask, n_tokens=n_tokens, precision=precision)
@@ -423,7 +424,7 @@ class APMAE(nn.Module):
         if not 1 <= n_queries <= n_tokens:
             raise ValueError(f"n_queries must be 1 to {n_tokens}, got {n_queries}")
         parts = [
-            expect_attention(self, part, n_queries, precision) for part in attention.split(_AT_ONCE)
+            expect_attention(self, part, n_queries, precision) for part in attention.split(AT_ONCE)
         ]
         return torch.cat(parts).reshape(*leading, n_queries, n_tokens)
 

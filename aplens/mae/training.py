@@ -24,7 +24,7 @@ from aplens.mae.config import APMAEConfig
 from aplens.mae.fingerprint import fit_fingerprint
 from aplens.mae.identity import fingerprint_heads, identity_loss
 from aplens.mae.masking import random_masks
-from aplens.mae.model import APMAE, FINGERPRINT_POOL, APMAEOutput
+from aplens.mae.model import APMAE, AT_ONCE, FINGERPRINT_POOL, APMAEOutput
 from aplens.mae.pretrained import load_weights
 from aplens.mae.rounds import PatternRounds, seeded
 from aplens.mae.settings import TrainingSettings
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 Prompts: TypeAlias = "Int[Tensor, 'prompt pos'] | Scenarios"
 
 HISTORY_FILE = "history.json"
-_BATCH = 64  # patterns at once where nothing is learned
 _FINGERPRINT_PROMPTS = 24
 
 # What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0, 1 and 7,
@@ -248,7 +247,7 @@ class _Run:
     def _begin(self) -> TrainingState:
         """Measure what does not change: the mean patch of every position, and the baselines."""
         patches, total = self.rounds.patches(0), self.processes.sum
-        parts, k, n = patches.split(_BATCH), patches.shape[1], math.prod(self.rounds.shape(0))
+        parts, k, n = patches.split(AT_ONCE), patches.shape[1], math.prod(self.rounds.shape(0))
         mean = torch.zeros(self.mae.grid.n_patches, self.mae.grid.n_pixels, device=patches.device)
         mean[:k] = total(patches.sum(dim=0, dtype=torch.float64)) / n
         if self.mae.mean_patches is not None and self.mae.depth_scales is not None:

@@ -14,12 +14,11 @@ from aplens._processes import Processes
 from aplens.mae.error import inside_pattern, squared_errors
 from aplens.mae.identity import fingerprint_heads, retrieval
 from aplens.mae.masking import random_masks
-from aplens.mae.model import APMAE
+from aplens.mae.model import APMAE, AT_ONCE
 from aplens.mae.rounds import sample_patches, seeded, stream_patches
 from aplens.mae.settings import TrainingSettings
 from aplens.patterns import PatchGrid
 
-_BATCH = 64  # patterns at once
 _RETRIEVAL_PROMPTS = 8  # on each of which all heads are looked for
 
 # What the seed is used for here; `aplens.mae.training` has the other uses.
@@ -85,7 +84,7 @@ class Validation:
         patches, mask = self._sample
         inside = inside_pattern(self.grid, self.tokens.shape[1], patches.device)
         added = torch.zeros(2, dtype=torch.float64)  # squared errors, and values
-        for part, part_mask in zip(patches.split(_BATCH), mask.split(_BATCH), strict=True):
+        for part, part_mask in zip(patches.split(AT_ONCE), mask.split(AT_ONCE), strict=True):
             predicted = predict(part.float(), part_mask)
             squared = squared_errors(predicted, part.float(), inside)[part_mask].sum()
             count = inside.expand_as(part)[part_mask].sum()
