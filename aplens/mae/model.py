@@ -806,7 +806,7 @@ def _read_pool(pool: Pool | Sequence[Pool]) -> tuple[Pool, ...]:
     return pools
 
 
-def _check_mask(mask: Tensor, shape: tuple[int, int]) -> None:
+def _check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(mask.shape) != shape or mask.dtype != torch.bool:
         raise ValueError(
             f"expected a boolean mask of shape {shape}, got {mask.dtype} of {tuple(mask.shape)}"
