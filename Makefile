@@ -32,7 +32,7 @@ endef
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: install  ## the main job, about 10 minutes: SmolLM2's heads ranked and ablated on real Java
+demo: install  ## the main job, about 6 minutes: SmolLM2's heads ranked and ablated on real Java
 	$(BIN)/aplens demo --folder runs/demo
 
 test: install  ## the whole test suite, the real SmolLM2 included

@@ -8,9 +8,11 @@ import warnings
 
 import pytest
 import torch
+from scenario_helpers import byte_level_tokenizer, java_file
 
 import aplens
 from aplens.models import loading, wheels
+from aplens.scenarios import FolderCorpus
 
 
 def test_rooms_are_there_as_completion_promises():
@@ -18,6 +20,25 @@ def test_rooms_are_there_as_completion_promises():
     code = f"import aplens; print([getattr(aplens, room).__name__ for room in {rooms}])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "'aplens.circuits', 'aplens.mae', 'aplens.patterns'" in result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def java(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("java")
+    for number in range(6):
+        (folder / f"F{number}.java").write_text(java_file(number))
+    return folder
+
+
+def test_scenarios_are_mined_model_first_and_the_old_order_is_warned_of(java):
+    tokenizer = byte_level_tokenizer()
+    options = {"tasks": ["identifiers"], "per_task": 4, "context_length": 32}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mined = aplens.mine_scenarios(tokenizer, java, **options)
+    for corpus in (java, FolderCorpus(java)):
+        with pytest.warns(DeprecationWarning, match="model first, then the corpus"):
+            assert aplens.mine_scenarios(corpus, tokenizer, **options) == mined
 
 
 @pytest.mark.parametrize(

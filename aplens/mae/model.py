@@ -83,6 +83,13 @@ class _Prompt(NamedTuple):
     mean: Float[Tensor, "patch pixel"]
 
 
+class _Places(NamedTuple):
+    """Which patches of each pattern are visible and which are masked, both in rising order."""
+
+    visible: Int[Tensor, "pattern visible"]
+    masked: Int[Tensor, "pattern masked"]
+
+
 @dataclass(frozen=True, repr=False)
 class Reconstruction(Shown):
     """Patterns, what was hidden of them, and what AP-MAE made of it, in log-normalized units.
@@ -218,12 +225,57 @@ class APMAE(nn.Module):
             if generator is None:
                 raise ValueError("give a mask, or a torch.Generator to draw masks with")
             mask = random_masks(n, k, self.config.mask_ratio, generator)
-        _check_mask(mask, (n, k))
-        mask = mask.to(scaled.device)
-        n_visible = k - int(mask[0].sum())
-        visible, masked = mask.int().argsort(dim=1, stable=True).tensor_split([n_visible], dim=1)
-
         prompt = self._prompt(k, n_tokens)
+        predicted, encoded, places = self._predict(scaled, mask, prompt, precision)
+        squared = (predicted - take(scaled, places.masked)).square()
+        return APMAEOutput(
+            loss=squared.sum() / prompt.inside[places.masked].sum(),
+            predicted=predicted,
+            mask=mask.to(scaled.device),
+            summary_loss=self._summary_loss(encoded[:, 0], scaled, prompt),
+            fingerprint=self._masked_fingerprint(encoded, places.visible >= k - prompt.n_rows),
+        )
+
+    @torch.no_grad()
+    def predict_hidden(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        mask: Bool[Tensor, "pattern patch"],
+        *,
+        n_tokens: int | None = None,
+        precision: torch.dtype | None = None,
+    ) -> Float[Tensor, "pattern masked pixel"]:
+        """The prediction for hidden patches, in their order, log-normalized.
+
+        Args:
+            scaled: Log-normalized lower-triangular patches. Hidden ones are never read.
+            mask: True where a patch is hidden, the same number in each pattern.
+            n_tokens: Tokens in the prompt (default: as many as the patches hold).
+            precision: float32 or bfloat16 (default: what the device is good at).
+
+        Raises:
+            ValueError: When shapes disagree, or masks hide different numbers of patches.
+        """
+        _, k = self._check_patches(scaled)
+        prompt = self._prompt(k, n_tokens)
+        parts = zip(scaled.split(AT_ONCE), mask.split(AT_ONCE), strict=True)
+        return torch.cat([self._predict(*part, prompt, precision)[0] for part in parts])
+
+    def _predict(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        mask: Bool[Tensor, "pattern patch"],
+        prompt: _Prompt,
+        precision: torch.dtype | None,
+    ) -> tuple[
+        Float[Tensor, "pattern masked pixel"], Float[Tensor, "pattern 1+visible dim"], _Places
+    ]:
+        """What the decoder makes of hidden patches, the encoded visible ones, and their places."""
+        _check_mask(mask, tuple(scaled.shape[:2]))
+        mask, k = mask.to(scaled.device), mask.shape[1]
+        n_visible = k - int(mask[0].sum())
+        order = mask.int().argsort(dim=1, stable=True)
+        visible, masked = order.tensor_split([n_visible], dim=1)
         fit = self._fit(scaled, mask, prompt)
         clues = None if fit is None else self._clues(scaled, mask, fit, prompt)
         inputs = self._encoder_input(scaled, prompt)
@@ -236,15 +288,7 @@ class APMAE(nn.Module):
             else:
                 residual = self.decoder.from_cls(encoded, places[visible], places[masked])
         predicted = residual.float() if fit is None else take(fit, masked) + residual.float()
-        predicted = predicted * prompt.inside[masked]
-        squared = (predicted - take(scaled, masked)).square()
-        return APMAEOutput(
-            loss=squared.sum() / prompt.inside[masked].sum(),
-            predicted=predicted,
-            mask=mask,
-            summary_loss=self._summary_loss(encoded[:, 0], scaled, prompt),
-            fingerprint=self._masked_fingerprint(encoded, visible >= k - prompt.n_rows),
-        )
+        return predicted * prompt.inside[masked], encoded, _Places(visible, masked)
 
     def _masked_fingerprint(
         self,
@@ -299,13 +343,13 @@ class APMAE(nn.Module):
     ) -> Float[Tensor, "pattern patch pixel"]:
         """What the decoder reads of the fit: its prediction where hidden, its error where not."""
         clues = torch.where(mask[..., None], fit - prompt.mean, scaled - fit)
-        return clues * prompt.inside / _DEVIATION
+        return clues.mul_(prompt.inside).div_(_DEVIATION)
 
     def _encoder_input(
         self, scaled: Float[Tensor, "pattern patch pixel"], prompt: _Prompt
     ) -> Float[Tensor, "pattern patch pixel"]:
         centred = self.config.patch_input == "centred"
-        inputs = (scaled - prompt.mean) / _DEVIATION if centred else scaled
+        inputs = (scaled - prompt.mean).div_(_DEVIATION) if centred else scaled
         return inputs.to(self.encoder.cls_token.dtype)
 
     def _summary_loss(
@@ -316,7 +360,7 @@ class APMAE(nn.Module):
     ) -> Float[Tensor, ""]:
         if self.summary is None:
             return scaled.new_zeros(())
-        deviation = (scaled - prompt.mean) / _DEVIATION
+        deviation = (scaled - prompt.mean).div_(_DEVIATION)
         last = (prompt.n_tokens - 1) % self.grid.patch_size
         loss = self.summary.loss(cls_token.float(), deviation, prompt.n_rows, last_row=last)
         return loss * _DEVIATION**2
@@ -382,12 +426,8 @@ class APMAE(nn.Module):
         Raises:
             ValueError: When shapes disagree, or masks hide different numbers of patches.
         """
-        parts = zip(scaled.split(AT_ONCE), mask.split(AT_ONCE), strict=True)
-        filled = []
-        for part, part_mask in parts:
-            output = self(part, mask=part_mask, n_tokens=n_tokens, precision=precision)
-            filled.append(part.masked_scatter(part_mask[..., None], output.predicted))
-        return torch.cat(filled)
+        predicted = self.predict_hidden(scaled, mask, n_tokens=n_tokens, precision=precision)
+        return scaled.masked_scatter(mask.to(scaled.device)[..., None], predicted)
 
     @torch.no_grad()
     def expect(
@@ -703,7 +743,7 @@ def _read_pool(pool: Pool | Sequence[Pool]) -> tuple[Pool, ...]:
     return pools
 
 
-def _check_mask(mask: Tensor, shape: tuple[int, int]) -> None:
+def _check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(mask.shape) != shape or mask.dtype != torch.bool:
         raise ValueError(
             f"expected a boolean mask of shape {shape}, got {mask.dtype} of {tuple(mask.shape)}"

@@ -45,7 +45,8 @@ def log_normalize(
         )
     floor = smallest_log(values)
     # (x - m) / -m = 1 - x / m; raising -inf to m makes it 0, and half precision may overshoot 1.
-    log = torch.maximum(values.log(), floor).clamp_(max=0)
+    log = values.log()
+    log = torch.maximum(log, floor, out=log).clamp_(max=0)
     return log.div_(-floor).add_(1)
 
 

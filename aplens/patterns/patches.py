@@ -86,6 +86,14 @@ class PatchGrid:
         """Which of a prompt's patches hold its last query, the one whose output predicts."""
         return self.row(self.n_rows_for(n_tokens) - 1)
 
+    def last_query(
+        self, patches: Float[Tensor, "*pattern patch pixel"], n_tokens: int
+    ) -> Float[Tensor, "*pattern key"]:
+        """A prompt's last query, out of the patches of a pattern of `n_tokens`."""
+        p = self.patch_size
+        last = patches[..., self.last_row(n_tokens), :].unflatten(-1, (p, p))
+        return last[..., (n_tokens - 1) % p, :].flatten(-2)[..., :n_tokens]
+
     def patchify(
         self, patterns: Float[Tensor, "*pattern query key"]
     ) -> Float[Tensor, "*pattern patch pixel"]:

@@ -69,11 +69,19 @@ def mine_scenarios(
 
     Warns:
         UserWarning: The corpus ended before every task was full.
+        DeprecationWarning: The corpus stands before the model, as it did up to version 0.1.
 
     Raises:
         ScenarioError: An argument does not fit, the corpus cannot be read or is empty or has what
             is no text, or no scenario was found for a task.
     """
+    if _is_corpus(model_or_tokenizer) and not _is_corpus(corpus):
+        warnings.warn(
+            "mine_scenarios takes the model first, then the corpus: the old order will be refused",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        model_or_tokenizer, corpus = corpus, model_or_tokenizer
     tokenizer = _tokenizer_of(model_or_tokenizer, context_length)
     wanted = _check_tasks(tasks, language)
     for name, value in {"per_task": per_task, "per_file": per_file}.items():
@@ -91,6 +99,10 @@ def mine_scenarios(
             break
     miner.check_yield(source)
     return Scenarios(miner.scenarios)
+
+
+def _is_corpus(value: Any) -> bool:
+    return isinstance(value, str | Path) or callable(getattr(value, "files", None))
 
 
 def _tokenizer_of(model_or_tokenizer: Any, context_length: int) -> Any:

@@ -46,13 +46,15 @@ def train(
     config = dataclasses.replace(config, identity_weight=IDENTITY_WEIGHT)
     loaded = [load(name, "bridge") for name in models]
     parts = [_draw(model, n_prompts, config.n_ctx) for model in loaded]
+    validation = parts[0][1]
+    training = [_without_files_of(validation, drawn) for drawn, _ in parts]
     reporter.start("train-fingerprint", f"{start} on heads of {', '.join(models)}")
     result = aplens.train_apmae(
         loaded,
-        [training for training, _ in parts],
+        training,
         config,
         folder,
-        validation=parts[0][1],
+        validation=validation,
         start=start,
         settings=TrainingSettings(
             patterns=10**9,
@@ -84,6 +86,12 @@ def _draw(model: Any, n_prompts: int, n_tokens: int) -> tuple[Scenarios, Scenari
         for i, scenario in enumerate(drawn):
             (training if i % _VALIDATION else validation).append(scenario)
     return Scenarios(training), Scenarios(validation)
+
+
+def _without_files_of(validation: Scenarios, drawn: Scenarios) -> Scenarios:
+    """Another model's prompts may be of files that the first one validates on."""
+    files = set(validation.files)
+    return drawn.select([i for i, file in enumerate(drawn.files) if file not in files])
 
 
 def _show(reporter: Reporter, progress: TrainingProgress, seconds: float) -> None:

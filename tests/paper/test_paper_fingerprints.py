@@ -142,7 +142,7 @@ def test_a_fingerprint_is_trained_on_and_saved_in_half_precision(any_model, tmp_
     mae.save_pretrained(tmp_path / "start")
     result = train_fingerprint.train(
         str(tmp_path / "start"),
-        ["small"],
+        ["small", "one whose prompts are of the same files"],
         16,
         1.0,
         tmp_path / "run",
