@@ -76,8 +76,8 @@ def test_a_shipped_apmae_beats_the_additive_fit(smollm2_bridge, name, n_tokens):
 def test_a_shipped_fingerprint_finds_heads_again(smollm2_bridge):
     """On two halves of a few prompts, beside the patterns themselves, made smaller."""
     prompts = mine_scenarios(
-        python_standard_library(),
         smollm2_bridge,
+        python_standard_library(),
         language="python",
         tasks=["random"],
         per_task=6,

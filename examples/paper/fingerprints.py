@@ -262,9 +262,10 @@ def all_figures(folder: Path) -> pd.DataFrame:
         for measure, figure in results.get(row, {}).items()
     ]
     lines += [
-        ("chance", f"{place}, told apart", 1 / n) for place, n in enumerate(results["n_heads"])
+        ("chance", f"{place}, told apart", 1 / n, None, None)
+        for place, n in enumerate(results["n_heads"])
     ]
-    lines.append(("chance", "hits", chance_of_kin(own)))
+    lines.append(("chance", "hits", chance_of_kin(own), None, None))
     errors = results.get("errors") or {"auc": {}}
     for name, figures in errors["auc"].items():
         for measure, figure in zip(("errors: AUC", "over confidence"), figures, strict=True):
