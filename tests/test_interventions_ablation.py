@@ -204,32 +204,6 @@ def test_resample_refuses_what_it_cannot_pair(tiny_model, tiny_tokens):
         logits_of(tiny_model, tiny_tokens)
 
 
-# One choice a prompt
-
-
-@pytest.mark.parametrize("method", ["zero", "mean"])
-def test_per_prompt_equals_running_each_prompt_alone(tiny_model, tiny_tokens, method):
-    reference = tiny_tokens.flip(0) if method == "mean" else None
-    choices = ["L0H1", [(1, 3), (2, 0)], [], {2: [0, 1, 2, 3]}, "L0H1, L1H3"]
-    with ablate_heads(tiny_model, per_prompt=choices, method=method, reference=reference):
-        together = logits_of(tiny_model, tiny_tokens)
-    for index, choice in enumerate(choices):
-        with ablate_heads(tiny_model, choice, method=method, reference=reference):
-            alone = logits_of(tiny_model, tiny_tokens[index : index + 1])
-        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=1e-5)
-    clean = logits_of(tiny_model, tiny_tokens)
-    changed = [not torch.allclose(a, b, atol=1e-3) for a, b in zip(together, clean, strict=True)]
-    assert changed == [True, True, False, True, True]
-
-
-def test_per_prompt_refuses_a_batch_of_another_size(tiny_model, tiny_tokens):
-    with (
-        ablate_heads(tiny_model, per_prompt=["L0H0", "L1H1", "L2H2"]),
-        pytest.raises(ValueError, match=r"heads for 3 prompts, the batch has 5"),
-    ):
-        logits_of(tiny_model, tiny_tokens)
-
-
 # Living with others
 
 
@@ -373,11 +347,6 @@ def test_generate_refuses_resampling_from_a_reference(generating_model, tiny_tok
     [
         ({"heads": (3, 0)}, "layer 3 is out of range for 3 layers"),
         ({"heads": "L0H4"}, "head 4 is out of range for 4 heads"),
-        ({"per_prompt": ["L0H0", "L0H9"]}, "head 9 is out of range"),
-        ({"heads": "L0H0", "per_prompt": ["L0H0"]}, "either heads"),
-        ({}, "either heads"),
-        ({"per_prompt": "L0H0"}, "one choice of heads for each prompt"),
-        ({"per_prompt": {0: [1]}}, "one choice of heads for each prompt"),
         ({"heads": "L0H0", "method": "mean"}, "'mean' needs reference="),
         ({"heads": "L0H0", "method": "noise"}, "method must be one of .* got 'noise'"),
         (
