@@ -349,10 +349,6 @@ def test_generate_refuses_resampling_from_a_reference(generating_model, tiny_tok
         ({"heads": "L0H4"}, "head 4 is out of range for 4 heads"),
         ({"heads": "L0H0", "method": "mean"}, "'mean' needs reference="),
         ({"heads": "L0H0", "method": "noise"}, "method must be one of .* got 'noise'"),
-        (
-            {"heads": "L0H0", "method": "mean", "reference": torch.zeros(3, dtype=torch.long)},
-            r"\[prompt, pos\], got shape \(3,\)",
-        ),
     ],
 )
 def test_bad_arguments_are_refused_on_entry(tiny_model, arguments, message):

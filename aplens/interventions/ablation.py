@@ -13,7 +13,7 @@ from torch import Tensor
 from aplens._seeds import read_seed
 from aplens.heads import Head, HeadsLike, parse_heads
 from aplens.models import ModelInfo, attach_hooks, describe_model, run_until, z_hook_name
-from aplens.prompts import Prompts, read_prompts
+from aplens.prompts import Prompts, PromptsLike, read_prompts
 
 AblationMethod: TypeAlias = Literal["zero", "mean", "resample"]
 
@@ -31,7 +31,7 @@ def ablate_heads(
     heads: HeadsLike,
     *,
     method: AblationMethod = "zero",
-    reference: Int[Tensor, "prompt pos"] | Prompts | None = None,
+    reference: PromptsLike | None = None,
     seed: int = 0,
 ) -> Iterator[None]:
     """Replace the output of the chosen heads, at every position, inside the `with` block.
@@ -52,8 +52,8 @@ def ablate_heads(
             positions of the reference prompts. `resample`: its output at the same position of
             another prompt: one drawn from the reference, or, without one, another prompt of the
             batch being run (a seeded derangement, the same in every layer).
-        reference: Tokens of the reference prompts, run once on entry; `Prompts` where they differ
-            in length. `zero` does not use them.
+        reference: The reference prompts, in any form that `read_prompts` takes; run once on entry.
+            `zero` does not use them.
         seed: Decides which prompt `resample` takes.
 
     Raises:
@@ -106,25 +106,23 @@ def make_substitute(
     model: Any,
     heads: Sequence[Head],
     method: AblationMethod,
-    reference: Int[Tensor, "prompt pos"] | Prompts | None = None,
+    reference: PromptsLike | None = None,
     seed: int = 0,
 ) -> Substitute:
     """What `method` puts in place of any of `heads`; runs the reference when the method needs it.
 
     Raises:
         ValueError: When the method is unknown, the seed is no whole number from 0 to 2**63 - 1,
-            `mean` has no reference, the reference is not a non-empty batch of prompts, or
-            `resample` has one of several lengths.
+            `mean` has no reference, or `resample` has one of several lengths.
     """
     if method not in get_args(AblationMethod):
         raise ValueError(f"method must be one of {list(get_args(AblationMethod))}, got {method!r}")
     seed = read_seed(seed)
     if method == "mean" and reference is None:
         raise ValueError(
-            "method 'mean' needs reference=, a tensor of tokens [prompt, pos] over which each "
-            "head's output is averaged"
+            "method 'mean' needs reference=, prompts over which each head's output is averaged"
         )
-    prompts = None if reference is None else _read_reference(model, reference)
+    prompts = None if reference is None else read_prompts(model, reference)
     if method == "zero":
         return lambda heads, z, numbers: z.new_zeros(1)
     if prompts is None:
@@ -139,15 +137,6 @@ def make_substitute(
         )
     outputs = _outputs(model, heads, prompts)
     return lambda heads, z, numbers: _from_reference(heads, z, numbers, outputs, seed)
-
-
-def _read_reference(model: Any, reference: Int[Tensor, "prompt pos"] | Prompts) -> Prompts:
-    if isinstance(reference, Tensor) and (reference.ndim != 2 or reference.numel() == 0):
-        raise ValueError(
-            "reference must be a non-empty tensor of tokens [prompt, pos], "
-            f"got shape {tuple(reference.shape)}"
-        )
-    return read_prompts(model, reference)
 
 
 def _by_layer(heads: Sequence[Head]) -> dict[int, list[Head]]:
