@@ -241,7 +241,7 @@ def test_a_map_is_saved_and_loaded(two, tmp_path):
     assert loaded.mae == two.mae
     assert loaded.names == two.names
     assert loaded.to_frame().equals(two.to_frame())
-    assert loaded.to_html("pca") == two.to_html("pca")
+    assert loaded.show("pca") == two.show("pca")
 
 
 def test_a_damaged_map_is_refused_by_name(two, tmp_path):

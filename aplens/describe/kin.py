@@ -85,7 +85,7 @@ def group_heads(
 
 
 def lay_out(
-    directions: Float[Tensor, "head d"], reducer: Reducer = "auto", seed: int = 0
+    directions: Float[Tensor, "head d"], reducer: Reducer = "auto"
 ) -> tuple[Float[np.ndarray, "head 2"], str]:
     """Places in a plane, like heads near each other; and by what: "umap" or "pca".
 
@@ -93,7 +93,6 @@ def lay_out(
         directions: As `centre` makes them.
         reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed. So few heads that
             each would be every other's neighbour are laid out by PCA in any case.
-        seed: Of UMAP.
 
     Raises:
         ValueError: When `reducer` is unknown.
@@ -116,6 +115,6 @@ def lay_out(
             min_dist=_MIN_DIST,
             metric="cosine",
             init="pca",
-            random_state=seed,
+            random_state=0,
         ).fit_transform(rows)
     return reduced.astype(float), "umap"

@@ -244,42 +244,34 @@ class HeadMap:
             rows.append(row)
         return pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="group"))
 
-    def plot(self, reducer: Reducer = "auto", seed: int = 0) -> Figure:
+    def plot(self, reducer: Reducer = "auto") -> Figure:
         """Every head in a plane, like heads near each other: colours templates, shapes models.
 
         Args:
             reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed.
-            seed: Of UMAP.
         """
         frame = self._rows(range(len(self)))
-        frame[["x", "y"]], _ = lay_out(self.directions, reducer, seed)
+        frame[["x", "y"]], _ = lay_out(self.directions, reducer)
         return plot_head_places(frame)
 
-    def show(self, reducer: Reducer = "auto", seed: int = 0) -> View:
+    def show(self, reducer: Reducer = "auto") -> View:
         """The page, to show in a notebook or to `save`: point at a head, click it, search "L5H1".
 
         Args:
             reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed.
-            seed: Of UMAP.
         """
-        places, method = lay_out(self.directions, reducer, seed)
+        places, method = lay_out(self.directions, reducer)
         groups = self._group(min(N_GROUPS, len(self)))
         slices = [self._slice(name) for name in self.names]
         return build_page(self.models, self.directions, slices, places, groups, method)
 
-    def to_html(self, reducer: Reducer = "auto", seed: int = 0) -> str:
-        """The page as a document of its own."""
-        return self.show(reducer, seed).html
-
-    def save_page(
-        self, path: str | os.PathLike[str], reducer: Reducer = "auto", seed: int = 0
-    ) -> Path:
+    def save_page(self, path: str | os.PathLike[str]) -> Path:
         """Write the page as one HTML file that needs nothing else, and return its path.
 
         Raises:
             OSError: When the file cannot be written.
         """
-        return self.show(reducer, seed).save(path)
+        return self.show().save(path)
 
     def _repr_html_(self) -> str:
         return self.show()._repr_html_()
