@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens.correctness.clusters import Reducer, resolve_reducer
+from aplens.correctness.clusters import Reducer, fit_umap, resolve_reducer
 from aplens.correctness.principal import fit_pca
 from aplens.patterns.templates import MIXED
 
@@ -105,16 +104,4 @@ def lay_out(
         found = fit_pca(rows, min(2, *rows.shape)).transform(rows)
         places[:, : found.shape[1]] = found
         return places, "pca"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed means one thread, that TensorFlow is missing
-        from umap import UMAP
-
-        reduced = UMAP(
-            n_components=2,
-            n_neighbors=_N_NEIGHBORS,
-            min_dist=_MIN_DIST,
-            metric="cosine",
-            init="pca",
-            random_state=0,
-        ).fit_transform(rows)
-    return reduced.astype(float), "umap"
+    return fit_umap(rows, 2, _N_NEIGHBORS, _MIN_DIST), "umap"
