@@ -94,13 +94,10 @@ class ShardFolder:
         parts = [pd.read_parquet(self.store.file(name, "parquet")) for name, _ in self.shards()]
         return pd.concat(parts, ignore_index=True)
 
-    def read_head(self, key: str, head: int) -> Iterator[np.ndarray]:
-        """One head's part of an array, `[scenario, …]`, shard by shard.
-
-        The files are mapped into memory: nothing but this head is read.
-        """
-        for name, _ in self.shards():
-            yield self._open(name).get_slice(key)[head]
+    def read_head(self, key: str, head: int) -> np.ndarray:
+        """One head's part of an array, `[scenario, …]`; nothing but this head is read."""
+        names = [name for name, _ in self.shards()]
+        return np.concatenate([self._open(name).get_slice(key)[head] for name in names])
 
     def read_scenarios(
         self, key: str, scenarios: Int[np.ndarray, " scenario"]
@@ -140,9 +137,9 @@ class HeldShards:
         """All rows."""
         return self._table
 
-    def read_head(self, key: str, head: int) -> Iterator[np.ndarray]:
-        """One head's part of an array, `[scenario, …]`, in one piece."""
-        yield self._arrays[key][head]
+    def read_head(self, key: str, head: int) -> np.ndarray:
+        """One head's part of an array, `[scenario, …]`."""
+        return self._arrays[key][head]
 
     def read_scenarios(
         self, key: str, scenarios: Int[np.ndarray, " scenario"]
