@@ -21,12 +21,14 @@ N_COMPONENTS = 8
 class FeatureBlock:
     """One kind of feature as columns of numbers, fitted on training observations alone.
 
+    This one has no column: what a predictor can still learn is how often the model is wrong.
+
     Attributes:
         column_heads: Which head a column describes, by its place in `Observations.heads`; -1 where
             it describes none.
     """
 
-    column_heads: Int[np.ndarray, " column"]
+    column_heads: Int[np.ndarray, " column"] = np.empty(0, dtype=int)
 
     def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """Fit on these observations, and describe them."""
@@ -35,20 +37,10 @@ class FeatureBlock:
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """Describe observations that may be new."""
-        raise NotImplementedError
+        return np.empty((len(observations), 0))
 
     def _fit(self, observations: Observations) -> None:
         """Learn what `transform` needs, and the heads of the columns."""
-
-
-class MajorityFeatures(FeatureBlock):
-    """No column at all: what a predictor can still learn is how often the model is wrong."""
-
-    column_heads = np.empty(0, dtype=int)
-
-    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario 0"]:
-        """See `FeatureBlock`."""
-        return np.empty((len(observations), 0))
 
 
 class TaskFeatures(FeatureBlock):
@@ -156,7 +148,7 @@ def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
         ValueError: When a part is unknown.
     """
     blocks: dict[str, Callable[[], FeatureBlock]] = {
-        "majority": MajorityFeatures,
+        "majority": FeatureBlock,
         "task": TaskFeatures,
         "confidence": ConfidenceFeatures,
         **{name: partial(HeadNumberFeatures, name) for name in HEAD_NUMBERS},
