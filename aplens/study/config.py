@@ -177,8 +177,6 @@ class AblateSettings:
     batch_size: Count = 16
     precision: Literal["bfloat16"] | None = None
 
-    removed = (("choices", "a study ablates its orders of heads and random ones: delete the line"),)
-
 
 @dataclass(frozen=True)
 class StudySettings:

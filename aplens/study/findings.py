@@ -91,14 +91,11 @@ def describe_task_accuracy(frame: pd.DataFrame) -> str:
     """How often the unchanged model is right, and on which tasks most and least.
 
     Args:
-        frame: Columns `task`, `n`, `accuracy`; a task named "all" is all of them together.
+        frame: Columns `task`, `n`, `accuracy`; the task "all" is all of them together.
     """
     is_total = frame["task"] == "all"
-    tasks = frame[~is_total]
-    counted = frame[is_total] if is_total.any() else tasks
-    n = int(counted["n"].sum())
-    overall = (counted["accuracy"] * counted["n"]).sum() / n
-    text = f"The model is right on {overall:.0%} of {n:,} scenarios"
+    total, tasks = frame[is_total].iloc[0], frame[~is_total]
+    text = f"The model is right on {total['accuracy']:.0%} of {total['n']:,} scenarios"
     if len(tasks) > 1:
         least, most = _lowest(tasks, "accuracy"), _highest(tasks, "accuracy")
         text += (

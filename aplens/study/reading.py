@@ -31,8 +31,7 @@ def read_settings(
     """Read a settings dataclass from a TOML file.
 
     Args:
-        kind: The dataclass; its fields may be dataclasses themselves, one or several. `removed`
-            may say what to do about keys that it once had.
+        kind: The dataclass; its fields may be dataclasses themselves, one or several.
         path: The file.
         changes: Settings to replace, each "key=value", such as "model.name=gpt2".
 
@@ -112,8 +111,7 @@ def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
     unknown = sorted(set(table) - set(hints))
     if unknown:
-        advice = dict(getattr(kind, "removed", ())).get(unknown[0], f"known here: {sorted(hints)}")
-        raise ValueError(f"unknown key {where}{shorten(unknown[0])}; {advice}")
+        raise ValueError(f"unknown key {where}{shorten(unknown[0])}; known here: {sorted(hints)}")
     return kind(
         **{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()}
     )

@@ -252,7 +252,7 @@ def show_tasks(frame: pd.DataFrame) -> Section:
         text=[
             findings.describe_task_accuracy(frame),
             "The unchanged model's most probable next token against the file's own.",
-            *(left_out if is_total.any() and n_left_out else []),
+            *(left_out if n_left_out else []),
         ],
         pictures=[
             _picture(

@@ -73,16 +73,10 @@ class StageRecord:
         folder: The study's folder.
 
     Raises:
-        ValueError: When the record is damaged, or of an older aplens; the message names the file.
+        ValueError: When the record is damaged; the message names the file.
     """
 
     def __init__(self, folder: Path) -> None:
-        old = folder / "stages.json"
-        if old.is_file():
-            raise ValueError(
-                f"{old} is of an older aplens, whose studies this one cannot go on with: choose "
-                "another folder, or delete this one"
-            )
         self.folder = folder
         self._store = Store(folder / _NOTES, "stages", {})
 
