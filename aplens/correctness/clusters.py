@@ -136,12 +136,7 @@ class HeadClusters:
 
 
 def resolve_reducer(reducer: Reducer) -> Literal["umap", "pca"]:
-    """The reducer itself; for "auto", UMAP where it is installed.
-
-    Raises:
-        ValueError: When it is unknown.
-        ImportError: When "umap" is asked for and not installed.
-    """
+    """The reducer itself; for "auto", UMAP where it is installed."""
     if reducer not in get_args(Reducer):
         raise ValueError(f"reducer must be one of {list(get_args(Reducer))}, got {reducer!r}")
     installed = importlib.util.find_spec("umap") is not None
@@ -161,11 +156,7 @@ def check_shape(embeddings: HeadValues) -> None:
 
 
 def unit_heads(embeddings: HeadValues) -> Iterator[Float[np.ndarray, "scenario d_embed"]]:
-    """Head by head, each embedding scaled to length 1.
-
-    Raises:
-        ValueError: When a head has NaN or infinity.
-    """
+    """Head by head, each embedding scaled to length 1."""
     for head in range(embeddings.shape[1]):
         rows = embeddings[:, head]
         if not np.isfinite(rows).all():

@@ -66,11 +66,7 @@ class ConfidenceFeatures(FeatureBlock):
 
 
 class HeadNumberFeatures(FeatureBlock):
-    """Numbers that observing kept for every head, as they are.
-
-    Args:
-        name: One of `HEAD_NUMBERS`.
-    """
+    """Numbers that observing kept for every head, as they are: one of `HEAD_NUMBERS`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -142,11 +138,7 @@ class ClusterFeatures(FeatureBlock):
 
 
 def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
-    """The blocks a name such as "embeddings+confidence" stands for.
-
-    Raises:
-        ValueError: When a part is unknown.
-    """
+    """The blocks that a name such as "embeddings+confidence" stands for."""
     blocks: dict[str, Callable[[], FeatureBlock]] = {
         "majority": FeatureBlock,
         "task": TaskFeatures,

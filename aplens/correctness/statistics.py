@@ -51,13 +51,7 @@ def patch_statistics(
     attention: Float[Tensor, "*pattern query key"],
     grid: PatchGrid,
 ) -> Float[Tensor, "*pattern 8"]:
-    """`pattern_statistics` of patterns that are cut and log-normalized already.
-
-    Args:
-        scaled: The log-normalized patches.
-        attention: What they were made from.
-        grid: How they were cut.
-    """
+    """`pattern_statistics` of `attention` that is cut and log-normalized already."""
     n, p = attention.shape[-1], grid.patch_size
     last_patches = scaled[..., grid.last_row(n), :].unflatten(-1, (p, p))
     last_scaled = last_patches[..., (n - 1) % p, :].flatten(-2)[..., :n]

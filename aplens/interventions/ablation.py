@@ -109,12 +109,7 @@ def make_substitute(
     reference: PromptsLike | None = None,
     seed: int = 0,
 ) -> Substitute:
-    """What `method` puts in place of any of `heads`; runs the reference when the method needs it.
-
-    Raises:
-        ValueError: When the method is unknown, the seed is no whole number from 0 to 2**63 - 1,
-            `mean` has no reference, or `resample` has one of several lengths.
-    """
+    """What `method` puts in place of any of `heads`; the reference is run when it is needed."""
     if method not in get_args(AblationMethod):
         raise ValueError(f"method must be one of {list(get_args(AblationMethod))}, got {method!r}")
     seed = read_seed(seed)

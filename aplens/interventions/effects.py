@@ -392,11 +392,7 @@ class _Task:
     def evaluate(
         self, logits: Float[Tensor, "some d_vocab"], numbers: Int[Tensor, " some"]
     ) -> Float[Tensor, " some"]:
-        """The metric on some prompts, on the CPU.
-
-        Raises:
-            ValueError: When the logits contain NaN or infinity, or an answer's is minus infinity.
-        """
+        """The metric on some prompts, on the CPU; what is not finite is refused."""
         scores = require_logits(logits).float()
         target = scores.gather(1, self.targets[numbers].to(scores.device)[:, None])[:, 0]
         if self.wrong is None:

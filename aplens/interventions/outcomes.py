@@ -240,11 +240,7 @@ def write_bits(values: NDArray[np.bool_]) -> str:
 
 
 def read_bits(text: str, name: str) -> NDArray[np.bool_]:
-    """What `write_bits` wrote.
-
-    Raises:
-        ValueError: When the text is none of that; it is called `name`.
-    """
+    """What `write_bits` wrote; text that is none of that is refused by `name`."""
     if set(text) - {"0", "1"}:
         raise ValueError(f"{name} must be written in 0 and 1, got {shorten(text)}")
     return np.array([character == "1" for character in text], dtype=np.bool_)
