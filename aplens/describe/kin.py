@@ -42,12 +42,10 @@ def mutual_nearest(similarities: Float[Tensor, "head other"]) -> Int[Tensor, "2 
 
 
 class Group(NamedTuple):
-    """Heads that are alike.
+    """Places of heads that are alike, the one nearest to their middle first.
 
-    Attributes:
-        name: The template that at least half of them follow, or "mixed".
-        share: The share of them that follows the most frequent template.
-        members: Their places, the one nearest to the group's middle first.
+    It is named by the template that at least half of them follow, or "mixed"; `share` of them
+    follows the most frequent one.
     """
 
     name: str
@@ -58,11 +56,7 @@ class Group(NamedTuple):
 def group_heads(
     directions: Float[Tensor, "head d"], templates: Sequence[str], n_groups: int
 ) -> list[Group]:
-    """Part heads into groups of like directions (Ward's method), the largest group first.
-
-    Raises:
-        ValueError: When `n_groups` is not from 1 to the number of heads.
-    """
+    """Part heads into groups of like directions (Ward's method), the largest group first."""
     if not 1 <= n_groups <= len(directions):
         raise ValueError(f"n_groups must be 1 to {len(directions)}, the heads, got {n_groups}")
     labels = np.zeros(len(directions), dtype=int)
@@ -88,14 +82,7 @@ def lay_out(
 ) -> tuple[Float[np.ndarray, "head 2"], str]:
     """Places in a plane, like heads near each other; and by what: "umap" or "pca".
 
-    Args:
-        directions: As `centre` makes them.
-        reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed. So few heads that
-            each would be every other's neighbour are laid out by PCA in any case.
-
-    Raises:
-        ValueError: When `reducer` is unknown.
-        ImportError: When "umap" is asked for and not installed.
+    So few heads that each would be every other's neighbour are laid out by PCA in any case.
     """
     rows = directions.float().numpy()
     used = resolve_reducer(reducer)

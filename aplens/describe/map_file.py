@@ -44,12 +44,7 @@ def write_map(path: str | os.PathLike[str], models: Sequence[ModelHeads], mae: s
 
 
 def read_map(path: str | os.PathLike[str]) -> tuple[tuple[ModelHeads, ...], str]:
-    """What `write_map` wrote: the models, and which AP-MAE it was.
-
-    Raises:
-        OSError: When the file cannot be read.
-        ValueError: When it is no map of heads, or a damaged one; the message names the file.
-    """
+    """What `write_map` wrote: the models, and which AP-MAE it was."""
     with Path(path).open("rb"):  # a missing file or a folder is an OSError that names it
         pass
     try:

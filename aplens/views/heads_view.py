@@ -303,11 +303,7 @@ def read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, "
 
 
 def _require_habit(n_tokens: int, mae: APMAE | None) -> None:
-    """Refuse what has no habit before the model runs.
-
-    Raises:
-        ValueError: When there is an AP-MAE, and the prompt is no longer than one of its patches.
-    """
+    """Refuse what has no habit before the model runs."""
     if mae is not None and n_tokens <= mae.config.patch_size:
         raise ValueError(
             f"a habit needs a prompt longer than one patch, {mae.config.patch_size} tokens for "

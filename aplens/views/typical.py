@@ -30,19 +30,12 @@ _N_TYPICAL = 3
 
 @dataclass(frozen=True)
 class ClusterPatterns:
-    """One cluster of a head's patterns.
+    """One cluster of a head's patterns, which are log-normalized; -1 labels what is in none.
 
-    Attributes:
-        label: The cluster's number in `HeadClusters`; -1 for what is in none.
-        members: `Int[ndarray, "member"]`, places of its scenarios.
-        accuracy: Share of them on which the model is right.
-        mean: `Float[ndarray, "query key"]`, mean log-normalized pattern; a cell is averaged over
-            the prompts long enough to have it.
-        typical: Places of the scenarios nearest to the centre, nearest first, with their
-            log-normalized patterns.
-        difference: `Float[ndarray, "query key"]`, `mean` minus that of all other scenarios; NaN in
-            a cell that none of them has.
-        apart: What tells its scenarios from all others, in words.
+    A cell of `mean` is averaged over the prompts long enough to have it. `difference` is `mean`
+    minus that of all other scenarios, NaN in a cell that none of them has. `typical` has the places
+    of the scenarios nearest to the centre, nearest first, with their patterns; `apart` what tells
+    its scenarios from all others, in words.
     """
 
     label: int
@@ -63,10 +56,7 @@ def find_typical_patterns(
     reducer: Reducer,
     progress: bool | Progress = True,
 ) -> list[ClusterPatterns]:
-    """Cluster a head's patterns, the largest cluster first and what is in none last.
-
-    Arguments and errors are those of `aplens.show_clusters`.
-    """
+    """Cluster a head's patterns, the largest cluster first and what is in none last."""
     clusters = HeadClusters(reducer)  # refuses a wrong reducer before the model runs
     if len(scenarios) < FEWEST_SCENARIOS:
         raise ValueError(
@@ -132,9 +122,7 @@ def _nearest_to_centre(
 
 
 class _Read(NamedTuple):
-    """Each cluster's summed patterns, how many each of their cells has, the patterns wanted by
-    place, and every scenario's template scores.
-    """
+    """By cluster its summed patterns, and how many each of their cells has."""
 
     sums: dict[int, np.ndarray]
     counts: dict[int, np.ndarray]
