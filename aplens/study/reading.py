@@ -60,12 +60,7 @@ def read_settings(
 def check_fields(settings: Any, where: str = "") -> None:
     """Refuse numbers out of their field's range and words that are none of its choices.
 
-    Args:
-        settings: A dataclass; those inside it are checked as well.
-        where: What stands before its fields' names in a message.
-
-    Raises:
-        ValueError: The message names the key, what it has and what was expected.
+    Dataclasses inside are checked as well; `where` stands before the fields' names in a message.
     """
     for key, hint in get_type_hints(type(settings), include_extras=True).items():
         _check_value(hint, getattr(settings, key), where + key)

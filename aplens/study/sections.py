@@ -62,17 +62,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page.
+    """One part of the page; `name` is its address there, `html` what is drawn already, escaped.
 
-    Attributes:
-        name: Its address inside the page.
-        title: Its heading.
-        text: Paragraphs.
-        html: What is drawn already, escaped.
-        pictures: Figures.
-        tables: The numbers.
-        folded: More numbers, which open on a click.
-        aside: What pictures and tables are when they are no result: they open on a click too.
+    `folded` tables open on a click, and pictures and tables too where `aside` says what they are
+    when they are no result.
     """
 
     name: str
@@ -115,12 +108,8 @@ def main_tables(folder: StudyFolder) -> list[Table]:
 def task_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     """The model's accuracy on each task, with 95 % intervals that resample source files.
 
-    Args:
-        table: Observed scenarios: columns `task`, `file`, `correct`.
-
-    Returns:
-        Columns `task` ("all" for all of them together), `n`, `accuracy`, `low`, `high`. A task of
-        fewer than ten scenarios has no row of its own: its share would say nothing.
+    Columns `task` ("all" for all of them together), `n`, `accuracy`, `low`, `high`. A task of fewer
+    than ten scenarios has no row of its own: its share would say nothing.
     """
     import pandas as pd
 
@@ -269,13 +258,7 @@ def show_tasks(frame: pd.DataFrame) -> Section:
 def show_reconstruction(
     reconstruction: Reconstruction, labels: Sequence[str], errors: pd.DataFrame
 ) -> Section:
-    """Some patterns that AP-MAE filled in, and its error beside that of simpler predictors.
-
-    Args:
-        reconstruction: A few patterns as `APMAE.reconstruct` returned them.
-        labels: A name for each of them.
-        errors: As `compare_reconstruction` returns them.
-    """
+    """Some patterns that AP-MAE filled in, and its error beside that of simpler predictors."""
     ordered = errors.sort_values("error")
     return Section(
         "reconstruction",
@@ -473,13 +456,8 @@ def show_sample(
 ) -> Sample:
     """A scenario, its source code cut to the last lines.
 
-    Args:
-        task: Its task.
-        place: Its file inside the corpus, and the line.
-        prompt: What the model was given, as text.
-        tokens: The token the file goes on with, and the model's most probable one, as text.
-        confidence: That token's probability.
-        correct: Whether the two tokens are the same (texts of two tokens can be equal).
+    `tokens` are what the file goes on with and the model's most probable one, whose probability is
+    the confidence; `correct` says whether they are the same (texts of two tokens can be equal).
     """
     lines = prompt.replace("\r\n", "\n").split("\n")
     shown = lines[-_SAMPLE_LINES:]
