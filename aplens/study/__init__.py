@@ -1,5 +1,7 @@
 """A whole study from one TOML file: mined, trained, observed, ranked, ablated, reported."""
 
+from aplens._io import atomic_write
+from aplens._store import Store
 from aplens.study.config import StudySettings
 from aplens.study.folder import StudyFolder
 from aplens.study.reading import read_settings
@@ -9,9 +11,11 @@ from aplens.study.terminal import reporting
 
 __all__ = [
     "Reporter",
+    "Store",
     "Study",
     "StudyFolder",
     "StudySettings",
+    "atomic_write",
     "read_settings",
     "reporting",
 ]

@@ -38,8 +38,8 @@ from aplens.patterns import (
     template_strengths,
 )
 from aplens.prompts import PromptsLike, read_prompts
+from aplens.study import atomic_write
 from aplens.style import PATTERN_COLORS, WIDTH
-from paper.files import whole_file
 from paper.text_templates import TEXT_TEMPLATES, text_template_strengths
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class TemplateCatalogue:
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self._ARRAYS}
         facts = {"format": _FORMAT, "version": "1", "metadata": json.dumps(self.metadata)}
-        with whole_file(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_bytes(save(arrays, facts))
 
     @classmethod

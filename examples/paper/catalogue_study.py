@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aplens.mae import APMAE
-from aplens.study import Reporter, Study, StudySettings
+from aplens.study import Reporter, Study, StudySettings, atomic_write
 from aplens.tables import Table, code
 from paper.catalogue import (
     PatternSample,
@@ -23,7 +23,7 @@ from paper.catalogue import (
     sample_patterns,
 )
 from paper.evaluation.study import studies_of
-from paper.files import whole_file, write_table, write_text
+from paper.files import write_table, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,6 +149,6 @@ def _write(
         write_table(folder / f"{name}.parquet", table)
     write_text(paths[0], text)
     catalogue.save(paths[1])
-    with whole_file(paths[2]) as temporary:
+    with atomic_write(paths[2]) as temporary:
         plot_catalogue(catalogue).savefig(temporary, format="png", dpi=110, bbox_inches="tight")
     return paths

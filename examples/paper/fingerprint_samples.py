@@ -16,8 +16,8 @@ import aplens
 from aplens.correctness import pattern_statistics
 from aplens.mae import FINGERPRINT_POOL, linear_metric
 from aplens.patterns import DETECTED, log_normalize, stream_patterns, template_scores
+from aplens.study import atomic_write
 from paper.evaluation.probes import downsample
-from paper.files import whole_file
 
 _SIDES = (16, 32)
 
@@ -65,7 +65,7 @@ def sample(
                 parts.setdefault(name, []).append(values.cpu())
         progress(rows.stop, len(tokens))
     stacked = {name: torch.stack(values).contiguous() for name, values in parts.items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(stacked, temporary)
     return {name: values.float() for name, values in stacked.items()}
 

@@ -27,7 +27,7 @@ from aplens.patterns import DETECTED
 from aplens.study import Reporter
 from aplens.tables import Table
 from paper.evaluation.probes import LAYER, evaluate_probe
-from paper.files import claim, write_text
+from paper.files import open_store, write_text
 from paper.fingerprint_errors import observe_errors, predict_errors
 from paper.fingerprint_measures import chance_of_kin, found_again, kin, stability
 from paper.fingerprint_samples import ROWS, Describe, describers, repeated_after, sample, unit
@@ -86,7 +86,7 @@ def measure(
     """
     mae = aplens.APMAE.from_pretrained(setup.mae)
     apart = {"errors": 0, "weights": _hash_weights(mae)}  # a name may get other weights
-    claim(folder, {**setup._asdict(), **apart})
+    open_store(folder, {**setup._asdict(), **apart})
     if not mae.has_fingerprint:
         raise ValueError(f"{setup.mae} has no fingerprint: python -m paper fit-fingerprint")
     path = folder / RESULTS

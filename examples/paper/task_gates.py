@@ -14,7 +14,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from aplens.correctness import CorrectnessPredictor
 from aplens.heads import Head, HeadRanking
 from aplens.interventions import HeadEffects, estimate_effects
 from aplens.models import compute_in, describe_model
-from paper.files import read_document, write_document
 from paper.gates import HeadGates
 from paper.greedy import choose_greedily
 from paper.learning import learn_gates, log_p
@@ -70,28 +68,19 @@ class TaskGates:
     outcomes: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     held_out: str = ""
 
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        write_document(
-            path,
-            {
-                "gates": {name: gates.to_dict() for name, gates in self.gates.items()},
-                "chosen": self.chosen,
-                "held_out": self.held_out,
-                "clean": self.clean.tolist(),
-                "outcomes": {name: correct.tolist() for name, correct in self.outcomes.items()},
-            },
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; `from_dict` reads it."""
+        return {
+            "gates": {name: gates.to_dict() for name, gates in self.gates.items()},
+            "chosen": self.chosen,
+            "held_out": self.held_out,
+            "clean": self.clean.tolist(),
+            "outcomes": {name: correct.tolist() for name, correct in self.outcomes.items()},
+        }
 
     @classmethod
-    def load(cls, path: Path) -> TaskGates:
-        """Read what `save` wrote.
-
-        Raises:
-            OSError: When the file cannot be read.
-            ValueError: When it is something else, or damaged; the message names the file.
-        """
-        data = read_document(path)
+    def from_dict(cls, data: Mapping[str, Any]) -> TaskGates:
+        """What `to_dict` gave."""
         return cls(
             {name: HeadGates.from_dict(one) for name, one in data["gates"].items()},
             data["chosen"],
@@ -101,8 +90,8 @@ class TaskGates:
         )
 
 
-def gate_tasks(study: Study, settings: GateSettings, folder: Path) -> pd.DataFrame:
-    """Make and try every task's gates; what is finished is kept in the folder, one file a task.
+def gate_tasks(study: Study, settings: GateSettings, store: Store) -> pd.DataFrame:
+    """Make and try every task's gates; what is finished is kept, task by task.
 
     Returns:
         As `GateTrials.to_frame`, with a column `gated`: whether the intervention was applied only
@@ -113,14 +102,10 @@ def gate_tasks(study: Study, settings: GateSettings, folder: Path) -> pd.DataFra
     held_out = [of_task(study.folder.parts["ablate"], task)[kept] for task in tasks]
     results = []
     for number, (task, scenarios) in enumerate(zip(tasks, held_out, strict=True)):
-        path = folder / f"{task}.json"
-        result = load_task(path, scenarios)
-        if result is None:
-            fit, rank = (of_task(study.folder.parts[part], task) for part in ("fit", "rank"))
-            tell = partial(_tell, study, task, number, len(tasks))
-            result = gate_task(study, fit, rank, scenarios, settings, tell)
-            result.save(path)
-        results.append(result)
+        fit, rank = (of_task(study.folder.parts[part], task) for part in ("fit", "rank"))
+        tell = partial(_tell, study, task, number, len(tasks))
+        make = partial(gate_task, study, fit, rank, scenarios, settings, tell)
+        results.append(recall_task(store, task, scenarios, make))
     seed = study.settings.seed
     trials = GateTrials.join(list(map(to_trials, held_out, results)))
     tables = [trials.to_frame(seed, baseline=BIAS).assign(gated=False)]
@@ -329,19 +314,19 @@ def to_trials(held_out: Scenarios, result: TaskGates) -> GateTrials:
     return GateTrials(held_out.tasks, held_out.files, result.clean, result.outcomes)
 
 
-def load_task(path: Path, held_out: Scenarios) -> TaskGates | None:
-    """A task that was done before; None when it was not.
+def recall_task(
+    store: Store, task: str, held_out: Scenarios, make: Callable[[], TaskGates]
+) -> TaskGates:
+    """A task that was done before, or is done now.
 
     Raises:
-        ValueError: When the file is damaged, or of other scenarios.
+        ValueError: When what was kept is of other scenarios.
     """
-    if not path.exists():
-        return None
-    found = TaskGates.load(path)
+    found = TaskGates.from_dict(store.recall(task, lambda: make().to_dict()))
     if found.held_out != _fingerprint(held_out):
         raise ValueError(
-            f"{path} holds outcomes of {len(found.clean)} other scenarios, this study holds out "
-            f"{len(held_out)} of that task: delete it"
+            f"{store.file(task)} holds outcomes of {len(found.clean)} other scenarios, this study "
+            f"holds out {len(held_out)} of that task: delete it"
         )
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -17,11 +16,11 @@ from typer.testing import CliRunner
 
 from aplens.heads import Head, HeadRanking, ModelShape
 from aplens.interventions import AblationSweep, HeadEffects, ablate_heads
-from aplens.study import Reporter, Study, StudySettings, read_settings
+from aplens.study import Reporter, Store, Study, StudySettings, read_settings
 from aplens.study.config import ObserveSettings
 from paper.__main__ import app
 from paper.settings import PaperSettings
-from paper.task_gates import TaskGates, answer_bias, gate_tasks, load_task
+from paper.task_gates import TaskGates, answer_bias, gate_tasks, recall_task
 from paper.trials import scaled_logits, try_scales
 from paper.truth import compare_rankings
 
@@ -114,9 +113,10 @@ def held_out(study, task):
 def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
     tasks = sorted(set(study.folder.parts["ablate"].tasks))
     names = [path.stem for path in (study.folder.path / "gates").iterdir()]
-    assert sorted(names) == sorted([*tasks, "setup"])
+    gates = Store.open(study.folder.path / "gates", "results")
+    assert sorted(names) == sorted([*tasks, "manifest"])
     for task in tasks:
-        found = TaskGates.load(study.folder.path / "gates" / f"{task}.json")
+        found = TaskGates.from_dict(gates.read(task))
         assert found.chosen["step"] in (1.0, 4.0)
         scenarios = held_out(study, task)
         np.testing.assert_array_equal(found.clean, try_scales(study.model, scenarios))
@@ -209,13 +209,12 @@ def test_a_ranking_that_is_the_truth_and_one_that_is_its_opposite():
 
 def test_gates_of_other_scenarios_are_not_taken_for_these(study):
     task = sorted(set(study.folder.parts["ablate"].tasks))[0]
-    path, scenarios = study.folder.path / "gates" / f"{task}.json", held_out(study, task)
-    assert load_task(path, scenarios) is not None
-    assert load_task(path.with_name("none.json"), scenarios) is None
+    gates, scenarios = Store.open(study.folder.path / "gates", "results"), held_out(study, task)
+    assert recall_task(gates, task, scenarios, pytest.fail)
     backwards = scenarios.select(range(len(scenarios))[::-1])  # as many, in another order
     for others in (backwards, scenarios.select([0])):
         with pytest.raises(ValueError, match=r"json holds outcomes of \d+ other scenarios"):
-            load_task(path, others)
+            recall_task(gates, task, others, pytest.fail)
 
 
 def test_the_sweep_is_shown_task_by_task(study, said):
@@ -344,31 +343,22 @@ def test_results_with_other_settings_are_refused_by_name(file, study, tmp_path):
     other.write_text(PAPER.replace("greedy = 2", "greedy = 1"))
     result = run("gates", other, "-o", tmp_path / "out")
     assert result.exit_code == 1
-    assert "gates holds results with another greedy: delete it" in result.output
+    said = " ".join(result.output.split())
+    assert "gates holds results of something else (greedy was 2, is 1): choose another" in said
 
 
 def test_an_interrupted_run_keeps_its_tasks_and_goes_on_to_the_same(file, study, tmp_path):
     settings = read_settings(PaperSettings, file).gates
     tasks = sorted(set(study.folder.parts["ablate"].tasks))
     again = Study(study.settings, study.folder.path, Notes(stop_at=f"{tasks[2]}: learning"))
+    store = Store(tmp_path / "gates", "results", {})
     with pytest.raises(KeyboardInterrupt):
-        gate_tasks(again, settings, tmp_path / "gates")
-    assert sorted(path.stem for path in (tmp_path / "gates").iterdir()) == tasks[:2]
+        gate_tasks(again, settings, store)
+    assert list(store) == tasks[:2]
     again.reporter = Notes()
-    table = gate_tasks(again, settings, tmp_path / "gates")
+    table = gate_tasks(again, settings, store)
     assert not any(note.startswith(f"{tasks[0]}:") for note in again.reporter.notes)
     pd.testing.assert_frame_equal(table, pd.read_parquet(study.folder.path / "gates.parquet"))
-
-
-def test_damaged_gates_of_a_task_are_named(study, tmp_path):
-    whole = (study.folder.path / "gates" / "eol.json").read_text()
-    copy = tmp_path / "task.json"
-    content = json.loads(whole)
-    content["content"]["chosen"]["step"] = 3.0
-    for text in (whole[:-9], whole.replace("learned", "learnt"), json.dumps(content), "[]", "{}"):
-        copy.write_text(text)
-        with pytest.raises(ValueError, match=r"task\.json is damaged, delete it"):
-            TaskGates.load(copy)
 
 
 def test_the_answers_bias_counts_answers():
