@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from aplens.cli import Changes, Folder
 from aplens.intervals import MEAN_OF_TASKS
 from aplens.study import Reporter, Store, Study, StudySettings, read_settings, reporting
 from aplens.tables import Table
@@ -24,16 +25,6 @@ from paper.files import open_store, write_table, write_text
 from paper.settings import PaperSettings
 
 File = Annotated[Path, typer.Argument(help="A TOML file that names a study, and has this table.")]
-Folder = Annotated[
-    Path | None,
-    typer.Option("--folder", "-o", help="The study's folder [default: runs/<name of the study>]"),
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Replace a setting of the study's file. Repeatable."
-    ),
-]
 
 #: Given a study, a command's table and where it keeps what is finished: what it found.
 Work: TypeAlias = Callable[[Study, Any, Store], Iterable[Table]]
