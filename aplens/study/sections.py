@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from aplens import plots
 from aplens._tokens import displayable_token
+from aplens.correctness.evaluation import FEWEST_OF_TASK
 from aplens.intervals import Estimate
 from aplens.mae import BASELINES
 from aplens.study import findings
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 _TOP_HEADS = 15
 _SAMPLE_LINES = 14
-
-#: A task of fewer scenarios has no row in a table by task.
-_FEWEST = 10
 
 _SWEEP_COLUMNS = {
     "ablated": "ablated",
@@ -117,7 +115,7 @@ def task_accuracy(table: pd.DataFrame) -> pd.DataFrame:
 
     rows: list[dict[str, Any]] = []
     for task, group in [("all", table), *table.groupby("task", sort=True)]:
-        if task != "all" and len(group) < _FEWEST:
+        if task != "all" and len(group) < FEWEST_OF_TASK:
             continue
         estimate = FileBootstrap(list(group["file"])).mean(group["correct"].to_numpy(dtype=float))
         names = ("accuracy", "low", "high")
@@ -232,8 +230,8 @@ def show_tasks(frame: pd.DataFrame) -> Section:
     is_total = frame["task"] == "all"
     n_left_out = int(frame["n"][is_total].sum() - frame["n"][~is_total].sum())
     left_out = [
-        f"{n_left_out} scenarios, of tasks that have fewer than {_FEWEST}, are counted in the "
-        "total alone."
+        f"{n_left_out} scenarios, of tasks that have fewer than {FEWEST_OF_TASK}, are counted in "
+        "the total alone."
     ]
     return Section(
         "tasks",
