@@ -46,23 +46,6 @@ def catalogue_study(
     and with several models `transfer`: a catalogue of one applied to the others); all of them in
     `catalogue.md`; and `templates.png`, each template's typical pattern.
     Prompts are mined where they are missing.
-
-    Args:
-        settings: The study; `mae.pretrained` names the AP-MAE.
-        folder: Its folder.
-        models: Models (default: the study's). Each is asked about the same corpora in tokens of its
-            own, below `models/` in the folder.
-        prompts: Prompts of each language, of different files as far as there are enough.
-        n_clusters: Clusters of all patterns together.
-        reporter: Told what happens.
-        command: How this was started, for the tables.
-
-    Returns:
-        The tables, in Markdown.
-
-    Raises:
-        ValueError: When `mae.pretrained` is left out, or as `TemplateCatalogue.fit`.
-        CheckpointError: When the AP-MAE cannot be loaded.
     """
     if not settings.mae.pretrained:
         raise ValueError("a catalogue needs a pretrained AP-MAE: set mae.pretrained")

@@ -59,12 +59,6 @@ def try_change(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Map a model's heads, train some layers in place, map again.
 
-    Args:
-        model: A HookedTransformer or TransformerBridge. It is changed.
-        mae: An AP-MAE that has a fingerprint.
-        settings: What to train.
-        say: Called with what happens.
-
     Returns:
         The heads as `HeadMap.changed` lists them, with `attention`, the mean total variation
         distance between a query's attention before and after, and `free`, whether their layer was

@@ -46,15 +46,7 @@ def sample(
     tokens: Int[Tensor, "prompt pos"],
     progress: Callable[[int, int], object],
 ) -> dict[str, Float[Tensor, "prompt head number"]]:
-    """Describe every head's pattern on every prompt; what the file holds is not done again.
-
-    Args:
-        path: The file.
-        model: The hooked model.
-        mae: The AP-MAE; None leaves out what it tells.
-        tokens: Prompts of one length.
-        progress: Called with (prompts done, prompts in all).
-    """
+    """Describe every head's pattern on every prompt; what the file holds is not done again."""
     if path.exists():
         return {name: values.float() for name, values in load_file(path).items()}
     parts: dict[str, list[Tensor]] = {}

@@ -73,17 +73,7 @@ def measure(
     reporter: Reporter,
     load: Callable[[str, str], Any] = aplens.load_model,
 ) -> dict[str, Any]:
-    """Collect and measure what the folder does not hold yet.
-
-    Args:
-        setup: What to measure.
-        folder: Where everything is kept.
-        reporter: Told how far it is.
-        load: Makes a model of its name and kind.
-
-    Raises:
-        ValueError: When the folder holds another set-up, or the AP-MAE has no fingerprint.
-    """
+    """Collect and measure what the folder does not hold yet."""
     mae = aplens.APMAE.from_pretrained(setup.mae)
     apart = {"errors": 0, "weights": _hash_weights(mae)}  # a name may get other weights
     open_store(folder, {**setup._asdict(), **apart})

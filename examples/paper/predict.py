@@ -25,18 +25,6 @@ def predict_together(
 
     What more scenarios would give, without observing again what is there: a second study with
     another seed, or of other files, is enough. Files of the same name count as one.
-
-    Args:
-        folders: The studies' folders; they must have been observed.
-        features: As for `evaluate_predictors`.
-        options: As for `evaluate_predictors`.
-
-    Returns:
-        As `evaluate_predictors`.
-
-    Raises:
-        FileNotFoundError: When a folder has no observations.
-        ValueError: As `Observations.open`, `join_observations` and `evaluate_predictors`.
     """
     parts = [StudyFolder(folder).observations for folder in folders]
     return evaluate_predictors(join_observations(parts), features=features, **options)

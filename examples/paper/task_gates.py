@@ -141,16 +141,7 @@ def gate_task(
     settings: GateSettings,
     tell: Callable[[str], object] = lambda note: None,
 ) -> TaskGates:
-    """Make one task's gates and try them.
-
-    Args:
-        study: Whose model, seed and, for `settings.combine`, ranking to take.
-        fit: Scenarios that gates are made on.
-        validation: Those on which steps and sizes are chosen.
-        held_out: Those on which the result is measured.
-        settings: How much to try.
-        tell: Called with what is done next.
-    """
+    """Make one task's gates and try them."""
     model, seed, precision = study.model, study.settings.seed, dtype_of(settings.precision)
     trial = _Trial(model, validation, held_out, settings.batch_size, precision)
     tell("gradient")
@@ -231,10 +222,6 @@ def answer_bias(targets: Int[Tensor, " scenario"], n_tokens: int) -> Float[Tenso
     """What to add to logits so that tokens count as often as they are answers: log(1 + count).
 
     The baseline of anything that learns from a task's answers without looking at the prompt.
-
-    Args:
-        targets: The training scenarios' answers.
-        n_tokens: Size of the vocabulary.
     """
     return torch.bincount(targets, minlength=n_tokens).float().log1p()
 

@@ -76,16 +76,7 @@ def scaled_logits(
 ) -> Float[Tensor, "scenario d_vocab"]:
     """Logits after the last token of each prompt, heads scaled or sharpened; float32, on the CPU.
 
-    Args:
-        model: A HookedTransformer or TransformerBridge.
-        scenarios: The prompts.
-        scales: Gates, or as for `scale_heads`; None leaves the model as it is.
-        acts_on: "output" scales heads, "pattern" sharpens them; gates say themselves what they do.
-        batch_size: Prompts a forward pass.
-        precision: torch.bfloat16 lets the model compute its matrix products in bfloat16.
-
-    Raises:
-        ValueError: When the logits contain NaN or infinity.
+    Gates say themselves which of the two they do.
     """
     if isinstance(scales, HeadGates):
         scales, acts_on = scales.values, scales.acts_on
@@ -151,13 +142,6 @@ class GateTrials:
 
         Draws of random heads of one size are one intervention, each scenario's outcome the share of
         draws with which the model is correct.
-
-        Args:
-            sweep: The sweep.
-            tasks: The task of each scenario that the sweep was given.
-
-        Raises:
-            ValueError: When there are fewer tasks than scenarios.
         """
         if len(tasks) <= sweep.index.max(initial=-1):
             raise ValueError(

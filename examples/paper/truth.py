@@ -71,21 +71,11 @@ def compare_rankings(
 ) -> pd.DataFrame:
     """How well scores of heads agree with measured effects.
 
-    Args:
-        truth: Every head's effect on held-out prompts.
-        scores: For each ranking its scores, in the order of the truth's heads; higher is better.
-        n_matter: How many heads, those with the largest mean |effect|, count as those that matter.
-        budgets: How many of a ranking's first heads are looked at.
-        seed: Of the random ranking, the halves and the resamples.
-
     Returns:
         One row a ranking, with a random one and the ceiling: `ranking`, `correlation` (Spearman
         with the mean effect's size), and for each budget k `recall_k`, the share of the heads that
         matter among its first k; each with `_low` and `_high`, 95 % over resampled source files of
         the truth (of the ceiling, over halves).
-
-    Raises:
-        ValueError: When scores are not one a head, or not finite.
     """
     n_heads = len(truth.heads)
     budgets = [budget for budget in budgets if budget <= n_heads]

@@ -103,19 +103,6 @@ def evaluate_apmaes(
     """Measure AP-MAEs on a model's patterns: reconstruction, probes and correctness.
 
     All AP-MAEs see the same prompts and patterns, each on its own grid; each prompt runs once.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge; the AP-MAEs are moved to its device.
-        maes: The AP-MAEs by label.
-        reference: Scenarios that the baselines learn from.
-        held_out: Scenarios of other files, to measure on.
-        settings: How much (default: `EvaluationSettings()`).
-        progress: Called with (prompts run, prompts in all, what they are).
-
-    Raises:
-        ValueError: When there is no AP-MAE, prompts are too long for one, a file is on both sides,
-            a domain has prompts from fewer than two files, or there are too few prompts to
-            predict correctness from.
     """
     import pandas as pd
 

@@ -170,10 +170,6 @@ class ReconstructionErrors:
     def summarize(self, prompts: Scenarios, seed: int = 0) -> pd.DataFrame:
         """Errors by domain and by layer, with 95 % intervals that resample source files.
 
-        Args:
-            prompts: The prompts seen, in that order.
-            seed: Of the resamples.
-
         Returns:
             One row a predictor, patch size, mask ratio, domain ("all" for all together) and group
             of layers ("all", each third, "L0" and so on): the mean `error` in squared
