@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from aplens._progress import Progress, show_progress
 from aplens.heads import HeadsLike
+from aplens.mae.error import hidden_errors, inside_pattern
+from aplens.mae.masking import random_masks
+from aplens.mae.rounds import seeded
 from aplens.patterns import log_normalize, stream_patterns
 from aplens.patterns.collect import select_heads
 from aplens.patterns.templates import MIXED, TEMPLATES, name_templates, template_scores
@@ -117,26 +120,20 @@ class _Errors:
         self._by_prompt: list[Float[np.ndarray, "2 head"]] = []
 
     def see(self, prompt: int, attention: Float[Tensor, "head query key"]) -> None:
-        from aplens.mae.masking import random_masks
-        from aplens.mae.rounds import seeded
-
         mae, n_tokens = self._mae, attention.shape[-1]
         scaled = log_normalize(mae.grid.patchify(attention.to(mae.device)))
-        n_patches = scaled.shape[1]
+        n_heads, n_patches = scaled.shape[:2]
         if n_patches < 2:
             return  # nothing can be seen when something is hidden
         mask = random_masks(1, n_patches, mae.config.mask_ratio, seeded(_MASK_SEED, prompt))
-        mask = mask.to(mae.device)
-        filled = mae.fill_in(
-            scaled, mask.expand(len(scaled), -1), n_tokens=n_tokens, precision=self._precision
-        )
-        inside = mae.grid.patchify(torch.ones(n_tokens, n_tokens, device=mae.device))
-        hidden = inside * mask[0, :, None]  # padding is no part of the pattern
-        squared = [
-            ((guess - scaled).square() * hidden).sum((1, 2)) / hidden.sum()
+        mask = mask.to(mae.device).expand(n_heads, -1)
+        filled = mae.fill_in(scaled, mask, n_tokens=n_tokens, precision=self._precision)
+        inside = inside_pattern(mae.grid, n_tokens, mae.device)
+        errors = [
+            hidden_errors(guess, scaled, mask, inside)
             for guess in (filled, self._simple_guess(scaled, n_tokens))
         ]
-        self._by_prompt.append(torch.stack(squared).double().cpu().numpy())
+        self._by_prompt.append(torch.stack(errors).double().cpu().numpy())
 
     def _simple_guess(
         self, scaled: Float[Tensor, "head patch pixel"], n_tokens: int
