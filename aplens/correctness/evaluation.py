@@ -231,18 +231,17 @@ def score_table(
                 raise ValueError(f"the scores of {name!r} contain NaN or infinity")
             hits = (probability > 0.5) == incorrect
             areas = bootstrap.auc_values(probability[chosen], incorrect[chosen], folds[chosen])
-            area = estimate_from(areas)
-            accuracy = bootstrap.mean(hits[chosen].astype(float))
+            measured = {
+                "auc": estimate_from(areas),
+                "accuracy": bootstrap.mean(hits[chosen].astype(float)),
+                "calibration_error": bootstrap.calibration_error(
+                    probability[chosen], incorrect[chosen]
+                ),
+                **{over: estimate_from(areas - values) for over, values in known.items()},
+            }
             row: dict[str, Any] = {"features": name, "task": task}
             row |= {"n_scenarios": len(files), "n_files": len(set(files))}
-            row |= {"auc": area.value, "auc_low": area.low, "auc_high": area.high}
-            row |= {"accuracy": accuracy.value}
-            row |= {"accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
-            off = bootstrap.calibration_error(probability[chosen], incorrect[chosen])
-            row |= {"calibration_error": off.value}
-            row |= {"calibration_error_low": off.low, "calibration_error_high": off.high}
-            for over, values in known.items():
-                gain = estimate_from(areas - values)
-                row |= {over: gain.value, f"{over}_low": gain.low, f"{over}_high": gain.high}
+            for measure, estimate in measured.items():
+                row |= estimate.columns(measure)
             rows.append(row)
     return pd.DataFrame(rows)

@@ -97,6 +97,5 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"features": features, "task": task, "n_scenarios": n}
     for name, values in zip(("auc", "accuracy"), measured, strict=True):
-        estimate = estimate_from(values)
-        row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        row |= estimate_from(values).columns(name)
     return row

@@ -21,7 +21,6 @@ from torch import Tensor
 from aplens import read_prompts
 from aplens.intervals import (
     MEAN_OF_TASKS,
-    Estimate,
     FileBootstrap,
     average_tasks,
     estimate_from,
@@ -245,6 +244,5 @@ def _counts(clean: NDArray[np.bool_], correct: Outcomes) -> dict[str, int]:
 def _estimates(measured: dict[str, Float[np.ndarray, " resample"]]) -> dict[str, float]:
     row: dict[str, float] = {}
     for name, values in measured.items():
-        estimate: Estimate = estimate_from(values)
-        row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        row |= estimate_from(values).columns(name)
     return row

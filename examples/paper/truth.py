@@ -128,7 +128,5 @@ def _row(
     row: dict[str, float | str] = {"ranking": name}
     measures = ["correlation", *(f"recall_{budget}" for budget in budgets)]
     for measure, values in zip(measures, measured.T, strict=True):
-        estimate = estimate_from(values)
-        row |= {measure: estimate.value}
-        row |= {f"{measure}_low": estimate.low, f"{measure}_high": estimate.high}
+        row |= estimate_from(values).columns(measure)
     return row

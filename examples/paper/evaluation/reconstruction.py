@@ -221,9 +221,7 @@ class ReconstructionErrors:
                 "low": error.low,
                 "high": error.high,
                 "seed_spread": per_seed.std(ddof=1) if len(per_seed) > 1 else np.nan,
-                "ratio": ratio.value,
-                "ratio_low": ratio.low,
-                "ratio_high": ratio.high,
+                **ratio.columns("ratio"),
                 "n_seeds": len(per_seed),
             }
 
