@@ -145,7 +145,3 @@ def _lowest(frame: pd.DataFrame, column: str) -> pd.Series[Any]:
 
 def _highest(frame: pd.DataFrame, column: str) -> pd.Series[Any]:
     return frame.sort_values(column, ascending=False).iloc[0]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -317,24 +317,27 @@ class HeadMap:
         return 1 - (first * second).sum(-1)
 
     def _group(self, n_groups: int) -> list[Group]:
-        templates = [name for each in self.models for name in each.templates]
-        return group_heads(self.directions, templates, n_groups)
+        return group_heads(self.directions, self._templates, n_groups)
 
-    def _rows(self, places: Sequence[int]) -> pd.DataFrame:
-        """The first columns of every table."""
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        """The first columns of every table, of all heads."""
         import pandas as pd
 
-        every = list(self)
-        templates = [name for each in self.models for name in each.templates]
-        return pd.DataFrame(
-            {
-                "model": [every[place][0] for place in places],
-                "layer": [every[place][1].layer for place in places],
-                "head": [every[place][1].head for place in places],
-                "template": [templates[place] for place in places],
-            },
-            index=pd.Index([str(every[place][1]) for place in places], name="name"),
-        )
+        columns = {
+            "model": [name for name, _ in self],
+            "layer": [head.layer for _, head in self],
+            "head": [head.head for _, head in self],
+            "template": self._templates,
+        }
+        return pd.DataFrame(columns, pd.Index([str(head) for _, head in self], name="name"))
+
+    def _rows(self, places: Sequence[int]) -> pd.DataFrame:
+        return self._table.iloc[list(places)].copy()
+
+    @property
+    def _templates(self) -> list[str]:
+        return [name for each in self.models for name in each.templates]
 
     def _model(self, name: str) -> ModelHeads:
         if name not in self.names:
@@ -344,11 +347,8 @@ class HeadMap:
     def _slice(self, name: str) -> slice:
         """Where a model's heads stand among all."""
         found = self._model(name)
-        start = 0
-        for each in self.models:
-            if each is found:
-                break
-            start += len(each.heads)
+        before = self.models[: self.names.index(name)]
+        start = sum(len(each.heads) for each in before)
         return slice(start, start + len(found.heads))
 
     def _place(self, head: HeadsLike, model: str) -> int:
