@@ -113,10 +113,10 @@ def held_out(study, task):
 def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
     tasks = sorted(set(study.folder.parts["ablate"].tasks))
     names = [path.stem for path in (study.folder.path / "gates").iterdir()]
-    gates = Store.open(study.folder.path / "gates", "results")
+    kept = Store.open(study.folder.path / "gates", "results")
     assert sorted(names) == sorted([*tasks, "manifest"])
     for task in tasks:
-        found = TaskGates.from_dict(gates.read(task))
+        found = TaskGates.from_dict(kept.read(task))
         assert found.chosen["step"] in (1.0, 4.0)
         scenarios = held_out(study, task)
         np.testing.assert_array_equal(found.clean, try_scales(study.model, scenarios))
