@@ -89,18 +89,6 @@ def scaled_logits(
     return torch.cat(found)
 
 
-def try_scales(
-    model: Any, scenarios: Scenarios, scales: HeadGates | ScalesLike | None = None, **options: Any
-) -> NDArray[np.bool_]:
-    """Whether the model, heads scaled, predicts each target; `options` are `scaled_logits`'s.
-
-    Raises:
-        ValueError: When the logits contain NaN or infinity.
-    """
-    logits = scaled_logits(model, scenarios, scales, **options)
-    return (logits.argmax(dim=-1) == scenarios.targets()).numpy()
-
-
 @dataclass
 class GateTrials:
     """Outcomes of the unchanged model and of interventions on the same held-out scenarios.

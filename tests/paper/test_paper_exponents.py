@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from correctness_helpers import are_answered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_interventions_sweep import make_scenarios
@@ -15,7 +16,7 @@ from aplens.models import UnsupportedModelError, attach_hooks, pattern_hook_name
 from paper.exponents import _sharpen, sharpen_heads
 from paper.gates import HeadGates
 from paper.learning import learn_gates
-from paper.trials import scaled_logits, try_scales
+from paper.trials import scaled_logits
 
 
 @torch.no_grad()
@@ -115,7 +116,7 @@ def test_learned_exponents_make_answers_more_probable(any_model):
     assert log_p(gates) > log_p(np.ones((3, 4))) + 1e-3
     with sharpen_heads(any_model, gates.values):
         by_hand = logits_of(any_model, scenarios.tokens())[:, -1].argmax(-1) == scenarios.targets()
-    np.testing.assert_array_equal(try_scales(any_model, scenarios, gates), by_hand.numpy())
+    np.testing.assert_array_equal(are_answered(any_model, scenarios, gates), by_hand.numpy())
 
 
 def test_gates_of_outputs_and_of_patterns_are_not_mixed_up(any_model):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from correctness_helpers import are_answered
 from sklearn.metrics import roc_auc_score
 from study_fixtures import STUDY
 from typer.testing import CliRunner
@@ -21,7 +22,7 @@ from aplens.study.config import ObserveSettings
 from paper.__main__ import app
 from paper.settings import PaperSettings
 from paper.task_gates import TaskGates, answer_bias, gate_tasks, recall_task
-from paper.trials import scaled_logits, try_scales
+from paper.trials import scaled_logits
 from paper.truth import compare_rankings
 
 STUDIES = Path(__file__).parents[2] / "examples" / "paper" / "studies"
@@ -119,7 +120,7 @@ def test_each_task_has_gates_and_outcomes_that_they_really_have(study):
         found = TaskGates.from_dict(kept.read(task))
         assert found.chosen["step"] in (1.0, 4.0)
         scenarios = held_out(study, task)
-        np.testing.assert_array_equal(found.clean, try_scales(study.model, scenarios))
+        np.testing.assert_array_equal(found.clean, are_answered(study.model, scenarios))
         fit = study.folder.parts["fit"]
         answers = fit.targets()[[each == task for each in fit.tasks]]
         bias = found.chosen["bias_weight"] * answer_bias(answers, study.model.cfg.d_vocab)
@@ -268,7 +269,7 @@ def test_each_task_is_swept_by_a_ranking_of_its_own(study, said):
             if choice != "random":
                 assert found.heads == ranking.top(size, by=choice)
             with ablate_heads(study.model, found.heads):
-                np.testing.assert_array_equal(found.correct, try_scales(study.model, scenarios))
+                np.testing.assert_array_equal(found.correct, are_answered(study.model, scenarios))
         first = sweep.results[0]
         row = frame.loc[(f"{first.setting.choice.replace('_', ' ')}, 1 head", task)]
         assert row["incorrect_to_correct"] == (first.correct & ~sweep.clean).sum()
