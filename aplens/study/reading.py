@@ -52,6 +52,7 @@ def read_settings(
         _merge(table, _read_change(change))
     try:
         settings: Kind = _read(kind, table, "")
+        check_fields(settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return settings
