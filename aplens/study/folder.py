@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -155,12 +154,9 @@ class StudyFolder:
 
 def _turns(tasks: Sequence[str]) -> list[int]:
     """For each scenario how many of its task stand before it."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for task in tasks:
-        turns.append(seen[task])
-        seen[task] += 1
-    return turns
+    import pandas as pd
+
+    return pd.Series(tasks).groupby(tasks).cumcount().tolist()
 
 
 # Readers: each refuses what is something else or damaged with a ValueError that names the file.
