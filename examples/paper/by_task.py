@@ -79,11 +79,7 @@ def evaluate_by_task(study: Study) -> pd.DataFrame:
 
 
 def rank_tasks(study: Study, tasks: Sequence[str], folder: Path) -> dict[str, HeadRanking]:
-    """A ranking for each task, by a predictor of that task alone; made once.
-
-    Raises:
-        ValueError: When the heads can be ranked for no task by itself, or a ranking is damaged.
-    """
+    """A ranking for each task, by a predictor of that task alone; made once."""
     rank, seed = study.settings.rank, study.settings.seed
     rankings = {}
     for number, task in enumerate(tasks):

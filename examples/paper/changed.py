@@ -28,17 +28,9 @@ _CHARACTERS_A_TOKEN = 8  # at most, nearly always
 
 @dataclass(frozen=True)
 class ChangeSettings:
-    """One trial.
+    """One trial: the layers whose blocks AdamW trains, and the installed package it trains on.
 
-    Attributes:
-        layers: Whose blocks are trained.
-        package: An installed Python package, whose files are trained on.
-        steps: Of AdamW.
-        batch_size: Prompts a step.
-        n_tokens: Of each prompt.
-        learning_rate: Of AdamW, after a tenth of the steps.
-        prompts: That heads are compared on.
-        seed: Of files and prompts.
+    Heads are compared on `prompts`. The learning rate is reached after a tenth of the steps.
     """
 
     layers: tuple[int, ...]

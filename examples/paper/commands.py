@@ -162,11 +162,7 @@ def open_study(
     reporter: Reporter,
     command: str,
 ) -> Study:
-    """The study that a file names, with its settings checked against the file's tables.
-
-    Raises:
-        ValueError: When the file names none, or its tables ask for what the study cannot give.
-    """
+    """The study that a file names, with its settings checked against the file's tables."""
     if not paper.study:
         raise ValueError(f'{file} names no study: expected a line such as study = "study.toml"')
     path = file.parent / paper.study

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 def open_store(folder: Path, setup: Any) -> Store:
-    """The results in a folder, which depend on a setup; those of another one are refused.
-
-    Raises:
-        ValueError: When the folder holds results of something else; what differs is named.
-    """
+    """The results in a folder, which depend on a setup; those of another one are refused."""
     if (folder / "setup.json").exists():
         raise ValueError(f"{folder} is of an older version: delete it, or choose another with -o")
     return Store(folder, "results", setup)

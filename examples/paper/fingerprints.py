@@ -292,11 +292,7 @@ def _titled(title: str, table: Table) -> str:
 
 
 def write_into(page: Path, name: str, text: str) -> None:
-    """Replace what stands in a page between the comments `<!-- name -->` and `<!-- end -->`.
-
-    Raises:
-        ValueError: When the page has no such comments.
-    """
+    """Replace what stands in a page between the comments `<!-- name -->` and `<!-- end -->`."""
     before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->")
     _, end, after = rest.partition("<!-- end -->")
     if not end:

@@ -28,11 +28,7 @@ LIMITS = (0.0, 2.0)
 
 
 def check_acts_on(acts_on: str) -> None:
-    """Refuse what no number of a head acts on.
-
-    Raises:
-        ValueError: When it is none of `ActsOn`.
-    """
+    """Refuse what no number of a head acts on."""
     if acts_on not in get_args(ActsOn):
         raise ValueError(f"acts_on must be one of {list(get_args(ActsOn))}, got {acts_on!r}")
 
@@ -47,10 +43,6 @@ class HeadGates:
         model_name: The model.
         metadata: JSON-able facts about how they were made.
         acts_on: "output" or "pattern".
-
-    Raises:
-        ValueError: When the values are not `[layer, head]`, one is not finite, or `acts_on` is
-            something else.
     """
 
     values: Float[np.ndarray, "layer head"]
@@ -79,15 +71,6 @@ class HeadGates:
 
         An estimate of zeroing (`estimate_effects` with method "zero") is minus that gradient. Heads
         without an estimate keep 1.
-
-        Args:
-            effects: The estimates.
-            model: The model, as `describe_model` describes it.
-            step: How far to go, for each nat (or logit) that the gate is worth.
-            limits: What gates are clipped to.
-
-        Raises:
-            ValueError: When the effects are no estimates of zeroing.
         """
         if not effects.estimated or effects.method != "zero":
             raise ValueError(

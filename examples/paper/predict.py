@@ -35,9 +35,6 @@ def join_observations(parts: Sequence[Observations]) -> Observations:
 
     Scenarios of source files with the same name are taken for the same file's: no split puts them
     on two sides.
-
-    Raises:
-        ValueError: When they are of different models, heads or AP-MAEs.
     """
     first = parts[0]
     for name in ("model", "heads", "mae"):

@@ -128,15 +128,7 @@ class ByTaskSettings:
 
 @dataclass(frozen=True)
 class PaperSettings:
-    """A study and what is done on it; a command needs its table.
-
-    Attributes:
-        study: The study's own TOML file, beside this one.
-        gates: Of `gates`.
-        tries: Of `tries`.
-        truth: Of `truth`.
-        by_task: Of `by-task`.
-    """
+    """A study and what is done on it; a command needs its table."""
 
     study: str = ""
     gates: GateSettings | None = None
@@ -145,12 +137,7 @@ class PaperSettings:
     by_task: ByTaskSettings | None = None
 
     def check_against(self, study: StudySettings) -> None:
-        """Refuse what this study could not give.
-
-        Raises:
-            ValueError: When features are unknown or need `observe.surprise`, a predictor of errors
-                needs `observe.held_out`, or a task is none of the study's.
-        """
+        """Refuse what this study could not give."""
         named: tuple[str, ...] = ()
         if self.tries:
             named += (*self.tries.features, *self.tries.single_tasks, *self.tries.shuffled)

@@ -52,15 +52,7 @@ WHERE_EXPECTED = " where an error is expected"
 
 @dataclass(frozen=True)
 class TaskGates:
-    """What was made for one task, and how it did on its held-out scenarios.
-
-    Attributes:
-        gates: The gates by name.
-        chosen: What was chosen on the validation files, by name.
-        clean: Whether the unchanged model is correct on each held-out scenario.
-        outcomes: The same with each intervention.
-        held_out: A fingerprint of those scenarios.
-    """
+    """What was made for one task, and how it did on its held-out scenarios."""
 
     gates: dict[str, HeadGates]
     chosen: dict[str, float]

@@ -43,21 +43,13 @@ _Measure: TypeAlias = Callable[..., Float[np.ndarray, " resample"]]
 
 
 def choose_change(acts_on: str) -> Callable[..., AbstractContextManager[None]]:
-    """`scale_heads` or `sharpen_heads`, by what a head's number acts on.
-
-    Raises:
-        ValueError: When it is none of `ActsOn`.
-    """
+    """`scale_heads` or `sharpen_heads`, by what a head's number acts on."""
     check_acts_on(acts_on)
     return sharpen_heads if acts_on == "pattern" else scale_heads
 
 
 def require_finite(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
-    """The logits, none of which is NaN or infinite.
-
-    Raises:
-        ValueError: When one is.
-    """
+    """The logits, none of which is NaN or infinite."""
     if not logits.detach().amax(dim=-1).isfinite().all():
         raise ValueError("the model's logits contain NaN or infinity: its forward pass is broken")
     return logits
@@ -158,9 +150,6 @@ class GateTrials:
         and is left out of its mean. With a `baseline`, the name of an intervention, or for each
         intervention the name of its own (NaN where there is none), also `over_baseline`, its `gain`
         less the baseline's on the same resamples, with `over_baseline_low`, `over_baseline_high`.
-
-        Raises:
-            ValueError: When no intervention has a baseline's name.
         """
         import pandas as pd
 

@@ -35,22 +35,7 @@ _HEADS = 0
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How much to measure.
-
-    Attributes:
-        prompts: Held-out prompts for reconstruction and probes.
-        reference: Prompts, of other files, that the baselines learn from.
-        patterns_per_prompt: Heads of a prompt that these look at, drawn anew for each (0: all).
-        mask_ratio: Share of the patches to hide (0: each AP-MAE's own).
-        mask_seeds: How many masks a pattern.
-        tokens: Look at the first tokens of each prompt only (0: the whole of it).
-        correctness: Held-out prompts to predict correctness on; some hundreds, or 0 for none.
-        pools: Which poolings of an AP-MAE's tokens to probe and to predict from, of `POOLS`.
-        seed: Of every draw.
-
-    Raises:
-        ValueError: When a number is out of range.
-    """
+    """How much to measure, as the help of the command `evaluate` says."""
 
     prompts: int = 48
     reference: int = 48

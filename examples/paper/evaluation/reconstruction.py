@@ -115,9 +115,6 @@ class ReconstructionErrors:
         heads: The model's heads, as the patterns come.
         mask_ratio: Share of the patches to hide (default: each AP-MAE's own).
         mask_seeds: One mask a pattern for each.
-
-    Raises:
-        ValueError: When the prompts are too long for an AP-MAE, or fit in one patch.
     """
 
     def __init__(
@@ -227,11 +224,7 @@ class ReconstructionErrors:
 
 
 def require_room(maes: Mapping[str, APMAE], n_tokens: int) -> None:
-    """Refuse AP-MAEs made for shorter prompts.
-
-    Raises:
-        ValueError: When there is one; the message names it.
-    """
+    """Refuse AP-MAEs made for shorter prompts."""
     for label, mae in maes.items():
         if mae.config.n_ctx < n_tokens:
             raise ValueError(
