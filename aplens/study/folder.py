@@ -156,7 +156,8 @@ def _turns(tasks: Sequence[str]) -> list[int]:
     """For each scenario how many of its task stand before it."""
     import pandas as pd
 
-    return pd.Series(tasks).groupby(tasks).cumcount().tolist()
+    names = pd.Series(tasks)
+    return names.groupby(names).cumcount().tolist()
 
 
 # Readers: each refuses what is something else or damaged with a ValueError that names the file.
