@@ -40,27 +40,25 @@ def ablate_heads(
     by an exception; hooks of others stay. Blocks nest: where both name a head, the inner one acts
     last. Gradients flow to everything but the replaced outputs.
 
-    Under `model.generate`, with or without a key-value cache, `zero`, `mean` and `resample`
-    without a reference act on the prompt and on every generated token. `resample` with a reference
-    has no outputs for generated positions and raises there.
+    Under `model.generate`, with or without a key-value cache, `zero` and `mean` act on the prompt
+    and on every generated token. `resample` has no outputs for generated positions and raises
+    there.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         heads: The heads, for every prompt alike: anything `parse_heads` takes. Where each prompt is
             to have its own, `scale_heads(per_prompt=)` takes zeros.
         method: What replaces a head's output. `zero`: zeros. `mean`: its mean output over all
-            positions of the reference prompts. `resample`: its output at the same position of
-            another prompt: one drawn from the reference, or, without one, another prompt of the
-            batch being run (a seeded derangement, the same in every layer).
+            positions of the reference prompts. `resample`: its output at the same position of a
+            prompt drawn from the reference, the same in every layer.
         reference: The reference prompts, in any form that `read_prompts` takes; run once on entry.
             `zero` does not use them.
         seed: Decides which prompt `resample` takes.
 
     Raises:
-        ValueError: On entry: a head is out of range, the method is unknown, `mean` has no
-            reference, or the seed is no whole number from 0 to 2**63 - 1. In the forward pass:
-            `resample` got a batch of one without a reference, or a reference whose prompts have
-            another length.
+        ValueError: On entry: a head is out of range, the method is unknown, `mean` or `resample`
+            has no reference, or the seed is no whole number from 0 to 2**63 - 1. In the forward
+            pass: `resample` got a reference whose prompts have another length.
     """
     chosen = parse_heads(heads, describe_model(model))
     with ablate_with(model, chosen, make_substitute(model, chosen, method, reference, seed)):
@@ -113,15 +111,11 @@ def make_substitute(
     if method not in get_args(AblationMethod):
         raise ValueError(f"method must be one of {list(get_args(AblationMethod))}, got {method!r}")
     seed = read_seed(seed)
-    if method == "mean" and reference is None:
-        raise ValueError(
-            "method 'mean' needs reference=, prompts over which each head's output is averaged"
-        )
-    prompts = None if reference is None else read_prompts(model, reference)
     if method == "zero":
         return lambda heads, z, numbers: z.new_zeros(1)
-    if prompts is None:
-        return lambda heads, z, numbers: _from_batch(heads, z, seed)
+    if reference is None:
+        raise ValueError(f"method {method!r} needs reference=, prompts to take outputs from")
+    prompts = read_prompts(model, reference)
     if method == "mean":
         means = _mean_outputs(model, heads, prompts)
         return lambda heads, z, numbers: torch.stack([means[head] for head in heads]).to(z)
@@ -165,27 +159,6 @@ def _replacing(
         return replaced
 
     return replace
-
-
-def _from_batch(
-    heads: Sequence[Head], z: Float[Tensor, "batch pos head d_head"], seed: int
-) -> Float[Tensor, "batch pos chosen d_head"]:
-    """The outputs of each prompt's donor in the same batch."""
-    if len(z) < 2:
-        raise ValueError(
-            "method 'resample' without a reference takes outputs from the other prompts of the "
-            "batch, and this batch has one prompt: run at least two, or give reference="
-        )
-    columns = [head.head for head in heads]
-    return z[_derangement(len(z), seed).to(z.device)][:, :, columns]
-
-
-def _derangement(n: int, seed: int) -> Int[Tensor, " n"]:
-    """A random permutation of one single cycle, so that nothing stays where it was."""
-    cycle = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    donors = torch.empty_like(cycle)
-    donors[cycle] = cycle.roll(1)
-    return donors
 
 
 def _from_reference(

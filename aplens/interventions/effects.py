@@ -204,7 +204,7 @@ def measure_effects(
             model is broken: its logits contain NaN or infinity, or its patterns are no attention.
     """
     task = _Task.read(model, scenarios, heads, metric, batch_size)
-    if method == "resample":
+    if method == "resample" and reference is not None:
         reference = _cut_reference(model, reference, task.prompts.n_tokens)
     substitute = make_substitute(model, task.heads, method, reference, seed)
     clean, values = task.empty_results()
@@ -405,11 +405,8 @@ class _Task:
         return metrics
 
 
-def _cut_reference(model: Any, reference: PromptsLike | None, n_tokens: int) -> Prompts:
+def _cut_reference(model: Any, reference: PromptsLike, n_tokens: int) -> Prompts:
     """The first tokens of the reference prompts, as many as the longest scenario has."""
-    if reference is None:
-        # Outputs drawn from the batch itself would depend on how scenarios fall into batches.
-        raise ValueError("measuring with method 'resample' needs reference=, other prompts")
     prompts = read_prompts(model, reference)
     shortest = int(prompts.lengths.min())
     if shortest < n_tokens:
