@@ -14,6 +14,7 @@ from aplens.intervals import Estimate
 from aplens.mae import BASELINES
 from aplens.plots import PREDICTOR_BASELINES, is_baseline
 from aplens.verdicts import describe_effects
+from aplens.views.wording import count
 
 if TYPE_CHECKING:
     from aplens.study.folder import StudyFolder
@@ -117,7 +118,7 @@ def _compare_with_random(summary: pd.DataFrame, choice: str) -> str:
     return (
         f"with the first {size} by {choice} ablated the model is right on {best['accuracy']:.1%} "
         f"of held-out scenarios, with as many at random on {random:.1%}: a difference of "
-        f"{points:+.1f} points, {_judge(gap)} (the clearest of {_count(len(rows), 'size')} tried)"
+        f"{points:+.1f} points, {_judge(gap)} (the clearest of {count(len(rows), 'size')} tried)"
     )
 
 

@@ -11,7 +11,7 @@ chosen on the part `rank`; the part `ablate` is looked at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from paper.trials import GateTrials, scaled_logits
 
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
-    from aplens.study import Study
+    from aplens.study import Store, Study
     from paper.settings import GateSettings
 
 #: Weights of the answers' bias that are tried on the validation files; 0 is no bias.
