@@ -65,7 +65,6 @@ class HeadGates:
         model: ModelInfo,
         *,
         step: float = 2.0,
-        limits: tuple[float, float] = LIMITS,
     ) -> HeadGates:
         """One step along the gradient: 1 + step × g, where g is the metric's by the head's gate.
 
@@ -79,7 +78,7 @@ class HeadGates:
             )
         values = np.ones((model.n_layers, model.n_heads))
         for head, effect in zip(effects.heads, effects.values.mean(axis=1), strict=True):
-            values[head] = np.clip(1 - step * effect, *limits)
+            values[head] = np.clip(1 - step * effect, *LIMITS)
         facts = {"method": "gradient", "step": step, "metric": effects.metric}
         return cls(values, model.name, {**facts, "n_prompts": effects.values.shape[1]})
 

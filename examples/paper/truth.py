@@ -65,8 +65,6 @@ def compare_rankings(
     truth: HeadEffects,
     scores: Mapping[str, Float[np.ndarray, " head"]],
     *,
-    n_matter: int = N_MATTER,
-    budgets: Sequence[int] = BUDGETS,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How well scores of heads agree with measured effects.
@@ -78,7 +76,7 @@ def compare_rankings(
         the truth (of the ceiling, over halves).
     """
     n_heads = len(truth.heads)
-    budgets = [budget for budget in budgets if budget <= n_heads]
+    budgets = [budget for budget in BUDGETS if budget <= n_heads]
     for name, values in scores.items():
         if np.shape(values) != (n_heads,) or not np.isfinite(values).all():
             raise ValueError(f"{name}: expected a finite score for each of {n_heads} heads")
@@ -87,10 +85,10 @@ def compare_rankings(
     rng = np.random.default_rng(seed)
     rows = []
     for name, values in {**scores, "random": rng.random(n_heads)}.items():
-        measured = [_agree(values, size, n_matter, budgets) for size in sizes]
+        measured = [_agree(values, size, budgets) for size in sizes]
         rows.append(_row(name, np.array(measured), budgets))
     halves = [_halves(truth, rng) for _ in range(50)]
-    measured = [_agree(one, other, n_matter, budgets) for one, other in halves]
+    measured = [_agree(one, other, budgets) for one, other in halves]
     rows.append(_row(CEILING, np.vstack([np.mean(measured, axis=0), measured]), budgets))
     return pd.DataFrame(rows)
 
@@ -98,12 +96,11 @@ def compare_rankings(
 def _agree(
     scores: Float[np.ndarray, " head"],
     sizes: Float[np.ndarray, " head"],
-    n_matter: int,
     budgets: Sequence[int],
 ) -> list[float]:
     from scipy.stats import spearmanr
 
-    matter = set(np.argsort(-sizes, kind="stable")[:n_matter])
+    matter = set(np.argsort(-sizes, kind="stable")[:N_MATTER])
     order = np.argsort(-scores, kind="stable")
     recalls = [len(matter.intersection(order[:budget])) / len(matter) for budget in budgets]
     constant = np.ptp(scores) == 0 or np.ptp(sizes) == 0

@@ -102,7 +102,6 @@ def test_validation_keeps_the_best_epoch_even_the_start(any_model):
         ({"n_epochs": 0}, "n_epochs must be 1 or more, got 0"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"learning_rate": 0.0}, "learning_rate above 0"),
-        ({"limits": (1.0, 1.0)}, "limits"),
         ({"start": HeadGates(np.ones((2, 2)), "other")}, r"\(3, 4\).*got \(2, 2\)"),
     ],
 )
