@@ -36,6 +36,10 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         return format(self)
 
+    def columns(self, name: str) -> dict[str, float]:
+        """As columns of a table: `name`, and its interval as `name_low` and `name_high`."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 class FileBootstrap:
     """Resamples of scenarios that draw whole source files, since a file's scenarios are alike.

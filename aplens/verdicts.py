@@ -20,12 +20,7 @@ _SEEN = 0.005
 
 
 def describe_ranking(frame: pd.DataFrame, facts: Mapping[str, Any]) -> str:
-    """Whether a ranking's order can be used, and what it found.
-
-    Args:
-        frame: As `HeadRanking.to_frame` returns it.
-        facts: The ranking's metadata.
-    """
+    """Whether a ranking's order can be used, and what it found; `facts` are its metadata."""
     if "auc" in facts:
         return _describe_predictor(facts)
     if not facts.get("signed", True):

@@ -96,3 +96,11 @@ def make_mae(seed=0, **changes):
         for name, value in (("dim", 16), ("depth", 1), ("heads", 2), ("d_head", 8), ("d_mlp", 16))
     }
     return APMAE(APMAEConfig(**{"n_ctx": 32, "patch_size": 8} | sizes | changes), seed=seed).eval()
+
+
+def are_answered(model, scenarios, scales=None, **options):
+    """Whether the model, heads scaled, predicts each target."""
+    from paper.trials import scaled_logits
+
+    logits = scaled_logits(model, scenarios, scales, **options)
+    return (logits.argmax(dim=-1) == scenarios.targets()).numpy()

@@ -72,10 +72,11 @@ def test_small_samples_may_have_small_clusters():
     assert adjusted_rand_score(kinds, labels) > 0.9
 
 
-def test_outliers_are_noise_and_so_is_what_is_nearest_to_them():
+def test_outliers_are_noise_and_so_is_what_is_nearest_to_them(monkeypatch):
+    monkeypatch.setattr("aplens.correctness.clusters._N_VOTES", 1)
     embeddings, _ = planted(100, 2)
     outliers = np.stack([-np.eye(16)[0], -np.eye(16)[1], np.eye(16)[2]])[:, None]
-    clusters = HeadClusters("pca", n_neighbors=1).fit(np.concatenate([embeddings, outliers]))
+    clusters = HeadClusters("pca").fit(np.concatenate([embeddings, outliers]))
     assert list(clusters.labels_[-3:, 0]) == [-1, -1, -1]
     assert list(clusters.predict(0.9 * outliers)[:, 0]) == [-1, -1, -1]
 

@@ -92,6 +92,11 @@ def test_by_task_judges_the_same_predictions_task_by_task():
     assert list(table["task"]) == ["all", "eol", "identifiers"]
     assert table["n_scenarios"].iloc[1:].sum() == 200
     assert (table["auc"] > 0.7).all()
+    observations.table["task"] = ["rare"] * 9 + list(observations.table["task"][9:])
+    with pytest.warns(UserWarning, match="1 of 3 tasks have fewer than 10 scenarios"):
+        table = evaluate_predictors(observations, features=["embeddings"], by_task=True)
+    assert list(table["task"]) == ["all", "eol", "identifiers"]
+    assert list(table["n_scenarios"])[:1] == [200]
 
 
 def test_a_task_with_one_outcome_has_accuracy_but_no_auc():

@@ -45,7 +45,7 @@ def test_one_row_a_head_by_layer_and_head(tiny_model, mae):
     pd.testing.assert_frame_equal(chosen, frame.loc[chosen.index], rtol=1e-4)
 
 
-def test_scores_do_not_depend_on_batches_and_follow_the_seed(any_model, mae):
+def test_scores_do_not_depend_on_batches(any_model, mae):
     prompts = random_prompts(16, 9, 12, 16, 5)
     exact = {"mae": mae, "precision": torch.float32}
     seen = []
@@ -58,20 +58,15 @@ def test_scores_do_not_depend_on_batches_and_follow_the_seed(any_model, mae):
     rough = score_heads(any_model, prompts, mae=mae, precision=torch.bfloat16)
     pd.testing.assert_frame_equal(frame, rough, rtol=0.03, atol=1e-3)
     assert not np.array_equal(frame["error"], rough["error"])
-    other = score_heads(any_model, prompts, **exact, seed=1)
-    assert not np.allclose(other["error"], frame["error"], rtol=1e-3)
-    np.testing.assert_allclose(other["variation"], frame["variation"], rtol=1e-3)
-    fewer_hidden = score_heads(any_model, prompts, **exact, mask_ratio=0.1)
-    assert not np.allclose(fewer_hidden["error"], frame["error"], rtol=1e-3)
 
 
 def test_the_error_is_that_on_the_hidden_part_with_one_mask_for_all_heads(any_model):
     mae = tiny_mae(base="additive")
     (prompt,) = random_prompts(14)
-    frame = score_heads(any_model, prompt, mae=mae, seed=3)
+    frame = score_heads(any_model, prompt, mae=mae)
     pattern = collect_patterns(any_model, prompt)["L1H2"]
     scaled = log_normalize(mae.grid.patchify(pattern))
-    mask = random_masks(1, scaled.shape[1], mae.config.mask_ratio, seeded(3, 0))
+    mask = random_masks(1, scaled.shape[1], mae.config.mask_ratio, seeded(0, 0))
     filled = mae.grid.unpatchify(mae.fill_in(scaled, mask, n_tokens=14), 14)
     nothing = mae.grid.unpatchify(scaled.masked_fill(mask[..., None], torch.nan), 14)
     hidden = nothing.isnan()
@@ -155,10 +150,9 @@ def test_fitting_prompts_raise_no_warning(any_model, mae):
         score_heads(any_model, random_prompts(16, 5), mae=mae)
 
 
-@pytest.mark.parametrize(("options", "named"), [({"mask_ratio": 0}, "0"), ({"heads": "L9H0"}, "9")])
-def test_what_cannot_be_is_refused(any_model, mae, options, named):
-    with pytest.raises(ValueError, match=named):
-        score_heads(any_model, random_prompts(16), mae=mae, **options)
+def test_a_head_that_is_not_there_is_refused(any_model, mae):
+    with pytest.raises(ValueError, match="layer 9"):
+        score_heads(any_model, random_prompts(16), mae=mae, heads="L9H0")
 
 
 @pytest.mark.real

@@ -242,7 +242,7 @@ def test_a_map_is_saved_and_loaded(two, tmp_path):
     assert loaded.mae == two.mae
     assert loaded.names == two.names
     assert loaded.to_frame().equals(two.to_frame())
-    assert loaded.to_html("pca") == two.to_html("pca")
+    assert loaded.show("pca") == two.show("pca")
 
 
 def test_a_damaged_map_is_refused_by_name(two, tmp_path):
@@ -268,7 +268,9 @@ def test_a_damaged_map_is_refused_by_name(two, tmp_path):
     refused("torch.int64", **{"1.departures": arrays["1.departures"].float()})
     refused("places of 6 prompts", **{"1.departures": arrays["1.departures"] + 6})
     first, second = facts["models"]
-    refused("heads must be a whole", facts={**facts, "models": [{**first, "heads": [["a", 1]]}]})
+    refused(
+        "cannot read 'a' as a head", facts={**facts, "models": [{**first, "heads": [["a", 1]]}]}
+    )
     refused("7 is out of range", facts={**facts, "models": [{**first, "heads": [[7, 0]] * 12}]})
     refused("several models", facts={**facts, "models": [first, {**second, "name": "one"}]})
     path.write_bytes(b"nothing of the kind")

@@ -4,12 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, make_tiny_bridge, make_tiny_hooked, requires_hooked
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aplens.heads import HeadRanking, ModelShape
 from aplens.interventions import ablate_heads
-from aplens.interventions.ablation import _derangement
 from aplens.models import attach_hooks, z_hook_name
 
 SOME_HEADS = [(0, 1), (1, 3), (1, 0), (2, 2)]
@@ -148,30 +145,6 @@ def test_the_reference_is_not_run_past_the_last_layer_needed(tiny_model, tiny_to
 # Resample
 
 
-def test_resample_without_a_reference_takes_outputs_of_others_in_the_batch(tiny_model, tiny_tokens):
-    donors = _derangement(len(tiny_tokens), seed=5)
-
-    def change(layer, z):
-        for head in [h for at, h in SOME_HEADS if at == layer]:
-            z[:, :, head] = z[donors, :, head]
-
-    by_hand = logits_with_z(tiny_model, tiny_tokens, change)
-    with ablate_heads(tiny_model, SOME_HEADS, method="resample", seed=5):
-        ablated = logits_of(tiny_model, tiny_tokens)
-        again = logits_of(tiny_model, tiny_tokens)
-    torch.testing.assert_close(ablated, by_hand, atol=1e-6, rtol=0)
-    assert torch.equal(ablated, again)
-    with ablate_heads(tiny_model, SOME_HEADS, method="resample", seed=6):
-        assert not torch.allclose(logits_of(tiny_model, tiny_tokens), ablated, atol=1e-3)
-
-
-@given(n=st.integers(2, 40), seed=st.integers(0, 10_000))
-def test_a_derangement_leaves_no_prompt_its_own_output(n, seed):
-    donors = _derangement(n, seed).tolist()
-    assert sorted(donors) == list(range(n))
-    assert all(donor != prompt for prompt, donor in enumerate(donors))
-
-
 def test_resample_with_a_reference_takes_the_same_position_of_its_prompts(tiny_model, tiny_tokens):
     generator = torch.Generator().manual_seed(11)
     reference = torch.randint(0, 101, (7, 20), generator=generator)
@@ -193,39 +166,8 @@ def test_resample_with_a_reference_takes_the_same_position_of_its_prompts(tiny_m
 
 def test_resample_refuses_what_it_cannot_pair(tiny_model, tiny_tokens):
     with (
-        ablate_heads(tiny_model, "L0H0", method="resample"),
-        pytest.raises(ValueError, match="this batch has one prompt"),
-    ):
-        logits_of(tiny_model, tiny_tokens[:1])
-    with (
         ablate_heads(tiny_model, "L0H0", method="resample", reference=tiny_tokens[:, :12]),
         pytest.raises(ValueError, match=r"12 positions, this batch has 20"),
-    ):
-        logits_of(tiny_model, tiny_tokens)
-
-
-# One choice a prompt
-
-
-@pytest.mark.parametrize("method", ["zero", "mean"])
-def test_per_prompt_equals_running_each_prompt_alone(tiny_model, tiny_tokens, method):
-    reference = tiny_tokens.flip(0) if method == "mean" else None
-    choices = ["L0H1", [(1, 3), (2, 0)], [], {2: [0, 1, 2, 3]}, "L0H1, L1H3"]
-    with ablate_heads(tiny_model, per_prompt=choices, method=method, reference=reference):
-        together = logits_of(tiny_model, tiny_tokens)
-    for index, choice in enumerate(choices):
-        with ablate_heads(tiny_model, choice, method=method, reference=reference):
-            alone = logits_of(tiny_model, tiny_tokens[index : index + 1])
-        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=1e-5)
-    clean = logits_of(tiny_model, tiny_tokens)
-    changed = [not torch.allclose(a, b, atol=1e-3) for a, b in zip(together, clean, strict=True)]
-    assert changed == [True, True, False, True, True]
-
-
-def test_per_prompt_refuses_a_batch_of_another_size(tiny_model, tiny_tokens):
-    with (
-        ablate_heads(tiny_model, per_prompt=["L0H0", "L1H1", "L2H2"]),
-        pytest.raises(ValueError, match=r"heads for 3 prompts, the batch has 5"),
     ):
         logits_of(tiny_model, tiny_tokens)
 
@@ -333,7 +275,7 @@ def greedy(model, tokens, n_new):
     return tokens
 
 
-@pytest.mark.parametrize("method", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("method", ["zero", "mean"])
 def test_generate_with_a_cache_equals_greedy_decoding_without(
     generating_model, tiny_tokens, method
 ):
@@ -373,17 +315,9 @@ def test_generate_refuses_resampling_from_a_reference(generating_model, tiny_tok
     [
         ({"heads": (3, 0)}, "layer 3 is out of range for 3 layers"),
         ({"heads": "L0H4"}, "head 4 is out of range for 4 heads"),
-        ({"per_prompt": ["L0H0", "L0H9"]}, "head 9 is out of range"),
-        ({"heads": "L0H0", "per_prompt": ["L0H0"]}, "either heads"),
-        ({}, "either heads"),
-        ({"per_prompt": "L0H0"}, "one choice of heads for each prompt"),
-        ({"per_prompt": {0: [1]}}, "one choice of heads for each prompt"),
         ({"heads": "L0H0", "method": "mean"}, "'mean' needs reference="),
+        ({"heads": "L0H0", "method": "resample"}, "'resample' needs reference="),
         ({"heads": "L0H0", "method": "noise"}, "method must be one of .* got 'noise'"),
-        (
-            {"heads": "L0H0", "method": "mean", "reference": torch.zeros(3, dtype=torch.long)},
-            r"\[prompt, pos\], got shape \(3,\)",
-        ),
     ],
 )
 def test_bad_arguments_are_refused_on_entry(tiny_model, arguments, message):
@@ -434,7 +368,8 @@ def test_a_seed_that_is_none_is_refused_on_entry(any_model, seed, method):
 
 def test_numpys_numbers_and_the_largest_are_seeds(any_model, tiny_tokens):
     def run(seed):
-        with ablate_heads(any_model, SOME_HEADS, method="resample", seed=seed):
+        reference = tiny_tokens.flip(0)
+        with ablate_heads(any_model, SOME_HEADS, method="resample", reference=reference, seed=seed):
             return logits_of(any_model, tiny_tokens)
 
     assert torch.equal(run(np.int64(3)), run(3))

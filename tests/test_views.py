@@ -555,21 +555,14 @@ def observations_of(scenarios):
     return Observations(table, made.heads, made.embeddings, model=ModelShape("tiny", 3, 4))
 
 
-def test_clusters_have_their_mean_and_their_most_typical_patterns(tiny_model):
+def test_clusters_have_their_mean_and_their_most_typical_patterns(tiny_model, monkeypatch):
     scenarios = ragged_scenarios()
     observations = observations_of(scenarios)
     head = Head(1, 2)
     place = observations.heads.index(head)
-    clusters = find_typical_patterns(
-        tiny_model,
-        scenarios,
-        head,
-        mae=make_mae(),
-        observations=observations,
-        n_typical=2,
-        reducer="pca",
-        seed=0,
-    )
+    seen = observations.embeddings[:, place], observations.table["correct"].to_numpy()
+    monkeypatch.setattr("aplens.views.typical._observe_head", lambda *_: seen)
+    clusters = find_typical_patterns(tiny_model, scenarios, head, mae=make_mae(), reducer="pca")
     labels = HeadClusters("pca").fit(observations.embeddings[:, [place]]).labels_[:, 0]
     assert {cluster.label: cluster.members.tolist() for cluster in clusters} == {
         label: np.flatnonzero(labels == label).tolist() for label in np.unique(labels)
@@ -596,7 +589,7 @@ def test_clusters_have_their_mean_and_their_most_typical_patterns(tiny_model):
         assert cluster.accuracy == observations.table["correct"][cluster.members].mean()
         rows = observations.embeddings[cluster.members, place].astype(np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        nearest = cluster.members[np.argsort(-(rows @ rows.mean(0)))[:2]]
+        nearest = cluster.members[np.argsort(-(rows @ rows.mean(0)))[:3]]
         assert [index for index, _ in cluster.typical] == nearest.tolist()
         for index, pattern in cluster.typical:
             at = cluster.members.tolist().index(index)
@@ -617,22 +610,13 @@ def test_clusters_say_what_tells_them_apart():
     assert count_tasks(["if"] * 3) == {}
 
 
-def test_clusters_need_no_observations(any_model, tmp_path):
+def test_a_view_of_clusters_says_what_observing_finds(any_model, tmp_path):
     from aplens import observe
 
     scenarios, mae = ragged_scenarios(), make_mae()
     view = show_clusters(any_model, scenarios, "L1H2", mae=mae, reducer="pca")
     observed = observe(any_model, scenarios, mae, tmp_path)
-    clusters = find_typical_patterns(
-        any_model,
-        scenarios,
-        Head(1, 2),
-        mae=mae,
-        observations=None,
-        n_typical=3,
-        reducer="pca",
-        seed=0,
-    )
+    clusters = find_typical_patterns(any_model, scenarios, Head(1, 2), mae=mae, reducer="pca")
     assert sum(len(cluster.members) for cluster in clusters) == 24
     right = sum(len(cluster.members) * cluster.accuracy for cluster in clusters)
     assert right == pytest.approx(observed.table["correct"].sum())
@@ -666,7 +650,7 @@ def test_the_end_of_a_prompt_begins_with_a_word_if_it_can(text, shown):
 
 def test_hostile_prompts_stay_text_in_clusters(spoken):
     scenarios = ragged_scenarios()
-    view = show_clusters(spoken, scenarios, "L0H0", mae=make_mae(), reducer="pca", n_typical=8)
+    view = show_clusters(spoken, scenarios, "L0H0", mae=make_mae(), reducer="pca")
     page = Page(view.html)
     assert not page.all("script")
     assert not page.all("iframe")
@@ -681,17 +665,12 @@ def test_hostile_prompts_stay_text_in_clusters(spoken):
 
 def test_wrong_clusterings_are_refused_before_the_model_runs(any_model, monkeypatch):
     scenarios, mae = ragged_scenarios(), make_mae()
-    observations = observations_of(scenarios)
     monkeypatch.setattr("aplens.views.typical.stream_patterns", None)
     monkeypatch.setattr("aplens.views.typical.collect_patterns", None)
     with pytest.raises(ValueError, match="expected one head, got 2: L0H0, L1H1"):
         show_clusters(any_model, scenarios, "L0H0, L1H1", mae=mae)
-    with pytest.raises(ValueError, match="n_typical must be 1 or more, got 0"):
-        show_clusters(any_model, scenarios, "L0H0", mae=mae, n_typical=0)
     with pytest.raises(ValueError, match="reducer must be one of"):
         show_clusters(any_model, scenarios, "L0H0", mae=mae, reducer="tsne")
-    with pytest.raises(ValueError, match="observations of these 23 scenarios"):
-        show_clusters(any_model, scenarios[1:], "L0H0", mae=mae, observations=observations)
     with pytest.raises(ValueError, match="at least 10 scenarios"):
         show_clusters(any_model, scenarios[:5], "L0H0", mae=mae)
 

@@ -68,11 +68,7 @@ class CountedMetric:
         self.calls = 0
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, ""]:
-        """The metric of a run.
-
-        Raises:
-            ValueError: When it is not a finite scalar.
-        """
+        """The metric of a run."""
         value = torch.as_tensor(self.metric(logits))
         if value.ndim != 0:
             raise ValueError(f"the metric must be a scalar, got shape {tuple(value.shape)}")

@@ -29,6 +29,9 @@ _DENSITY = {"umap": (8, 20), "pca": (3, 5)}
 #: Fewer scenarios than this show no clusters.
 FEWEST_SCENARIOS = 10
 
+#: Fitted scenarios that vote on a new one.
+_N_VOTES = 5
+
 #: Scenarios compared at once with all fitted ones: what bounds the memory that comparing takes.
 _ROWS_AT_ONCE = 1024
 
@@ -51,8 +54,8 @@ class HeadClusters:
     SmolLM2 it left each of 270 heads a single cluster, and called 43 % (UMAP) or 94 % (PCA) of the
     scenarios noise, where UMAP has 2.6 clusters a head without it.
 
-    A new scenario takes the category that most of its nearest fitted scenarios have, by cosine in
-    the embedding space: neither UMAP nor HDBSCAN places new points exactly.
+    A new scenario takes the category that most of its five nearest fitted scenarios have, by cosine
+    in the embedding space: neither UMAP nor HDBSCAN places new points exactly.
 
     Equal embeddings and an equal seed give equal labels. With "pca" they do on any processor:
     positions along the components are rounded to multiples of 2^-24 (seven decimals, of embeddings
@@ -67,8 +70,6 @@ class HeadClusters:
     Args:
         reducer: "umap" as the paper (a second a head for 300 scenarios), "pca" (0.03 s a head), or
             "auto": UMAP when umap-learn is installed.
-        n_neighbors: Fitted scenarios that vote on a new one.
-        n_jobs: Processes for UMAP, as joblib counts them. PCA is done before they would start.
         seed: Of UMAP.
 
     Attributes:
@@ -79,22 +80,13 @@ class HeadClusters:
         ImportError: When "umap" is asked for and umap-learn is not installed.
     """
 
-    def __init__(
-        self,
-        reducer: Reducer = "auto",
-        *,
-        n_neighbors: int = 5,
-        n_jobs: int | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, reducer: Reducer = "auto", *, seed: int = 0) -> None:
         self.reducer = resolve_reducer(reducer)
-        self.n_neighbors = n_neighbors
-        self.n_jobs = n_jobs
         self.seed = seed
 
     def describe(self) -> dict[str, Any]:
         """What decides the clusters, beside the data."""
-        return {"reducer": self.reducer, "n_neighbors": self.n_neighbors, "seed": self.seed}
+        return {"reducer": self.reducer, "n_neighbors": _N_VOTES, "seed": self.seed}
 
     def fit(self, embeddings: HeadValues) -> HeadClusters:
         """Cluster every head.
@@ -112,13 +104,9 @@ class HeadClusters:
             raise ValueError(
                 f"clustering needs at least {FEWEST_SCENARIOS} scenarios, got {len(embeddings)}"
             )
-        from joblib import Parallel, delayed
-
-        n_jobs = self.n_jobs if self.reducer == "umap" else 1
-        labels = Parallel(n_jobs=n_jobs)(
-            delayed(_cluster_one_head)(rows, self.reducer, self.seed)
-            for rows in unit_heads(embeddings)
-        )
+        labels = [
+            _cluster_one_head(rows, self.reducer, self.seed) for rows in unit_heads(embeddings)
+        ]
         self.labels_: Int[np.ndarray, "scenario head"] = np.stack(labels, axis=1)
         self._fitted = embeddings
         return self
@@ -138,7 +126,7 @@ class HeadClusters:
             )
         return np.stack(
             [
-                _vote(rows, fitted, labels, self.n_neighbors)
+                _vote(rows, fitted, labels)
                 for rows, fitted, labels in zip(
                     unit_heads(embeddings), unit_heads(self._fitted), self.labels_.T, strict=True
                 )
@@ -148,12 +136,7 @@ class HeadClusters:
 
 
 def resolve_reducer(reducer: Reducer) -> Literal["umap", "pca"]:
-    """The reducer itself; for "auto", UMAP where it is installed.
-
-    Raises:
-        ValueError: When it is unknown.
-        ImportError: When "umap" is asked for and not installed.
-    """
+    """The reducer itself; for "auto", UMAP where it is installed."""
     if reducer not in get_args(Reducer):
         raise ValueError(f"reducer must be one of {list(get_args(Reducer))}, got {reducer!r}")
     installed = importlib.util.find_spec("umap") is not None
@@ -173,11 +156,7 @@ def check_shape(embeddings: HeadValues) -> None:
 
 
 def unit_heads(embeddings: HeadValues) -> Iterator[Float[np.ndarray, "scenario d_embed"]]:
-    """Head by head, each embedding scaled to length 1.
-
-    Raises:
-        ValueError: When a head has NaN or infinity.
-    """
+    """Head by head, each embedding scaled to length 1."""
     for head in range(embeddings.shape[1]):
         rows = embeddings[:, head]
         if not np.isfinite(rows).all():
@@ -207,7 +186,7 @@ def _cluster_one_head(
         return one_cluster
     n_dimensions, min_samples = _DENSITY[reducer]
     reduced = (
-        _umap(rows, n_dimensions, seed)
+        fit_umap(rows, n_dimensions, seed=seed)
         if reducer == "umap"
         else np.rint(fit_pca(rows, n_dimensions).transform(rows) / _GRID) * _GRID
     )
@@ -216,7 +195,14 @@ def _cluster_one_head(
     return labels if labels.max() > 0 else one_cluster
 
 
-def _umap(rows: Float[np.ndarray, "scenario d_embed"], n_dimensions: int, seed: int) -> np.ndarray:
+def fit_umap(
+    rows: Float[np.ndarray, "row d_embed"],
+    n_dimensions: int,
+    n_neighbors: int = N_NEIGHBORS,
+    min_dist: float = MIN_DIST,
+    seed: int = 0,
+) -> Float[np.ndarray, "row dim"]:
+    """UMAP by cosine that gives the same places for the same seed."""
     with warnings.catch_warnings():
         # That TensorFlow is missing, and that a seed means one thread: neither matters here.
         warnings.simplefilter("ignore")
@@ -226,8 +212,8 @@ def _umap(rows: Float[np.ndarray, "scenario d_embed"], n_dimensions: int, seed: 
         # decides where few rows are distinct.
         umap = UMAP(
             n_components=min(n_dimensions, len(rows) - 2, rows.shape[1]),
-            n_neighbors=min(N_NEIGHBORS, len(rows) - 1),
-            min_dist=MIN_DIST,
+            n_neighbors=min(n_neighbors, len(rows) - 1),
+            min_dist=min_dist,
             metric="cosine",
             init="pca",
             random_state=seed,
@@ -239,7 +225,6 @@ def _vote(
     rows: Float[np.ndarray, "scenario d_embed"],
     fitted: Float[np.ndarray, "fitted d_embed"],
     labels: Int[np.ndarray, " fitted"],
-    n_neighbors: int,
 ) -> Int[np.ndarray, " scenario"]:
     """The most frequent label among the nearest fitted rows; the nearest row's among equals.
 
@@ -248,25 +233,16 @@ def _vote(
     """
     if (labels == labels[0]).all():
         return np.full(len(rows), labels[0])
-    n_neighbors = min(n_neighbors, len(fitted))
-    votes = np.concatenate(
-        [
-            labels[_nearest(rows[start : start + _ROWS_AT_ONCE], fitted, n_neighbors)]
-            for start in range(0, len(rows), _ROWS_AT_ONCE)
-        ]
-    )
-    counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
-    return np.take_along_axis(votes, counts.argmax(axis=1)[:, None], axis=1)[:, 0]
-
-
-def _nearest(
-    rows: Float[np.ndarray, "scenario d_embed"],
-    fitted: Float[np.ndarray, "fitted d_embed"],
-    n_neighbors: int,
-) -> Int[np.ndarray, "scenario neighbor"]:
-    """The fitted rows with the largest cosine, nearest first."""
     import torch
 
+    known = torch.from_numpy(fitted).T
     # torch's topk is several times as fast as numpy's argpartition.
-    cosine = torch.from_numpy(rows) @ torch.from_numpy(fitted).T
-    return cosine.topk(n_neighbors, dim=1).indices.numpy()
+    nearest = torch.cat(
+        [
+            (part @ known).topk(min(_N_VOTES, len(fitted)), dim=1).indices
+            for part in torch.from_numpy(rows).split(_ROWS_AT_ONCE)
+        ]
+    )
+    votes = labels[nearest.numpy()]
+    counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
+    return np.take_along_axis(votes, counts.argmax(axis=1)[:, None], axis=1)[:, 0]

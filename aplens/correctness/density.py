@@ -22,16 +22,9 @@ def cluster_by_density(
     scikit-learn sorts the edges with NumPy's default sort, which leaves equal ones in another
     order on a processor with other vector instructions: on the demo's 270 heads every fifth got
     other labels. Here the tree is built first, its equal edges are set apart, and scikit-learn
-    cuts it. Takes memory for a few numbers a point, time for every pair.
-
-    Args:
-        points: Where points lie; distances are Euclidean. Of equal labels everywhere when squares
-            of differences add up without rounding, as those of multiples of 2^-24 below 2 do.
-        min_cluster_size: As HDBSCAN takes it.
-        min_samples: As HDBSCAN takes it; a point counts as its own first neighbour.
-
-    Returns:
-        Clusters from 0; -1 is noise.
+    cuts it. Takes memory for a few numbers a point, time for every pair. Labels are the same
+    everywhere when squares of differences add up without rounding, as those of multiples of 2^-24
+    below 2 do.
     """
     from scipy.sparse import coo_array
     from sklearn.cluster import HDBSCAN
@@ -64,12 +57,7 @@ def _spanning_tree(
 ) -> tuple[Int[np.ndarray, "edge 2"], Float[np.ndarray, " edge"]]:
     """The minimum spanning tree of mutual reachability, by Prim's algorithm.
 
-    Args:
-        points: Where points lie.
-        core: Their squared core distances.
-
-    Returns:
-        The edges' ends, and their lengths (not squared), in the order they are found.
+    `core` has squares. Edges come in the order they are found, their lengths not squared.
     """
     n_edges = len(points) - 1
     # Points outside the tree lie in the first places of each array.

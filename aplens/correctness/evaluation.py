@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ _COMPARED = {
 }
 
 
+#: A task of fewer scenarios has no row of its own: its figures would say nothing.
+FEWEST_OF_TASK = 10
+
+
 def evaluate_predictors(
     observations: Observations,
     *,
@@ -54,8 +59,9 @@ def evaluate_predictors(
         features: Feature sets, as `CorrectnessPredictor` takes them (default: those of
             `FEATURE_SETS` that these observations hold).
         n_folds: Folds; no file is in two.
-        by_task: One row a task as well, on the same predictions. For a predictor of one task alone
-            (the paper has one a task) pass that task's observations.
+        by_task: One row a task as well, on the same predictions; tasks of fewer than ten scenarios
+            have none. For a predictor of one task alone (the paper has one a task) pass that task's
+            observations.
         train_share: Fit on this share of each fold's training files, drawn at random: what fewer
             scenarios would have given, judged on the same ones.
         seed: Decides the folds, the resamples and the predictors.
@@ -72,6 +78,9 @@ def evaluate_predictors(
         outcome. Where "confidence" is among the features, `over_confidence`, with `_low` and
         `_high`, is the AUC less that of confidence alone: its interval compares both on the same
         resamples. `over_statistics` and, of "statistics+regions", `over_hand_made` likewise.
+
+    Warns:
+        UserWarning: Tasks are left out; how many is said.
 
     Raises:
         ValueError: When there is only one outcome, fewer files than folds, a share that is not
@@ -199,7 +208,15 @@ def score_table(
     tasks = observations.table["task"].to_numpy()
     groups = {"all": np.ones(len(tasks), dtype=bool)}
     if by_task:
-        groups |= {task: tasks == task for task in sorted(set(tasks))}
+        named = {task: tasks == task for task in sorted(set(tasks))}
+        told = {task: chosen for task, chosen in named.items() if chosen.sum() >= FEWEST_OF_TASK}
+        groups |= told
+        if few := len(named) - len(told):
+            warnings.warn(
+                f"{few} of {len(named)} tasks have fewer than {FEWEST_OF_TASK} scenarios: they are "
+                "counted in the total alone",
+                stacklevel=3,
+            )
     rows = []
     for task, chosen in groups.items():
         files = [file for file, keep in zip(observations.files, chosen, strict=True) if keep]
@@ -214,18 +231,17 @@ def score_table(
                 raise ValueError(f"the scores of {name!r} contain NaN or infinity")
             hits = (probability > 0.5) == incorrect
             areas = bootstrap.auc_values(probability[chosen], incorrect[chosen], folds[chosen])
-            area = estimate_from(areas)
-            accuracy = bootstrap.mean(hits[chosen].astype(float))
+            measured = {
+                "auc": estimate_from(areas),
+                "accuracy": bootstrap.mean(hits[chosen].astype(float)),
+                "calibration_error": bootstrap.calibration_error(
+                    probability[chosen], incorrect[chosen]
+                ),
+                **{over: estimate_from(areas - values) for over, values in known.items()},
+            }
             row: dict[str, Any] = {"features": name, "task": task}
             row |= {"n_scenarios": len(files), "n_files": len(set(files))}
-            row |= {"auc": area.value, "auc_low": area.low, "auc_high": area.high}
-            row |= {"accuracy": accuracy.value}
-            row |= {"accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
-            off = bootstrap.calibration_error(probability[chosen], incorrect[chosen])
-            row |= {"calibration_error": off.value}
-            row |= {"calibration_error_low": off.low, "calibration_error_high": off.high}
-            for over, values in known.items():
-                gain = estimate_from(areas - values)
-                row |= {over: gain.value, f"{over}_low": gain.low, f"{over}_high": gain.high}
+            for measure, estimate in measured.items():
+                row |= estimate.columns(measure)
             rows.append(row)
     return pd.DataFrame(rows)

@@ -21,12 +21,14 @@ N_COMPONENTS = 8
 class FeatureBlock:
     """One kind of feature as columns of numbers, fitted on training observations alone.
 
+    This one has no column: what a predictor can still learn is how often the model is wrong.
+
     Attributes:
         column_heads: Which head a column describes, by its place in `Observations.heads`; -1 where
             it describes none.
     """
 
-    column_heads: Int[np.ndarray, " column"]
+    column_heads: Int[np.ndarray, " column"] = np.empty(0, dtype=int)
 
     def fit_transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """Fit on these observations, and describe them."""
@@ -35,20 +37,10 @@ class FeatureBlock:
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """Describe observations that may be new."""
-        raise NotImplementedError
+        return np.empty((len(observations), 0))
 
     def _fit(self, observations: Observations) -> None:
         """Learn what `transform` needs, and the heads of the columns."""
-
-
-class MajorityFeatures(FeatureBlock):
-    """No column at all: what a predictor can still learn is how often the model is wrong."""
-
-    column_heads = np.empty(0, dtype=int)
-
-    def transform(self, observations: Observations) -> Float[np.ndarray, "scenario 0"]:
-        """See `FeatureBlock`."""
-        return np.empty((len(observations), 0))
 
 
 class TaskFeatures(FeatureBlock):
@@ -74,11 +66,7 @@ class ConfidenceFeatures(FeatureBlock):
 
 
 class HeadNumberFeatures(FeatureBlock):
-    """Numbers that observing kept for every head, as they are.
-
-    Args:
-        name: One of `HEAD_NUMBERS`.
-    """
+    """Numbers that observing kept for every head, as they are: one of `HEAD_NUMBERS`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -150,13 +138,9 @@ class ClusterFeatures(FeatureBlock):
 
 
 def make_features(name: str, clusters: HeadClusters) -> list[FeatureBlock]:
-    """The blocks a name such as "embeddings+confidence" stands for.
-
-    Raises:
-        ValueError: When a part is unknown.
-    """
+    """The blocks that a name such as "embeddings+confidence" stands for."""
     blocks: dict[str, Callable[[], FeatureBlock]] = {
-        "majority": MajorityFeatures,
+        "majority": FeatureBlock,
         "task": TaskFeatures,
         "confidence": ConfidenceFeatures,
         **{name: partial(HeadNumberFeatures, name) for name in HEAD_NUMBERS},

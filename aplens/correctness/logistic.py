@@ -15,14 +15,7 @@ _INNER_FOLDS = 4
 
 @dataclass(frozen=True)
 class LogisticModel:
-    """A linear model of log-odds.
-
-    Attributes:
-        mean: `Float[ndarray, "column"]`, the training scenarios' mean.
-        weights: `Float[ndarray, "column"]`, log-odds a unit of a column.
-        intercept: The log-odds at the mean.
-        inverse_penalty: The one chosen.
-    """
+    """A linear model of log-odds, which are `intercept` at the training scenarios' `mean`."""
 
     mean: Float[np.ndarray, " column"]
     weights: Float[np.ndarray, " column"]
@@ -45,14 +38,9 @@ def fit_logistic(
 ) -> LogisticModel:
     """Fit with the penalty that predicts held-out source files best.
 
-    Args:
-        columns: The features.
-        positive: The outcome.
-        files: Each scenario's source file.
-        widths: How many neighbouring columns make a kind of feature. Each kind is scaled to the
-            same total variance, so that the penalty leaves two columns of confidence as much room
-            as two thousand of embeddings.
-        seed: Of the inner folds.
+    `widths` says how many neighbouring columns make a kind of feature. Each kind is scaled to the
+    same total variance, so that the penalty leaves two columns of confidence as much room as two
+    thousand of embeddings.
     """
     mean, deviation = columns.mean(axis=0), columns.std(axis=0)
     scale = np.where(deviation > 0, deviation, 1) * np.sqrt(np.repeat(widths, widths))

@@ -256,19 +256,14 @@ def _stored_embeddings(shards: ShardFolder | HeldShards) -> HeadArray:
     """The embeddings of all scenarios; nothing is read yet."""
     run = shards.run
     shape = (run["n_scenarios"], len(run["heads"]), run["d_embed"])
-
-    def read_head(head: int) -> np.ndarray:
-        return np.concatenate(list(shards.read_head("embeddings", head)))
-
-    return HeadArray(shape, np.float16, read_head)
+    return HeadArray(shape, np.float16, partial(shards.read_head, "embeddings"))
 
 
 def _read_numbers(
     shards: ShardFolder | HeldShards, name: str
 ) -> Float[np.ndarray, "scenario head number"]:
-    n_heads = len(shards.run["heads"])
-    by_head = [np.concatenate(list(shards.read_head(name, i))) for i in range(n_heads)]
-    return np.stack(by_head, axis=1)
+    heads = range(len(shards.run["heads"]))
+    return np.stack([shards.read_head(name, head) for head in heads], axis=1)
 
 
 def _read_patterns(

@@ -181,10 +181,7 @@ def _observe_batches(
 class _LayerReader:
     """What is kept of one layer's patterns: head by head, scenario by scenario.
 
-    Args:
-        mae: The AP-MAE that encodes.
-        options: What to keep.
-        n_patches: Patches of the longest prompt; shorter ones' kept patterns are filled up.
+    Kept patterns of fewer than `n_patches` patches, those of the longest prompt, are filled up.
     """
 
     def __init__(self, mae: APMAE, options: ObserveOptions, n_patches: int) -> None:
@@ -250,11 +247,7 @@ def fingerprint_mae(mae: APMAE) -> str:
 def to_float16(
     embeddings: Float[Tensor, "head *some d_embed"], heads: Sequence[Head]
 ) -> Float16[Tensor, "head *some d_embed"]:
-    """Embeddings as they are kept.
-
-    Raises:
-        ValueError: When one overflows; its head is named.
-    """
+    """Embeddings as they are kept; one that overflows is refused by its head's name."""
     half = embeddings.cpu().half()
     broken = ~half.isfinite().flatten(1).all(dim=-1)
     if broken.any():

@@ -14,12 +14,10 @@ _NOTHING = 1e-7
 
 @dataclass(frozen=True)
 class PrincipalAxes:
-    """The directions in which rows vary most.
+    """The directions in which rows vary most, from their mean.
 
-    Attributes:
-        mean: `Float[ndarray, "column"]`, the mean row.
-        axes: `Float[ndarray, "column axis"]`, orthogonal, of length 1, the most variance first, the
-            largest entry of each positive. All zeros where nothing is left to vary.
+    Axes are orthogonal, of length 1, the most variance first, the largest entry of each positive;
+    all zeros where nothing is left to vary.
     """
 
     mean: Float[np.ndarray, " column"]

@@ -29,11 +29,7 @@ _NEAR, _MIDDLE = 8, 32
 def attention_by_region(
     last: Float[Tensor, "*pattern key"],
 ) -> Float[Tensor, "*pattern 6"]:
-    """Sum the last query's attention over each of `REGIONS`.
-
-    Args:
-        last: Attention probabilities of the last query; its own token is the last key.
-    """
+    """Sum the last query's attention over each of `REGIONS`; its own token is the last key."""
     return last.float() @ _members(last.shape[-1], last.device)
 
 

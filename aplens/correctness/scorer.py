@@ -13,7 +13,7 @@ from aplens.correctness.evaluation import evaluate_predictors
 from aplens.correctness.features import keep_for
 from aplens.correctness.observations import Keep, Observations, incorrect_labels
 from aplens.correctness.observing import observe
-from aplens.correctness.predictor import DEFAULT_FEATURES, Classifier, CorrectnessPredictor
+from aplens.correctness.predictor import DEFAULT_FEATURES, CorrectnessPredictor
 from aplens.correctness.splits import require_disjoint_files
 from aplens.heads import HeadRanking
 from aplens.intervals import FileBootstrap
@@ -31,7 +31,6 @@ class HeadScorer:
     Args:
         mae: The AP-MAE that encodes patterns.
         features: What the predictor looks at, as `CorrectnessPredictor` takes it.
-        classifier: As `CorrectnessPredictor` takes it.
         clusters: As `CorrectnessPredictor` takes it.
         seed: Decides the predictor's random choices, and the resamples.
 
@@ -50,14 +49,13 @@ class HeadScorer:
         mae: APMAE,
         *,
         features: str = DEFAULT_FEATURES,
-        classifier: Classifier | None = None,
         clusters: HeadClusters | None = None,
         seed: int = 0,
     ) -> None:
         self.mae = mae
         self.features = features
         self.seed = seed
-        self._settings: dict[str, Any] = {"classifier": classifier, "clusters": clusters}
+        self._clusters = clusters
         self._new_predictor(features)  # refuses wrong settings before any work is done
 
     def __repr__(self) -> str:
@@ -148,11 +146,10 @@ class HeadScorer:
             observations: What to predict.
             options: Keywords of `evaluate_predictors`, such as `features`, `n_folds`, `by_task`.
         """
-        clusters = self._settings["clusters"]
-        return evaluate_predictors(observations, seed=self.seed, clusters=clusters, **options)
+        return evaluate_predictors(observations, seed=self.seed, clusters=self._clusters, **options)
 
     def _new_predictor(self, features: str) -> CorrectnessPredictor:
-        return CorrectnessPredictor(features, seed=self.seed, **self._settings)
+        return CorrectnessPredictor(features, clusters=self._clusters, seed=self.seed)
 
     def _require_held_out(self, observations: Observations) -> None:
         if not hasattr(self, "predictor_"):

@@ -23,12 +23,7 @@ _HOLDS = "observations"
 
 
 class ShardFolder:
-    """The shards of one run.
-
-    Args:
-        store: Where they are; its setup says what was observed by what, `n_scenarios` and
-            `shard_size` among it.
-    """
+    """The shards of one run; the store's setup says what was observed by what."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -37,12 +32,7 @@ class ShardFolder:
 
     @classmethod
     def open(cls, path: Path) -> ShardFolder:
-        """Open a folder in which all shards are finished and sound.
-
-        Raises:
-            FileNotFoundError: When there are no observations.
-            ValueError: When a shard is missing or damaged, or the folder holds something else.
-        """
+        """Open a folder in which all shards are finished and sound, as `Observations.open` does."""
         shards = cls(Store.open(path, _HOLDS))
         names = [name for name, _ in shards.shards()]
         missing = [name for name in names if name not in shards.store]
@@ -60,11 +50,7 @@ class ShardFolder:
 
     @classmethod
     def resume(cls, path: Path, run: Mapping[str, Any]) -> ShardFolder:
-        """Start a run, or go on with the same one.
-
-        Raises:
-            ValueError: When the folder holds another run; what differs is named.
-        """
+        """Start a run, or go on with the same one; another one is refused."""
         return cls(Store(path, _HOLDS, run))
 
     def shards(self) -> list[tuple[str, slice]]:
@@ -94,13 +80,10 @@ class ShardFolder:
         parts = [pd.read_parquet(self.store.file(name, "parquet")) for name, _ in self.shards()]
         return pd.concat(parts, ignore_index=True)
 
-    def read_head(self, key: str, head: int) -> Iterator[np.ndarray]:
-        """One head's part of an array, `[scenario, …]`, shard by shard.
-
-        The files are mapped into memory: nothing but this head is read.
-        """
-        for name, _ in self.shards():
-            yield self._open(name).get_slice(key)[head]
+    def read_head(self, key: str, head: int) -> np.ndarray:
+        """One head's part of an array, `[scenario, …]`; nothing but this head is read."""
+        names = [name for name, _ in self.shards()]
+        return np.concatenate([self._open(name).get_slice(key)[head] for name in names])
 
     def read_scenarios(
         self, key: str, scenarios: Int[np.ndarray, " scenario"]
@@ -121,13 +104,7 @@ class ShardFolder:
 
 
 class HeldShards:
-    """What a folder of shards holds, in memory.
-
-    Args:
-        run: Facts of the run.
-        arrays: By name, `Shaped[Tensor, "head scenario *values"]`.
-        table: One row a scenario.
-    """
+    """What a folder of shards holds, in memory; arrays are `[head, scenario, …]`."""
 
     def __init__(
         self, run: Mapping[str, Any], arrays: Mapping[str, Tensor], table: pd.DataFrame
@@ -140,9 +117,9 @@ class HeldShards:
         """All rows."""
         return self._table
 
-    def read_head(self, key: str, head: int) -> Iterator[np.ndarray]:
-        """One head's part of an array, `[scenario, …]`, in one piece."""
-        yield self._arrays[key][head]
+    def read_head(self, key: str, head: int) -> np.ndarray:
+        """One head's part of an array, `[scenario, …]`."""
+        return self._arrays[key][head]
 
     def read_scenarios(
         self, key: str, scenarios: Int[np.ndarray, " scenario"]

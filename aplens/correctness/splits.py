@@ -56,11 +56,7 @@ def split_by_file(
 
 
 def check_split(files: Sequence[str], test_fraction: float) -> None:
-    """Refuse what `split_by_file` cannot divide, before work is done.
-
-    Raises:
-        ValueError: When the fraction is not between 0 and 1, or there are fewer than two files.
-    """
+    """Refuse what `split_by_file` cannot divide, before work is done."""
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}")
     if len(set(files)) < 2:

@@ -51,13 +51,7 @@ def patch_statistics(
     attention: Float[Tensor, "*pattern query key"],
     grid: PatchGrid,
 ) -> Float[Tensor, "*pattern 8"]:
-    """`pattern_statistics` of patterns that are cut and log-normalized already.
-
-    Args:
-        scaled: The log-normalized patches.
-        attention: What they were made from.
-        grid: How they were cut.
-    """
+    """`pattern_statistics` of `attention` that is cut and log-normalized already."""
     last_scaled = grid.last_query(scaled, attention.shape[-1])
     return _describe(scaled, last_scaled, attention[..., -1, :].float())
 

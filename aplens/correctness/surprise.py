@@ -44,23 +44,15 @@ def patch_surprise(
     mae: APMAE,
     scaled: Float[Tensor, "pattern patch pixel"],
     attention: Float[Tensor, "pattern query key"],
-    precision: torch.dtype | None = None,
 ) -> Surprise:
     """Compare the last query's attention with what AP-MAE fills in for it.
 
-    Args:
-        mae: The AP-MAE.
-        scaled: The patterns' log-normalized lower-triangular patches.
-        attention: The patterns, of prompts of one length.
-        precision: float32 or bfloat16 (default: what the device is good at).
-
-    Raises:
-        ValueError: When the prompt is no longer than one patch: nothing is left to see.
+    The patterns are of prompts of one length, longer than one patch: else nothing is left to see.
     """
     from aplens.mae.habit import fill_in_queries, to_attention
 
     n = attention.shape[-1]
-    filled = fill_in_queries(mae, scaled, n, 1, precision)
+    filled = fill_in_queries(mae, scaled, n, 1)
     difference = mae.grid.last_query(scaled, n) - filled[:, 0]
     last = attention[:, -1].to(difference)
     return Surprise(

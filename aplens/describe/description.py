@@ -101,24 +101,9 @@ def describe_patterns(
     """Describe heads by their patterns; the prompts are run twice, and no pattern is kept.
 
     The first run sums up the embeddings of all heads of the model. The second looks at the chosen
-    ones, and stops after the last of their layers.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge.
-        prompts: On the model's device, longer than one patch of the AP-MAE and within its context.
-        heads: Which heads.
-        mae: The AP-MAE.
-        texts: What each token id that occurs reads.
-        delimiters: Which token ids are delimiters, up to the largest that occurs.
-        answers: Each prompt's.
-        batch_size: Prompts a forward pass.
-        precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at).
-        progress: A bar (the default), nothing (False), or a function called with (prompts run,
-            prompts to run): each is run twice.
-
-    Raises:
-        ValueError: When a prompt is too short or too long, or what the model computes is no
-            attention.
+    ones, and stops after the last of their layers. Prompts are longer than one patch of the AP-MAE
+    and within its context; `texts` and `delimiters` say of token ids what they read and whether
+    they are delimiters. All else is as `aplens.describe_heads` has it.
     """
     require_visible(mae, int(prompts.lengths.min()))
     length = common_length(prompts.lengths)

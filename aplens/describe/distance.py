@@ -19,6 +19,9 @@ from aplens.prompts import Prompts, PromptsLike, read_prompts
 if TYPE_CHECKING:
     from aplens.mae import APMAE
 
+#: How many of the nearest reference embeddings count.
+_N_NEIGHBORS = 5
+
 #: Unit vectors that are nearer by cosine are the same but for rounding.
 _ALIKE = 1e-6
 
@@ -30,13 +33,12 @@ def pattern_distances(
     *,
     mae: APMAE,
     heads: HeadsLike | None = None,
-    n_neighbors: int = 5,
     batch_size: int = 8,
     progress: bool | Progress = True,
 ) -> dict[Head, float]:
     """How far each head's patterns on these prompts are from those on reference prompts.
 
-    A pattern's distance is the mean cosine distance of its embedding to the nearest reference
+    A pattern's distance is the mean cosine distance of its embedding to the five nearest reference
     embeddings of the same head. It is divided by the mean distance of that head's reference
     patterns from each other, each measured in the same way with itself left out. So 1 is as usual,
     and 3 is three times as far as usual; the result is the mean over prompts. One prompt is enough.
@@ -52,7 +54,6 @@ def pattern_distances(
         reference: What is usual: other prompts, such as ordinary text, a few dozen or more.
         mae: The AP-MAE that encodes patterns.
         heads: Which heads (default: all).
-        n_neighbors: How many of the nearest reference embeddings count.
         batch_size: Prompts a forward pass.
         progress: A bar (the default), nothing (False), or a function called with (prompts run,
             prompts in all), the reference's among them.
@@ -61,13 +62,12 @@ def pattern_distances(
         The distance of each head, in the order of `heads`.
 
     Raises:
-        ValueError: When `n_neighbors` is not positive, there are no more than `n_neighbors`
-            reference prompts as long as the longest prompt, or prompts are longer than the AP-MAE
-            takes.
+        ValueError: When there are fewer than 6 reference prompts as long as the longest prompt, or
+            prompts are longer than the AP-MAE takes.
     """
     chosen = select_heads(model, heads)
     asked, usual = read_prompts(model, prompts), read_prompts(model, reference)
-    _check(asked, usual, mae, n_neighbors)
+    _check(asked, usual, mae)
     tell, n_done = show_progress(progress, "Comparing patterns"), 0
 
     def stream(some: Prompts) -> Iterator[AttentionPatterns]:
@@ -89,8 +89,8 @@ def pattern_distances(
     for length, embeddings in theirs.items():
         here = ours[(asked.lengths == length).to(ours.device)].transpose(0, 1)
         others = torch.cat(embeddings).transpose(0, 1)
-        far = _nearest_distances(here, others, n_neighbors)
-        usually = _nearest_distances(others, others, n_neighbors, leave_out_self=True).mean(dim=1)
+        far = _nearest_distances(here, others)
+        usually = _nearest_distances(others, others, leave_out_self=True).mean(dim=1)
         ratios = far.clamp(min=_ALIKE) / usually.clamp(min=_ALIKE)[:, None]
         total += ratios.sum(dim=1).double().cpu()
     return dict(zip(chosen, (total / len(asked)).tolist(), strict=True))
@@ -141,16 +141,13 @@ def output_norms(
     return {head: total / len(read) for head, total in totals.items()}
 
 
-def _check(prompts: Prompts, reference: Prompts, mae: APMAE, n_neighbors: int) -> None:
-    if n_neighbors < 1:
-        raise ValueError(f"n_neighbors must be 1 or more, got {n_neighbors}")
+def _check(prompts: Prompts, reference: Prompts, mae: APMAE) -> None:
     mae.grid.n_rows_for(prompts.n_tokens)  # refuses prompts that are too long for it
     n_long = int((reference.lengths >= prompts.n_tokens).sum())
-    if n_long <= n_neighbors:
+    if n_long <= _N_NEIGHBORS:
         raise ValueError(
-            f"comparing with {n_neighbors} neighbors needs at least {n_neighbors + 1} reference "
-            f"prompts as long as the longest prompt, {prompts.n_tokens} tokens: "
-            f"{n_long} of {len(reference)} are"
+            f"comparing needs at least {_N_NEIGHBORS + 1} reference prompts as long as the longest "
+            f"prompt, {prompts.n_tokens} tokens: {n_long} of {len(reference)} are"
         )
 
 
@@ -162,19 +159,11 @@ def _embed(mae: APMAE, patterns: AttentionPatterns) -> Float[Tensor, "prompt hea
 def _nearest_distances(
     rows: Float[Tensor, "head row d_embed"],
     others: Float[Tensor, "head other d_embed"],
-    n_neighbors: int,
     *,
     leave_out_self: bool = False,
 ) -> Float[Tensor, "head row"]:
-    """Mean cosine distance of each row to the nearest of the others.
-
-    Args:
-        rows: Unit vectors.
-        others: Unit vectors.
-        n_neighbors: How many of the nearest.
-        leave_out_self: `others` are the rows themselves: a row is no neighbor of its own.
-    """
+    """Mean cosine distance of unit vectors to the nearest of others; a row may be among these."""
     distances = (1 - rows @ others.transpose(1, 2)).clamp(min=0)
     if leave_out_self:
         distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    return distances.topk(n_neighbors, dim=-1, largest=False).values.mean(dim=-1)
+    return distances.topk(_N_NEIGHBORS, dim=-1, largest=False).values.mean(dim=-1)

@@ -136,20 +136,8 @@ def measure_heads(
 ) -> ModelHeads:
     """Run each prompt once through a model, and sum up what all of its heads do.
 
-    Args:
-        model: A HookedTransformer or TransformerBridge.
-        prompts: On the model's device, longer than one patch of the AP-MAE and within its context.
-        name: The model's name on the map.
-        texts: What each prompt reads.
-        mae: An AP-MAE that has a fingerprint.
-        batch_size: Prompts a forward pass.
-        precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at).
-        seed: Of the halves and of the repeated tokens.
-        progress: Called with the prompts done.
-
-    Raises:
-        ValueError: When the AP-MAE has no fingerprint, a prompt is too short or too long, or what
-            the model computes is no attention.
+    Prompts, which read `texts`, are longer than one patch of the AP-MAE and within its context.
+    `progress` is called with the prompts done. All else is as `aplens.map_heads` has it.
     """
     require_visible(mae, int(prompts.lengths.min()))
     info = describe_model(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens.correctness.clusters import Reducer, resolve_reducer
+from aplens.correctness.clusters import Reducer, fit_umap, resolve_reducer
 from aplens.correctness.principal import fit_pca
 from aplens.patterns.templates import MIXED
 
@@ -43,12 +42,10 @@ def mutual_nearest(similarities: Float[Tensor, "head other"]) -> Int[Tensor, "2 
 
 
 class Group(NamedTuple):
-    """Heads that are alike.
+    """Places of heads that are alike, the one nearest to their middle first.
 
-    Attributes:
-        name: The template that at least half of them follow, or "mixed".
-        share: The share of them that follows the most frequent template.
-        members: Their places, the one nearest to the group's middle first.
+    It is named by the template that at least half of them follow, or "mixed"; `share` of them
+    follows the most frequent one.
     """
 
     name: str
@@ -59,11 +56,7 @@ class Group(NamedTuple):
 def group_heads(
     directions: Float[Tensor, "head d"], templates: Sequence[str], n_groups: int
 ) -> list[Group]:
-    """Part heads into groups of like directions (Ward's method), the largest group first.
-
-    Raises:
-        ValueError: When `n_groups` is not from 1 to the number of heads.
-    """
+    """Part heads into groups of like directions (Ward's method), the largest group first."""
     if not 1 <= n_groups <= len(directions):
         raise ValueError(f"n_groups must be 1 to {len(directions)}, the heads, got {n_groups}")
     labels = np.zeros(len(directions), dtype=int)
@@ -85,19 +78,11 @@ def group_heads(
 
 
 def lay_out(
-    directions: Float[Tensor, "head d"], reducer: Reducer = "auto", seed: int = 0
+    directions: Float[Tensor, "head d"], reducer: Reducer = "auto"
 ) -> tuple[Float[np.ndarray, "head 2"], str]:
     """Places in a plane, like heads near each other; and by what: "umap" or "pca".
 
-    Args:
-        directions: As `centre` makes them.
-        reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed. So few heads that
-            each would be every other's neighbour are laid out by PCA in any case.
-        seed: Of UMAP.
-
-    Raises:
-        ValueError: When `reducer` is unknown.
-        ImportError: When "umap" is asked for and not installed.
+    So few heads that each would be every other's neighbour are laid out by PCA in any case.
     """
     rows = directions.float().numpy()
     used = resolve_reducer(reducer)
@@ -106,16 +91,4 @@ def lay_out(
         found = fit_pca(rows, min(2, *rows.shape)).transform(rows)
         places[:, : found.shape[1]] = found
         return places, "pca"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed means one thread, that TensorFlow is missing
-        from umap import UMAP
-
-        reduced = UMAP(
-            n_components=2,
-            n_neighbors=_N_NEIGHBORS,
-            min_dist=_MIN_DIST,
-            metric="cosine",
-            init="pca",
-            random_state=seed,
-        ).fit_transform(rows)
-    return reduced.astype(float), "umap"
+    return fit_umap(rows, 2, _N_NEIGHBORS, _MIN_DIST), "umap"

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from aplens._documents import check, take
 from aplens._io import atomic_write, parse_json
-from aplens._words import shorten
 from aplens.describe.fingerprints import ModelHeads
-from aplens.heads import Head, ModelShape, parse_heads
+from aplens.heads import ModelShape, parse_heads
 
 _KEY, _VERSION = "aplens.head_map", 1
 _ARRAYS = {
@@ -32,16 +31,7 @@ _ARRAYS = {
 
 
 def write_map(path: str | os.PathLike[str], models: Sequence[ModelHeads], mae: str) -> None:
-    """Write what is known of models' heads.
-
-    Args:
-        path: The file.
-        models: The models, in order.
-        mae: Which AP-MAE made the fingerprints.
-
-    Raises:
-        OSError: When the file cannot be written.
-    """
+    """Write what is known of models' heads; `mae` says which AP-MAE made the fingerprints."""
     facts = {"version": _VERSION, "mae": mae, "models": [_facts(each) for each in models]}
     arrays = {
         f"{number}.{name}": getattr(each, name).contiguous()
@@ -54,12 +44,7 @@ def write_map(path: str | os.PathLike[str], models: Sequence[ModelHeads], mae: s
 
 
 def read_map(path: str | os.PathLike[str]) -> tuple[tuple[ModelHeads, ...], str]:
-    """What `write_map` wrote: the models, and which AP-MAE it was.
-
-    Raises:
-        OSError: When the file cannot be read.
-        ValueError: When it is no map of heads, or a damaged one; the message names the file.
-    """
+    """What `write_map` wrote: the models, and which AP-MAE it was."""
     with Path(path).open("rb"):  # a missing file or a folder is an OSError that names it
         pass
     try:
@@ -103,28 +88,20 @@ def _read_model(facts: Mapping[str, Any], number: int, arrays: Mapping[str, Tens
         take(facts, "n_layers", int, where),
         take(facts, "n_heads", int, where),
     )
-    heads = [_read_head(pair, f"{where}heads") for pair in take(facts, "heads", list, where)]
-    if len(parse_heads(heads, shape)) != len(heads):
+    pairs = [
+        tuple(check(pair, list, f"{where}heads")) for pair in take(facts, "heads", list, where)
+    ]
+    heads = parse_heads(pairs, shape)
+    if len(heads) != len(pairs):
         raise ValueError(f"{where}heads names a head twice")
     return ModelHeads(
         name=take(facts, "name", str, where),
         model=shape,
-        heads=tuple(heads),
+        heads=heads,
         templates=_texts(facts, "templates", where),
         texts=_texts(facts, "texts", where),
         **{name: _array(arrays, f"{number}.{name}") for name in _ARRAYS},
     )
-
-
-def _read_head(pair: Any, name: str) -> Head:
-    layer, head = (check(each, int, name) for each in _pair(pair, name))
-    return Head(layer, head)
-
-
-def _pair(value: Any, name: str) -> list[Any]:
-    if len(check(value, list, name)) != 2:
-        raise ValueError(f"{name} must be pairs of layer and head, got {shorten(value)}")
-    return list(value)
 
 
 def _texts(facts: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:

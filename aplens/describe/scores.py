@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from aplens._progress import Progress, show_progress
 from aplens.heads import HeadsLike
+from aplens.mae.error import hidden_errors, inside_pattern
+from aplens.mae.masking import random_masks
+from aplens.mae.rounds import seeded
 from aplens.patterns import log_normalize, stream_patterns
 from aplens.patterns.collect import select_heads
 from aplens.patterns.templates import MIXED, TEMPLATES, name_templates, template_scores
@@ -24,14 +27,16 @@ if TYPE_CHECKING:
     from aplens.mae import APMAE
 
 
+#: Of the masks, one a prompt.
+_MASK_SEED = 0
+
+
 def score_heads(
     model: Any,
     prompts: PromptsLike,
     *,
     mae: APMAE,
     heads: HeadsLike | None = None,
-    mask_ratio: float | None = None,
-    seed: int = 0,
     batch_size: int = 8,
     precision: torch.dtype | None = None,
     progress: bool | Progress = True,
@@ -48,8 +53,6 @@ def score_heads(
             `aplens.prompts.read_prompts`.
         mae: The AP-MAE.
         heads: Which heads (default: all).
-        mask_ratio: Share of the patches to hide (default: the AP-MAE's own).
-        seed: Of the masks: one a prompt, the same for all heads.
         batch_size: Prompts a forward pass.
         precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at, see
             `aplens.mae.default_precision`). In bfloat16 the last digits of `error` and `variation`
@@ -75,8 +78,7 @@ def score_heads(
         - one column for each template: the share of attention that it holds, averaged over prompts.
 
     Raises:
-        ValueError: When a head is out of range, prompts are empty, too long or not the model's, or
-            `mask_ratio` is not between 0 and 1.
+        ValueError: When a head is out of range, or prompts are empty, too long or not the model's.
         TypeError: When `prompts` is no form of prompts.
     """
     import pandas as pd
@@ -84,7 +86,7 @@ def score_heads(
     chosen = tuple(sorted(select_heads(model, heads)))
     read = fit_context(read_prompts(model, prompts), mae.config.n_ctx)
     _warn_of_short_prompts(read, mae.grid.patch_size)
-    errors = _Errors(mae, mask_ratio, seed, precision)
+    errors = _Errors(mae, precision)
     variation = _Variation(mae, common_length(read.lengths), precision)
     templates = TemplateCounts(len(chosen))
     tell = show_progress(progress, "Scoring heads")
@@ -112,36 +114,26 @@ def score_heads(
 class _Errors:
     """Squared errors on hidden patches, and those of a guess without AP-MAE."""
 
-    def __init__(
-        self, mae: APMAE, mask_ratio: float | None, seed: int, precision: torch.dtype | None
-    ) -> None:
+    def __init__(self, mae: APMAE, precision: torch.dtype | None) -> None:
         self._mae = mae
         self._precision = precision
-        self._mask_ratio = mae.config.mask_ratio if mask_ratio is None else mask_ratio
-        self._seed = seed
         self._by_prompt: list[Float[np.ndarray, "2 head"]] = []
 
     def see(self, prompt: int, attention: Float[Tensor, "head query key"]) -> None:
-        from aplens.mae.masking import random_masks
-        from aplens.mae.rounds import seeded
-
         mae, n_tokens = self._mae, attention.shape[-1]
         scaled = log_normalize(mae.grid.patchify(attention.to(mae.device)))
-        n_patches = scaled.shape[1]
+        n_heads, n_patches = scaled.shape[:2]
         if n_patches < 2:
             return  # nothing can be seen when something is hidden
-        mask = random_masks(1, n_patches, self._mask_ratio, seeded(self._seed, prompt))
-        mask = mask.to(mae.device)
-        filled = mae.fill_in(
-            scaled, mask.expand(len(scaled), -1), n_tokens=n_tokens, precision=self._precision
-        )
-        inside = mae.grid.patchify(torch.ones(n_tokens, n_tokens, device=mae.device))
-        hidden = inside * mask[0, :, None]  # padding is no part of the pattern
-        squared = [
-            ((guess - scaled).square() * hidden).sum((1, 2)) / hidden.sum()
+        mask = random_masks(1, n_patches, mae.config.mask_ratio, seeded(_MASK_SEED, prompt))
+        mask = mask.to(mae.device).expand(n_heads, -1)
+        filled = mae.fill_in(scaled, mask, n_tokens=n_tokens, precision=self._precision)
+        inside = inside_pattern(mae.grid, n_tokens, mae.device)
+        errors = [
+            hidden_errors(guess, scaled, mask, inside)
             for guess in (filled, self._simple_guess(scaled, n_tokens))
         ]
-        self._by_prompt.append(torch.stack(squared).double().cpu().numpy())
+        self._by_prompt.append(torch.stack(errors).double().cpu().numpy())
 
     def _simple_guess(
         self, scaled: Float[Tensor, "head patch pixel"], n_tokens: int

@@ -44,13 +44,7 @@ class Answers(NamedTuple):
 def key_kinds(
     tokens: Int[Tensor, " pos"], delimiters: Bool[Tensor, " pos"], answers: Answers
 ) -> Int[Tensor, "query key"]:
-    """What each key is to each query, as a place in `KEY_KINDS`.
-
-    Args:
-        tokens: One prompt.
-        delimiters: Which of its tokens are delimiters.
-        answers: The prompt's answers.
-    """
+    """What each key of a prompt is to each query, as a place in `KEY_KINDS`."""
     members = dict(zip(TEMPLATES, template_keys(tokens), strict=False))
     whole = {name: tokens == answer for name, answer in answers._asdict().items()}
     whole["delimiter"] = delimiters.cpu()
@@ -66,10 +60,7 @@ def key_kinds(
 class SurpriseTally:
     """Surprise added up over prompts; every query counts the same.
 
-    Args:
-        n_heads: How many heads.
-        delimiters: `Bool[Tensor, "token_id"]`, which token ids are delimiters. As long as the ids
-            that occur need.
+    `delimiters` says which token ids are some, as far as the ids that occur reach.
     """
 
     def __init__(self, n_heads: int, delimiters: Bool[Tensor, " token_id"]) -> None:
@@ -109,8 +100,7 @@ class SurpriseTally:
     def shares_by_text(self, texts: Mapping[int, str]) -> list[dict[str, float]]:
         """For each head the share of its surprise that falls on each token text, the most first.
 
-        Args:
-            texts: What the token ids that occurred read; ids that read the same count together.
+        Ids that read the same count together.
         """
         by_head = []
         for row in self._by_token:

@@ -7,14 +7,13 @@ from aplens.interventions.effects import (
     estimate_effects,
     measure_effects,
 )
-from aplens.interventions.head_numbers import ScalesLike, change_heads
 from aplens.interventions.outcomes import (
     RANDOM,
     AblationSweep,
     Setting,
     SettingResult,
 )
-from aplens.interventions.scaling import scale_heads
+from aplens.interventions.scaling import ScalesLike, change_heads, scale_heads
 from aplens.interventions.sweep import PAPER_SIZES, SweepPlan, sweep_ablations
 
 __all__ = [

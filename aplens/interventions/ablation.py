@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from aplens._seeds import read_seed
 from aplens.heads import Head, HeadsLike, parse_heads
 from aplens.models import ModelInfo, attach_hooks, describe_model, run_until, z_hook_name
-from aplens.prompts import Prompts, read_prompts
+from aplens.prompts import Prompts, PromptsLike, read_prompts
 
 AblationMethod: TypeAlias = Literal["zero", "mean", "resample"]
 
@@ -28,11 +28,10 @@ _REFERENCE_BATCH = 16
 @contextmanager
 def ablate_heads(
     model: Any,
-    heads: HeadsLike | None = None,
+    heads: HeadsLike,
     *,
-    per_prompt: Sequence[HeadsLike] | None = None,
     method: AblationMethod = "zero",
-    reference: Int[Tensor, "prompt pos"] | Prompts | None = None,
+    reference: PromptsLike | None = None,
     seed: int = 0,
 ) -> Iterator[None]:
     """Replace the output of the chosen heads, at every position, inside the `with` block.
@@ -41,34 +40,28 @@ def ablate_heads(
     by an exception; hooks of others stay. Blocks nest: where both name a head, the inner one acts
     last. Gradients flow to everything but the replaced outputs.
 
-    Under `model.generate`, with or without a key-value cache, `zero`, `mean` and `resample`
-    without a reference act on the prompt and on every generated token. `resample` with a reference
-    has no outputs for generated positions and raises there.
+    Under `model.generate`, with or without a key-value cache, `zero` and `mean` act on the prompt
+    and on every generated token. `resample` has no outputs for generated positions and raises
+    there.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        heads: The heads, for every prompt alike: anything `parse_heads` takes.
-        per_prompt: Instead of `heads`: one choice of heads for each prompt of the batch.
+        heads: The heads, for every prompt alike: anything `parse_heads` takes. Where each prompt is
+            to have its own, `scale_heads(per_prompt=)` takes zeros.
         method: What replaces a head's output. `zero`: zeros. `mean`: its mean output over all
-            positions of the reference prompts. `resample`: its output at the same position of
-            another prompt: one drawn from the reference, or, without one, another prompt of the
-            batch being run (a seeded derangement, the same in every layer).
-        reference: Tokens of the reference prompts, run once on entry; `Prompts` where they differ
-            in length. `zero` does not use them.
+            positions of the reference prompts. `resample`: its output at the same position of a
+            prompt drawn from the reference, the same in every layer.
+        reference: The reference prompts, in any form that `read_prompts` takes; run once on entry.
+            `zero` does not use them.
         seed: Decides which prompt `resample` takes.
 
     Raises:
-        ValueError: On entry: a head is out of range, both or neither of `heads` and `per_prompt`
-            are given, the method is unknown, `mean` has no reference, or the seed is no whole
-            number from 0 to 2**63 - 1. In the forward pass: the batch is not the size of
-            `per_prompt`, `resample` got a batch of one without a reference, or a reference whose
-            prompts have another length.
+        ValueError: On entry: a head is out of range, the method is unknown, `mean` or `resample`
+            has no reference, or the seed is no whole number from 0 to 2**63 - 1. In the forward
+            pass: `resample` got a reference whose prompts have another length.
     """
-    info = describe_model(model)
-    choices = _read_choices(heads, per_prompt, info)
-    named = tuple(dict.fromkeys(head for choice in choices for head in choice))
-    substitute = make_substitute(model, named, method, reference, seed)
-    with attach_hooks(model, _ablation_hooks(info, choices, named, substitute)):
+    chosen = parse_heads(heads, describe_model(model))
+    with ablate_with(model, chosen, make_substitute(model, chosen, method, reference, seed)):
         yield
 
 
@@ -83,7 +76,11 @@ def ablate_with(
 
     `numbers` says which prompt of a larger batch each row is (default: its own number).
     """
-    hooks = _ablation_hooks(describe_model(model), [tuple(heads)], heads, substitute, numbers)
+    info = describe_model(model)
+    hooks = [
+        (z_hook_name(layer), _replacing(members, substitute, info, numbers))
+        for layer, members in _by_layer(heads).items()
+    ]
     with attach_hooks(model, hooks):
         yield
 
@@ -92,18 +89,14 @@ def ablate_with(
 def ablate_singly(
     model: Any, heads: Sequence[Head], substitute: Substitute, numbers: Int[Tensor, " prompt"]
 ) -> Iterator[None]:
-    """Ablate each head on its own copy of the same prompts, in one batch of all the copies.
+    """Ablate each head of one layer on its own copy of the same prompts, in one batch of all.
 
-    Args:
-        model: A HookedTransformer or TransformerBridge.
-        heads: The heads. The batch that is run has all prompts once for each, in this order.
-        substitute: What replaces their outputs.
-        numbers: Which prompt of a larger set each of the prompts is.
+    The batch that is run has all prompts once for each head, in this order; `numbers` are theirs.
     """
-    choices = [(head,) for head in heads for _ in numbers]
-    copied = numbers.repeat(len(heads))
-    hooks = _ablation_hooks(describe_model(model), choices, heads, substitute, copied)
-    with attach_hooks(model, hooks):
+    own = torch.eye(len(heads), dtype=torch.bool).repeat_interleave(len(numbers), dim=0)
+    info, copied = describe_model(model), numbers.repeat(len(heads))
+    hook = _replacing(heads, substitute, info, copied, own[:, None, :, None])
+    with attach_hooks(model, [(z_hook_name(heads[0].layer), hook)]):
         yield
 
 
@@ -111,29 +104,18 @@ def make_substitute(
     model: Any,
     heads: Sequence[Head],
     method: AblationMethod,
-    reference: Int[Tensor, "prompt pos"] | Prompts | None = None,
+    reference: PromptsLike | None = None,
     seed: int = 0,
 ) -> Substitute:
-    """What `method` puts in place of any of `heads`; runs the reference when the method needs it.
-
-    Raises:
-        ValueError: When the method is unknown, the seed is no whole number from 0 to 2**63 - 1,
-            `mean` has no reference, the reference is not a non-empty batch of prompts, or
-            `resample` has one of several lengths.
-    """
+    """What `method` puts in place of any of `heads`; the reference is run when it is needed."""
     if method not in get_args(AblationMethod):
         raise ValueError(f"method must be one of {list(get_args(AblationMethod))}, got {method!r}")
     seed = read_seed(seed)
-    if method == "mean" and reference is None:
-        raise ValueError(
-            "method 'mean' needs reference=, a tensor of tokens [prompt, pos] over which each "
-            "head's output is averaged"
-        )
-    prompts = None if reference is None else _read_reference(model, reference)
     if method == "zero":
         return lambda heads, z, numbers: z.new_zeros(1)
-    if prompts is None:
-        return lambda heads, z, numbers: _from_batch(heads, z, seed)
+    if reference is None:
+        raise ValueError(f"method {method!r} needs reference=, prompts to take outputs from")
+    prompts = read_prompts(model, reference)
     if method == "mean":
         means = _mean_outputs(model, heads, prompts)
         return lambda heads, z, numbers: torch.stack([means[head] for head in heads]).to(z)
@@ -146,67 +128,21 @@ def make_substitute(
     return lambda heads, z, numbers: _from_reference(heads, z, numbers, outputs, seed)
 
 
-def _read_reference(model: Any, reference: Int[Tensor, "prompt pos"] | Prompts) -> Prompts:
-    if isinstance(reference, Tensor) and (reference.ndim != 2 or reference.numel() == 0):
-        raise ValueError(
-            "reference must be a non-empty tensor of tokens [prompt, pos], "
-            f"got shape {tuple(reference.shape)}"
-        )
-    return read_prompts(model, reference)
-
-
-def _read_choices(
-    heads: HeadsLike | None, per_prompt: Sequence[HeadsLike] | None, info: ModelInfo
-) -> list[tuple[Head, ...]]:
-    """One choice for the whole batch, or one a prompt, each checked against the model."""
-    if (heads is None) == (per_prompt is None):
-        raise ValueError("give either heads (for every prompt) or per_prompt (one choice a prompt)")
-    if per_prompt is None:
-        assert heads is not None
-        return [parse_heads(heads, info)]
-    if isinstance(per_prompt, str | Mapping) or not isinstance(per_prompt, Iterable):
-        raise ValueError(
-            "per_prompt must be a sequence with one choice of heads for each prompt, "
-            f"got {per_prompt!r}"
-        )
-    return [parse_heads(choice, info) for choice in per_prompt]
-
-
-def _ablation_hooks(
-    info: ModelInfo,
-    choices: Sequence[Sequence[Head]],
-    named: Sequence[Head],
-    substitute: Substitute,
-    numbers: Int[Tensor, " batch"] | None = None,
-) -> list[tuple[str, Callable[..., Tensor]]]:
-    """One hook for each layer that has a head among `named`. Rows number themselves by default."""
-    hooks = []
-    for layer in sorted({head.layer for head in named}):
-        in_layer = [head for head in named if head.layer == layer]
-        mask = None if len(choices) == 1 else _choice_mask(choices, in_layer, info.n_heads)
-        hooks.append((z_hook_name(layer), _replacing(in_layer, mask, substitute, info, numbers)))
-    return hooks
-
-
-def _choice_mask(
-    choices: Sequence[Sequence[Head]], in_layer: Sequence[Head], n_heads: int
-) -> Bool[Tensor, "prompt 1 head 1"]:
-    """Which prompt replaces which head of one layer."""
-    mask = torch.zeros(len(choices), 1, n_heads, 1, dtype=torch.bool)
-    for prompt, choice in enumerate(choices):
-        for head in set(choice).intersection(in_layer):
-            mask[prompt, 0, head.head, 0] = True
-    return mask
+def _by_layer(heads: Sequence[Head]) -> dict[int, list[Head]]:
+    layers: dict[int, list[Head]] = {}
+    for head in heads:
+        layers.setdefault(head.layer, []).append(head)
+    return layers
 
 
 def _replacing(
     heads: Sequence[Head],
-    mask: Bool[Tensor, "prompt 1 head 1"] | None,
     substitute: Substitute,
     info: ModelInfo,
     numbers: Int[Tensor, " batch"] | None,
+    mask: Bool[Tensor, "batch 1 chosen 1"] | None = None,
 ) -> Callable[..., Tensor]:
-    """The hook of one layer. `mask` narrows `heads` down to each prompt's own; None is all."""
+    """The hook of one layer. `mask` narrows `heads` down to each row's own; None is all."""
     columns = [head.head for head in heads]
 
     def replace(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
@@ -215,37 +151,14 @@ def _replacing(
                 f"expected the head outputs of layer {heads[0].layer} as [batch, pos, "
                 f"{info.n_heads} heads, d_head], got shape {tuple(z.shape)}"
             )
-        if mask is not None and len(mask) != len(z):
-            raise ValueError(
-                f"per_prompt has heads for {len(mask)} prompts, the batch has {len(z)}"
-            )
         rows = torch.arange(len(z)) if numbers is None else numbers
-        replaced = z.clone()
-        replaced[:, :, columns] = substitute(heads, z, rows)
-        return replaced if mask is None else torch.where(mask.to(z.device), replaced, z)
+        new, replaced = substitute(heads, z, rows), z.clone()
+        if mask is not None:
+            new = torch.where(mask.to(z.device), new, z[:, :, columns])
+        replaced[:, :, columns] = new
+        return replaced
 
     return replace
-
-
-def _from_batch(
-    heads: Sequence[Head], z: Float[Tensor, "batch pos head d_head"], seed: int
-) -> Float[Tensor, "batch pos chosen d_head"]:
-    """The outputs of each prompt's donor in the same batch."""
-    if len(z) < 2:
-        raise ValueError(
-            "method 'resample' without a reference takes outputs from the other prompts of the "
-            "batch, and this batch has one prompt: run at least two, or give reference="
-        )
-    columns = [head.head for head in heads]
-    return z[_derangement(len(z), seed).to(z.device)][:, :, columns]
-
-
-def _derangement(n: int, seed: int) -> Int[Tensor, " n"]:
-    """A random permutation of one single cycle, so that nothing stays where it was."""
-    cycle = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    donors = torch.empty_like(cycle)
-    donors[cycle] = cycle.roll(1)
-    return donors
 
 
 def _from_reference(
@@ -293,9 +206,7 @@ def _reference_outputs(
     """A few reference prompts at a time, and the heads' outputs on them."""
     if not heads:
         return
-    by_layer: dict[int, list[Head]] = {}
-    for head in heads:
-        by_layer.setdefault(head.layer, []).append(head)
+    by_layer = _by_layer(heads)
 
     def keeping(members: Sequence[Head], kept: dict[Head, Tensor]) -> Callable[..., None]:
         def keep(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -15,14 +15,8 @@ from torch import Tensor
 from aplens._progress import Progress, show_progress
 from aplens.heads import Head, HeadRanking, HeadsLike, ModelShape
 from aplens.intervals import FileBootstrap, sign_flip_p_values
-from aplens.interventions.ablation import (
-    AblationMethod,
-    Substitute,
-    ablate_singly,
-    make_substitute,
-)
+from aplens.interventions.ablation import AblationMethod, ablate_singly, make_substitute
 from aplens.models import (
-    Residuals,
     attach_hooks,
     can_start_midway,
     describe_model,
@@ -210,9 +204,9 @@ def measure_effects(
             model is broken: its logits contain NaN or infinity, or its patterns are no attention.
     """
     task = _Task.read(model, scenarios, heads, metric, batch_size)
-    if method == "resample":
+    if method == "resample" and reference is not None:
         reference = _cut_reference(model, reference, task.prompts.n_tokens)
-    substitute = _make_substitute(model, task.heads, method, reference, seed)
+    substitute = make_substitute(model, task.heads, method, reference, seed)
     clean, values = task.empty_results()
     midway = can_start_midway(model)
     tell, n_done = show_progress(progress, "Measuring effects"), 0
@@ -225,11 +219,15 @@ def measure_effects(
         ):
             logits = last_token_logits(model, prompts.tokens, prompts.lengths)
         clean[numbers] = task.evaluate(logits, numbers)
-        for layer, places in task.heads_at_once(max(1, batch_size // len(numbers))):
-            with ablate_singly(model, [task.heads[i] for i in places], substitute, numbers):
-                logits = _logits_of_copies(
-                    model, prompts, len(places), layer if midway else 0, residuals
-                )
+        at_once = max(1, batch_size // len(numbers))
+        for layer, places in task.heads_at_once(at_once):
+            n_copies = len(places)
+            with (
+                ablate_singly(model, [task.heads[i] for i in places], substitute, numbers),
+                start_at(model, layer if midway else 0, residuals, n_copies),
+            ):
+                copies = prompts.tokens.repeat(n_copies, 1), prompts.lengths.repeat(n_copies)
+                logits = last_token_logits(model, *copies)
             for place, ablated in zip(places, logits.split(len(numbers)), strict=True):
                 values[place, numbers] = task.evaluate(ablated, numbers) - clean[numbers]
             n_done += len(places) * len(numbers)
@@ -238,8 +236,8 @@ def measure_effects(
         task.heads,
         values.numpy(),
         clean.numpy(),
-        metric=metric,
-        method=method,
+        metric,
+        method,
         estimated=False,
         groups=scenarios.files,
         model=describe_model(model),
@@ -291,7 +289,7 @@ def estimate_effects(
     if method not in ("zero", "mean"):
         raise ValueError(f"an estimate needs method 'zero' or 'mean', got {method!r}")
     task = _Task.read(model, scenarios, heads, metric, batch_size)
-    substitute = _make_substitute(model, task.heads, method, reference)
+    substitute = make_substitute(model, task.heads, method, reference)
     clean, values = task.empty_results()
     by_layer = task.by_layer
     tell, n_done = show_progress(progress, "Estimating effects"), 0
@@ -316,8 +314,8 @@ def estimate_effects(
         task.heads,
         values.numpy(),
         clean.numpy(),
-        metric=metric,
-        method=method,
+        metric,
+        method,
         estimated=True,
         groups=scenarios.files,
         model=describe_model(model),
@@ -394,11 +392,7 @@ class _Task:
     def evaluate(
         self, logits: Float[Tensor, "some d_vocab"], numbers: Int[Tensor, " some"]
     ) -> Float[Tensor, " some"]:
-        """The metric on some prompts, on the CPU.
-
-        Raises:
-            ValueError: When the logits contain NaN or infinity, or an answer's is minus infinity.
-        """
+        """The metric on some prompts, on the CPU; what is not finite is refused."""
         scores = require_logits(logits).float()
         target = scores.gather(1, self.targets[numbers].to(scores.device)[:, None])[:, 0]
         if self.wrong is None:
@@ -411,22 +405,8 @@ class _Task:
         return metrics
 
 
-def _make_substitute(
-    model: Any,
-    heads: Sequence[Head],
-    method: AblationMethod,
-    reference: PromptsLike | None,
-    seed: int = 0,
-) -> Substitute:
-    prompts = None if reference is None else read_prompts(model, reference)
-    return make_substitute(model, heads, method, prompts, seed)
-
-
-def _cut_reference(model: Any, reference: PromptsLike | None, n_tokens: int) -> Prompts:
+def _cut_reference(model: Any, reference: PromptsLike, n_tokens: int) -> Prompts:
     """The first tokens of the reference prompts, as many as the longest scenario has."""
-    if reference is None:
-        # Outputs drawn from the batch itself would depend on how scenarios fall into batches.
-        raise ValueError("measuring with method 'resample' needs reference=, other prompts")
     prompts = read_prompts(model, reference)
     shortest = int(prompts.lengths.min())
     if shortest < n_tokens:
@@ -435,19 +415,6 @@ def _cut_reference(model: Any, reference: PromptsLike | None, n_tokens: int) -> 
             f"{shortest} tokens, the longest scenario has {n_tokens}"
         )
     return prompts.first_tokens(n_tokens)
-
-
-def _logits_of_copies(
-    model: Any,
-    prompts: Prompts,
-    n_copies: int,
-    layer: int,
-    residuals: Residuals,
-) -> Float[Tensor, "copies_and_prompt d_vocab"]:
-    """Run all prompts `n_copies` times over, from `layer` on."""
-    with start_at(model, layer, residuals, n_copies):
-        tokens, lengths = prompts.tokens.repeat(n_copies, 1), prompts.lengths.repeat(n_copies)
-        return last_token_logits(model, tokens, lengths)
 
 
 @contextmanager

@@ -136,8 +136,7 @@ class AblationSweep(Shown):
             row: dict[str, Any] = {"choice": choice, "size": size}
             row |= {"n_seeds": draws[choice, size], **self._measures(correct, bootstrap)}
             if choice != RANDOM and (RANDOM, size) in means:
-                over_random = bootstrap.mean(correct - means[RANDOM, size])
-                row |= dict(zip(_OVER_RANDOM, over_random, strict=True))
+                row |= bootstrap.mean(correct - means[RANDOM, size]).columns("over_random")
             rows.append(row)
         frame = pd.DataFrame(rows, columns=["choice", "size", "n_seeds", *_MEASURES, *_OVER_RANDOM])
         return frame.astype(dict.fromkeys(_OVER_RANDOM, float))
@@ -228,9 +227,7 @@ class AblationSweep(Shown):
             "high": accuracy.high,
             "incorrect_to_correct": differences[~self.clean].sum(),
             "correct_to_incorrect": (self.clean - correct)[self.clean].sum(),
-            "change": change.value,
-            "change_low": change.low,
-            "change_high": change.high,
+            **change.columns("change"),
         }
 
 
@@ -240,11 +237,7 @@ def write_bits(values: NDArray[np.bool_]) -> str:
 
 
 def read_bits(text: str, name: str) -> NDArray[np.bool_]:
-    """What `write_bits` wrote.
-
-    Raises:
-        ValueError: When the text is none of that; it is called `name`.
-    """
+    """What `write_bits` wrote; text that is none of that is refused by `name`."""
     if set(text) - {"0", "1"}:
         raise ValueError(f"{name} must be written in 0 and 1, got {shorten(text)}")
     return np.array([character == "1" for character in text], dtype=np.bool_)

@@ -15,17 +15,9 @@ _KEY = "outcomes"
 
 
 class PartialOutcomes:
-    """Whether the model was correct on the first scenarios, for each setting.
+    """Whether the model was correct on the first scenarios, for each setting; `Store` keeps it.
 
-    Args:
-        folder: Where they are kept; None keeps nothing.
-        setup: What the outcomes depend on; those of another setup are refused.
-
-    Warns:
-        UserWarning: What was kept is damaged: the sweep begins again.
-
-    Raises:
-        ValueError: As `Store`.
+    Without a folder nothing is kept. What is damaged is warned of, and the sweep begins again.
     """
 
     def __init__(self, folder: Path | None, setup: dict[str, Any]) -> None:

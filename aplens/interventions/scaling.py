@@ -1,15 +1,31 @@
-"""Scale attention heads' outputs while a block of code runs: one gate a head."""
+"""One number a head: outputs scaled by it, or another activation changed by it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens.interventions.head_numbers import ScalesLike, change_heads
+from aplens._words import shorten
+from aplens.heads import parse_heads
+from aplens.models import (
+    ModelInfo,
+    attach_hooks,
+    describe_model,
+    pattern_hook_name,
+    require_acting,
+    z_hook_name,
+)
+
+ScalesLike: TypeAlias = "Mapping[Any, float] | Float[np.ndarray | Tensor, 'layer head']"
+
+#: Changes an activation of one layer, with one row of numbers for each prompt, or one for all.
+Change: TypeAlias = Callable[[Tensor, Float[Tensor, "prompt head"]], Tensor]
 
 
 @contextmanager
@@ -47,6 +63,66 @@ def scale_heads(
         yield
 
 
+@contextmanager
+def change_heads(
+    model: Any,
+    activation: Literal["z", "pattern"],
+    change: Change,
+    scales: ScalesLike | None = None,
+    per_prompt: Sequence[ScalesLike] | Float[Tensor, "prompt layer head"] | None = None,
+) -> Iterator[None]:
+    """Change an activation of every layer that has a head whose number is not 1.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        activation: "z", what each head writes, or "pattern", where it looks.
+        change: What to do to it: given a layer's activation and its heads' numbers, one row for
+            each prompt or one for all, the activation to go on with.
+        scales: For every prompt alike: a table from heads to numbers, where heads that are not
+            named keep 1; or one number for every head, `[layer, head]`.
+        per_prompt: Instead of `scales`: one of these for each prompt of the batch, or a tensor
+            `[prompt, layer, head]`.
+
+    Raises:
+        ValueError: When a head is out of range or named twice, a number is not finite, a shape is
+            wrong, or both or neither of `scales` and `per_prompt` are given.
+        TypeError: When something is no table of numbers.
+        UnsupportedModelError: When the model does not take up patterns that hooks return.
+    """
+    info = describe_model(model)
+    if (scales is None) == (per_prompt is None):
+        raise ValueError("give either scales (for every prompt) or per_prompt (one a prompt)")
+    if per_prompt is None:
+        table = _read_scales(scales, info)[None]
+    else:
+        table = _read_per_prompt(per_prompt, info)
+    layers = [
+        layer
+        for layer in range(info.n_layers)
+        if table.requires_grad or (table[:, layer] != 1).any()
+    ]
+    if activation == "pattern":
+        require_acting(model, "pattern", layers)
+    hook_name = pattern_hook_name if activation == "pattern" else z_hook_name
+    hooks = [
+        (hook_name(layer), _hook(change, table[:, layer], per_prompt is not None))
+        for layer in layers
+    ]
+    with attach_hooks(model, hooks):
+        yield
+
+
+def _hook(change: Change, scales: Float[Tensor, "prompt head"], per_prompt: bool) -> Any:
+    def apply(activation: Tensor, hook: Any) -> Tensor:
+        if per_prompt and len(scales) != len(activation):
+            raise ValueError(
+                f"per_prompt has scales for {len(scales)} prompts, the batch has {len(activation)}"
+            )
+        return change(activation, scales)
+
+    return apply
+
+
 def _scale(
     z: Float[Tensor, "batch pos head d_head"], scales: Float[Tensor, "prompt head"]
 ) -> Tensor:
@@ -56,3 +132,55 @@ def _scale(
             f"got shape {tuple(z.shape)}"
         )
     return z * scales[:, None, :, None].to(z)
+
+
+def _read_per_prompt(
+    per_prompt: Sequence[ScalesLike] | Tensor, info: ModelInfo
+) -> Float[Tensor, "prompt layer head"]:
+    if isinstance(per_prompt, str | Mapping) or not hasattr(per_prompt, "__len__"):
+        raise TypeError(
+            "per_prompt must be a sequence with one table of scales for each prompt, "
+            f"got {shorten(per_prompt)}"
+        )
+    if len(per_prompt) == 0:
+        raise ValueError("per_prompt must have scales for at least one prompt, got none")
+    return torch.stack([_read_scales(scales, info) for scales in per_prompt])
+
+
+def _read_scales(scales: Any, info: ModelInfo) -> Float[Tensor, "layer head"]:
+    """One number a head, checked against the model; a tensor stays part of its graph."""
+    if isinstance(scales, Mapping):
+        table = _read_table(scales, info)
+    elif isinstance(scales, np.ndarray | Tensor):
+        table = torch.as_tensor(scales)
+        if not table.requires_grad:
+            table = table.to(torch.float32)
+        if table.shape != (info.n_layers, info.n_heads):
+            raise ValueError(
+                f"scales must be [{info.n_layers} layers, {info.n_heads} heads] for {info.name}, "
+                f"got shape {tuple(table.shape)}"
+            )
+    else:
+        raise TypeError(
+            "scales must be a table from heads to numbers or an array [layer, head], got "
+            f"{shorten(scales)} of type {type(scales).__name__}"
+        )
+    broken = (~table.detach().isfinite()).nonzero()
+    if len(broken):
+        layer, head = broken[0].tolist()
+        raise ValueError(f"the scale of L{layer}H{head} is {table[layer, head].item()}, not finite")
+    return table
+
+
+def _read_table(scales: Mapping[Any, Any], info: ModelInfo) -> Float[Tensor, "layer head"]:
+    table = torch.ones(info.n_layers, info.n_heads)
+    seen = set()
+    for names, scale in scales.items():
+        if isinstance(scale, bool) or not isinstance(scale, int | float | np.number | Tensor):
+            raise TypeError(f"the scale of {names} must be a number, got {shorten(scale)}")
+        for head in parse_heads(names, info):
+            if head in seen:
+                raise ValueError(f"scales name {head} twice")
+            seen.add(head)
+            table[head] = float(scale)
+    return table

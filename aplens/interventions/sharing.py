@@ -11,14 +11,11 @@ Name = TypeVar("Name")
 
 
 class Step(NamedTuple, Generic[Name]):
-    """One run of the model.
+    """One run of the model, with the heads of the choice `name`.
 
-    Attributes:
-        name: Which choice of heads.
-        heads: The heads.
-        start: The layer from which it differs from every run before; the residual stream entering
-            it was kept by one of them. As many as the model has layers: it does not differ.
-        keep: The layers whose residual stream later runs begin with.
+    It differs from every run before from the layer `start` on, as many as the model has layers when
+    it does not differ; one of them kept the residual stream entering it. Later runs begin with that
+    entering the layers `keep`.
     """
 
     name: Name
@@ -34,12 +31,8 @@ def plan_runs(
 
     Choices that agree on all heads of the layers before L compute the same up to there. Sorted by
     their heads, layer by layer, a choice shares at least as many layers with its predecessor as
-    with any other before it (as words in a dictionary do letters).
-
-    Args:
-        choices: The heads of each run.
-        n_layers: Layers of the model.
-        midway: Whether a run may begin at a later layer than the first.
+    with any other before it (as words in a dictionary do letters). Without `midway` every run
+    begins at the first layer.
     """
     by_layer = {name: _heads_by_layer(heads, n_layers) for name, heads in choices.items()}
     order = sorted(by_layer, key=lambda name: by_layer[name])

@@ -144,9 +144,6 @@ def sweep_ablations(
     _check(model, scenarios, batch_size)
     tell = show_progress(progress, "Ablating")
     compute_in(model, precision)  # refuses another precision before anything runs
-    if method == "resample" and reference is None:
-        # Outputs drawn from the batch itself would depend on how scenarios fall into batches.
-        raise ValueError("a sweep with method 'resample' needs reference=, a tensor of tokens")
     chosen, skipped = _choose_heads(read, describe_model(model).heads, plan)
     setup = _describe_setup(model, scenarios, read, plan, method, reference)
     setup["precision"] = None if precision is None else str(precision)

@@ -177,8 +177,6 @@ class AblateSettings:
     batch_size: Count = 16
     precision: Literal["bfloat16"] | None = None
 
-    removed = (("choices", "a study ablates its orders of heads and random ones: delete the line"),)
-
 
 @dataclass(frozen=True)
 class StudySettings:
@@ -288,11 +286,7 @@ def _check_mae(mae: MAESettings, context_length: int) -> None:
 
 
 def require_length(n_ctx: int, context_length: int) -> None:
-    """Refuse prompts that are longer than an AP-MAE takes.
-
-    Raises:
-        ValueError: When they are.
-    """
+    """Refuse prompts that are longer than an AP-MAE takes."""
     if context_length > n_ctx:
         raise ValueError(
             f"scenarios.context_length is {context_length}, but this AP-MAE takes up to {n_ctx} "
@@ -301,11 +295,7 @@ def require_length(n_ctx: int, context_length: int) -> None:
 
 
 def require_reducer(rank: RankSettings) -> None:
-    """Refuse a reducer that is not installed.
-
-    Raises:
-        ValueError: When it is not.
-    """
+    """Refuse a reducer that is not installed."""
     if rank.reducer == "umap" and importlib.util.find_spec("umap") is None:
         raise ValueError(
             'rank.reducer is "umap", but umap-learn is not installed: pip install aplens[umap], or '

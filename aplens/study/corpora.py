@@ -20,15 +20,7 @@ from aplens.study.config import ScenarioSettings
 
 
 class StudyCorpus(NamedTuple):
-    """A corpus that was found.
-
-    Attributes:
-        corpus: The corpus.
-        language: Of its files.
-        short: A word for it.
-        name: What it is, for readers; corpora of one name are the same.
-        note: Why it is not another one.
-    """
+    """A corpus that was found; those of one name are the same. Its note: why it is not another."""
 
     corpus: Corpus
     language: str
@@ -42,11 +34,7 @@ class StudyCorpus(NamedTuple):
 
 
 def find_corpus(settings: ScenarioSettings) -> StudyCorpus:
-    """Open the first corpus that is there; its note says so when it is not the first choice.
-
-    Raises:
-        ScenarioError: When none is there, or the one that is cannot be read.
-    """
+    """Open the first corpus that is there; its note says so when it is not the first choice."""
     missing: list[str] = []
     for choice in settings.corpus:
         found = _open(choice, settings)

@@ -14,6 +14,7 @@ from aplens.intervals import Estimate
 from aplens.mae import BASELINES
 from aplens.plots import PREDICTOR_BASELINES, is_baseline
 from aplens.verdicts import describe_effects
+from aplens.views.wording import count
 
 if TYPE_CHECKING:
     from aplens.study.folder import StudyFolder
@@ -34,22 +35,13 @@ def describe_study(folder: StudyFolder) -> list[str]:
 
 
 def describe_heads(ranking: HeadRanking, summary: pd.DataFrame) -> str:
-    """How many heads have an effect, which are the largest, what the first do beside random heads.
-
-    Args:
-        ranking: By effects.
-        summary: `AblationSweep.summary()`, with the choice `EFFECTS`.
-    """
+    """How many heads have an effect, the largest ones, what the first do beside random heads."""
     found = describe_effects(ranking.to_frame(), ranking.metadata["metric"])
     return f"{found}; {_compare_with_random(summary, EFFECTS)}."
 
 
 def describe_predictors(frame: pd.DataFrame) -> str:
-    """Whether the default predictor tells errors better than the model's own confidence.
-
-    Args:
-        frame: As `evaluate_predictors` returns it.
-    """
+    """Whether the default predictor tells errors better than the model's own confidence."""
     frame = frame[frame["task"] == "all"]
     own, _ = _split(frame, "features", PREDICTOR_BASELINES)
     if own.empty:
@@ -72,12 +64,7 @@ def describe_predictors(frame: pd.DataFrame) -> str:
 
 
 def describe_shap(shap: HeadRanking, summary: pd.DataFrame) -> str:
-    """Whether the predictor behind the SHAP ranking is any good, and its order beside random heads.
-
-    Args:
-        shap: By a predictor of correctness.
-        summary: `AblationSweep.summary()`, with the choice `SHAP_INCORRECT`.
-    """
+    """Whether the predictor behind the SHAP ranking is any good, its order beside random heads."""
     features, auc = shap.metadata["features"], Estimate(*shap.metadata["auc"])
     of = f"{features}, the paper's choice," if features == "clusters" else features
     verdict = "no better than chance: do not use its order" if shap.is_at_chance else "above chance"
@@ -88,17 +75,10 @@ def describe_shap(shap: HeadRanking, summary: pd.DataFrame) -> str:
 
 
 def describe_task_accuracy(frame: pd.DataFrame) -> str:
-    """How often the unchanged model is right, and on which tasks most and least.
-
-    Args:
-        frame: Columns `task`, `n`, `accuracy`; a task named "all" is all of them together.
-    """
+    """How often the unchanged model is right, and on which tasks most and least."""
     is_total = frame["task"] == "all"
-    tasks = frame[~is_total]
-    counted = frame[is_total] if is_total.any() else tasks
-    n = int(counted["n"].sum())
-    overall = (counted["accuracy"] * counted["n"]).sum() / n
-    text = f"The model is right on {overall:.0%} of {n:,} scenarios"
+    total, tasks = frame[is_total].iloc[0], frame[~is_total]
+    text = f"The model is right on {total['accuracy']:.0%} of {total['n']:,} scenarios"
     if len(tasks) > 1:
         least, most = _lowest(tasks, "accuracy"), _highest(tasks, "accuracy")
         text += (
@@ -109,11 +89,7 @@ def describe_task_accuracy(frame: pd.DataFrame) -> str:
 
 
 def describe_reconstruction(frame: pd.DataFrame) -> str:
-    """Whether AP-MAE fills in masked patches better than the best predictor that is no AP-MAE.
-
-    Args:
-        frame: Columns `predictor`, `error`, `low`, `high`.
-    """
+    """Whether AP-MAE fills in masked patches better than the best predictor that is no AP-MAE."""
     best, rival = (_lowest(part, "error") for part in _split(frame, "predictor", BASELINES))
     own, other = (Estimate(*row[["error", "low", "high"]]) for row in (best, rival))
     if np.isnan([*own, *other]).any():
@@ -142,7 +118,7 @@ def _compare_with_random(summary: pd.DataFrame, choice: str) -> str:
     return (
         f"with the first {size} by {choice} ablated the model is right on {best['accuracy']:.1%} "
         f"of held-out scenarios, with as many at random on {random:.1%}: a difference of "
-        f"{points:+.1f} points, {_judge(gap)} (the clearest of {_count(len(rows), 'size')} tried)"
+        f"{points:+.1f} points, {_judge(gap)} (the clearest of {count(len(rows), 'size')} tried)"
     )
 
 
@@ -170,7 +146,3 @@ def _lowest(frame: pd.DataFrame, column: str) -> pd.Series[Any]:
 
 def _highest(frame: pd.DataFrame, column: str) -> pd.Series[Any]:
     return frame.sort_values(column, ascending=False).iloc[0]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
@@ -155,47 +154,33 @@ class StudyFolder:
 
 def _turns(tasks: Sequence[str]) -> list[int]:
     """For each scenario how many of its task stand before it."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for task in tasks:
-        turns.append(seen[task])
-        seen[task] += 1
-    return turns
+    import pandas as pd
+
+    names = pd.Series(tasks)
+    return names.groupby(names).cumcount().tolist()
+
+
+# Readers: each refuses what is something else or damaged with a ValueError that names the file.
 
 
 def read_ranking(path: Path) -> HeadRanking:
-    """A ranking by effects, whose metadata says by which metric they are and on how many prompts.
-
-    Raises:
-        OSError: When the file cannot be read.
-        ValueError: When it holds something else, such as the ranking of an older aplens; the
-            message names it.
-    """
-    ranking = HeadRanking.load(path)
-    with _naming(path, "no ranking of a study by effects (run its stage rank again)"):
-        if (method := take(ranking.metadata, "method", str, "metadata.")) != "effects":
+    """A ranking by effects, whose metadata says by which metric and on how many prompts."""
+    kind = "no ranking of a study by effects (run its stage rank again)"
+    facts = {"method": str, "metric": str, "n_prompts": int}
+    with _reading_ranking(path, kind, facts) as ranking:
+        if (method := ranking.metadata["method"]) != "effects":
             raise ValueError(f"metadata.method must be 'effects', got {shorten(method)}")
-        take(ranking.metadata, "metric", str, "metadata.")
-        take(ranking.metadata, "n_prompts", int, "metadata.")
         if "measured" not in ranking.to_frame():
             raise ValueError("its heads do not say whether they were measured")
     return ranking
 
 
 def read_shap(path: Path) -> HeadRanking:
-    """A ranking by a predictor of correctness, whose metadata says how good that predictor is.
-
-    Raises:
-        OSError: When the file cannot be read.
-        ValueError: When it holds something else, such as another ranking; the message names it.
-    """
-    ranking = HeadRanking.load(path)
-    with _naming(path, "no ranking of a study's predictor"):
-        take(ranking.metadata, "features", str, "metadata.")
-        for key in ("n_train", "n_test"):
-            take(ranking.metadata, key, int, "metadata.")
+    """A ranking by a predictor of correctness, whose metadata says how good that predictor is."""
+    facts = {"features": str, "n_train": int, "n_test": int, "auc": list, "confidence_auc": list}
+    with _reading_ranking(path, "no ranking of a study's predictor", facts) as ranking:
         for key in ("auc", "confidence_auc"):
-            interval = take(ranking.metadata, key, list, "metadata.")
+            interval = ranking.metadata[key]
             if len(interval) != 3:
                 raise ValueError(
                     f"metadata.{key} must be an estimate and the two ends of its interval, got "
@@ -207,12 +192,7 @@ def read_shap(path: Path) -> HeadRanking:
 
 
 def read_sweep(path: Path) -> AblationSweep:
-    """A sweep that says by which method it ablated.
-
-    Raises:
-        OSError: When the file cannot be read.
-        ValueError: When it holds something else, or does not say; the message names it.
-    """
+    """A sweep that says by which method it ablated."""
     from aplens.interventions import AblationSweep
 
     sweep = AblationSweep.load(path)
@@ -222,12 +202,7 @@ def read_sweep(path: Path) -> AblationSweep:
 
 
 def read_corpora(path: Path) -> list[dict[str, Any]]:
-    """What was mined: each corpus's `name` and `note`.
-
-    Raises:
-        OSError: When the file cannot be read.
-        ValueError: When it is no list of corpora; the message names it.
-    """
+    """What was mined: each corpus's `name` and `note`."""
     corpora = read_json(path)
     with _naming(path, "no list of a study's corpora"):
         for i, corpus in enumerate(check(corpora, list, "it")):
@@ -238,12 +213,7 @@ def read_corpora(path: Path) -> list[dict[str, Any]]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A table that has these columns, and of each interval the estimate and both ends.
-
-    Raises:
-        OSError: When the file cannot be read.
-        ValueError: When it is no such table; the message names it.
-    """
+    """A table that has these columns, and of each interval the estimate and both ends."""
     import pandas as pd
     from pyarrow import ArrowException
 
@@ -260,6 +230,16 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         if missing := [name for name in wanted if name not in table]:
             raise ValueError(f"column {missing[0]} is missing")
     return table
+
+
+@contextmanager
+def _reading_ranking(path: Path, kind: str, facts: Mapping[str, Any]) -> Iterator[HeadRanking]:
+    """A ranking whose metadata has these facts; what the block raises names the file."""
+    ranking = HeadRanking.load(path)
+    with _naming(path, kind):
+        for key, of in facts.items():
+            take(ranking.metadata, key, of, "metadata.")
+        yield ranking
 
 
 @contextmanager

@@ -30,19 +30,8 @@ def map_models(
     """Map the heads of models that `load_model` knows, and write the page.
 
     One model after the other is loaded and let go, so that they need not fit into memory together.
-
-    Args:
-        models: Their names or folders.
-        prompts: A text file with one prompt a line, or a JSON file with a list of texts; None: 24
-            passages of English prose and 24 of Python (`aplens.scenarios.prose_and_code`), as long
-            as the AP-MAE's context.
-        output: The page, an HTML file; or a ".safetensors" file for `HeadMap.load`.
-        mae: The AP-MAE, as for `APMAE.from_pretrained`.
-        reporter: Told what happens.
-
-    Raises:
-        ValueError: When a model is named twice, or the file holds no prompts.
-        OSError: When a file cannot be read or written.
+    Without prompts, 24 passages of English prose and 24 of Python are taken
+    (`aplens.scenarios.prose_and_code`), as long as the AP-MAE's context.
     """
     reporter = reporter or Reporter()
     repeated = sorted({name for name in models if models.count(name) > 1})
@@ -74,15 +63,9 @@ def map_models(
 
 
 def read_texts(path: Path) -> list[str]:
-    """Prompts out of a file.
+    """Prompts out of a text file, one a line, or out of a list of texts in a ".json" file.
 
-    Args:
-        path: A text file with one prompt a line, where lines of blanks count for nothing; or, with
-            the ending ".json", a list of texts, which may have line ends.
-
-    Raises:
-        OSError: When the file cannot be read.
-        ValueError: When it is no UTF-8 or JSON, or holds something else or no prompt.
+    Texts of blanks count for nothing.
     """
     try:
         text = path.read_text(encoding="utf-8")

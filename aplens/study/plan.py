@@ -37,14 +37,9 @@ _HALF, _FLOAT, _STATISTICS, _SURPRISES = 2, 4, 14, 10
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage does.
+    """What one stage does: prompts it looks at, passes of the model over single ones.
 
-    Attributes:
-        stage: Its name.
-        prompts: How many it looks at.
-        passes: How often the model is run on one prompt.
-        seconds: Estimated; None where nothing is known of it.
-        bytes: What it writes; None for less than a few megabytes.
+    No `seconds`: nothing is known of it. No `bytes`: it writes less than a few megabytes.
     """
 
     stage: str
@@ -56,12 +51,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study will cost.
-
-    Attributes:
-        stages: Stage by stage.
-        notes: What the numbers are of, in sentences.
-    """
+    """What a study will cost, stage by stage, and what the numbers are of, in sentences."""
 
     stages: tuple[StagePlan, ...]
     notes: tuple[str, ...]
@@ -90,16 +80,7 @@ class StudyPlan:
 
 
 def plan_study(settings: StudySettings, model: Any) -> StudyPlan:
-    """Count a study's work, and time it: the model and the AP-MAE run on a batch of random tokens.
-
-    Args:
-        settings: The study's.
-        model: Its model.
-
-    Raises:
-        ScenarioError: When none of its corpora is there.
-        CheckpointError: When there is no such AP-MAE.
-    """
+    """Count a study's work, and time it: model and AP-MAE run on a batch of random tokens."""
     corpora = [find_corpus(table) for table in settings.scenarios]
     info, mae = describe_model(model), _load_mae(settings)
     costs = _Costs.measure(settings, model, info, mae)

@@ -31,8 +31,7 @@ def read_settings(
     """Read a settings dataclass from a TOML file.
 
     Args:
-        kind: The dataclass; its fields may be dataclasses themselves, one or several. `removed`
-            may say what to do about keys that it once had.
+        kind: The dataclass; its fields may be dataclasses themselves, one or several.
         path: The file.
         changes: Settings to replace, each "key=value", such as "model.name=gpt2".
 
@@ -53,6 +52,7 @@ def read_settings(
         _merge(table, _read_change(change))
     try:
         settings: Kind = _read(kind, table, "")
+        check_fields(settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return settings
@@ -61,12 +61,7 @@ def read_settings(
 def check_fields(settings: Any, where: str = "") -> None:
     """Refuse numbers out of their field's range and words that are none of its choices.
 
-    Args:
-        settings: A dataclass; those inside it are checked as well.
-        where: What stands before its fields' names in a message.
-
-    Raises:
-        ValueError: The message names the key, what it has and what was expected.
+    Dataclasses inside are checked as well; `where` stands before the fields' names in a message.
     """
     for key, hint in get_type_hints(type(settings), include_extras=True).items():
         _check_value(hint, getattr(settings, key), where + key)
@@ -112,8 +107,7 @@ def _read(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
     unknown = sorted(set(table) - set(hints))
     if unknown:
-        advice = dict(getattr(kind, "removed", ())).get(unknown[0], f"known here: {sorted(hints)}")
-        raise ValueError(f"unknown key {where}{shorten(unknown[0])}; {advice}")
+        raise ValueError(f"unknown key {where}{shorten(unknown[0])}; known here: {sorted(hints)}")
     return kind(
         **{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()}
     )

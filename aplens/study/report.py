@@ -32,10 +32,7 @@ _N_SAMPLES = 6
 def write_report(folder: StudyFolder, model: Any, command: str) -> None:
     """Write `report.html`, one page that needs nothing else, and `results.md` into the folder.
 
-    Args:
-        folder: What was found.
-        model: Run on a few prompts, for the patterns shown and the reconstruction error.
-        command: How the study was started.
+    The model is run on a few prompts, for the patterns shown and the reconstruction error.
     """
     page = render_page(
         folder.settings.title,
@@ -73,16 +70,7 @@ def render_page(
     parts: Sequence[Section],
     samples: Sequence[Sample],
 ) -> str:
-    """The page's HTML: no scripts, no network, numbers beside every figure.
-
-    Args:
-        title: Its heading.
-        found: What was found, in a few sentences.
-        facts: What was run, in the order to show.
-        notes: Sentences the reader must know first.
-        parts: The sections.
-        samples: Some scenarios with their source code.
-    """
+    """The page's HTML: no scripts, no network, numbers beside every figure."""
     return render_template(
         "report.html.j2",
         title=title,

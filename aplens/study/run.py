@@ -337,11 +337,7 @@ class Study:
 
 
 def of_languages(scenarios: Scenarios, languages: Sequence[str]) -> Scenarios:
-    """The scenarios of these languages; all when none is named.
-
-    Raises:
-        ValueError: When there are no scenarios of a language.
-    """
+    """The scenarios of these languages, of which there must be some; all when none is named."""
     there = set(scenarios.languages)
     if missing := set(languages) - there:
         raise ValueError(

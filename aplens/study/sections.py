@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from aplens import plots
 from aplens._tokens import displayable_token
+from aplens.correctness.evaluation import FEWEST_OF_TASK
 from aplens.intervals import Estimate
 from aplens.mae import BASELINES
 from aplens.study import findings
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 _TOP_HEADS = 15
 _SAMPLE_LINES = 14
-
-#: A task of fewer scenarios has no row in a table by task.
-_FEWEST = 10
 
 _SWEEP_COLUMNS = {
     "ablated": "ablated",
@@ -62,17 +60,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page.
+    """One part of the page; `name` is its address there, `html` what is drawn already, escaped.
 
-    Attributes:
-        name: Its address inside the page.
-        title: Its heading.
-        text: Paragraphs.
-        html: What is drawn already, escaped.
-        pictures: Figures.
-        tables: The numbers.
-        folded: More numbers, which open on a click.
-        aside: What pictures and tables are when they are no result: they open on a click too.
+    `folded` tables open on a click, and pictures and tables too where `aside` says what they are
+    when they are no result.
     """
 
     name: str
@@ -115,12 +106,8 @@ def main_tables(folder: StudyFolder) -> list[Table]:
 def task_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     """The model's accuracy on each task, with 95 % intervals that resample source files.
 
-    Args:
-        table: Observed scenarios: columns `task`, `file`, `correct`.
-
-    Returns:
-        Columns `task` ("all" for all of them together), `n`, `accuracy`, `low`, `high`. A task of
-        fewer than ten scenarios has no row of its own: its share would say nothing.
+    Columns `task` ("all" for all of them together), `n`, `accuracy`, `low`, `high`. A task of fewer
+    than ten scenarios has no row of its own: its share would say nothing.
     """
     import pandas as pd
 
@@ -128,7 +115,7 @@ def task_accuracy(table: pd.DataFrame) -> pd.DataFrame:
 
     rows: list[dict[str, Any]] = []
     for task, group in [("all", table), *table.groupby("task", sort=True)]:
-        if task != "all" and len(group) < _FEWEST:
+        if task != "all" and len(group) < FEWEST_OF_TASK:
             continue
         estimate = FileBootstrap(list(group["file"])).mean(group["correct"].to_numpy(dtype=float))
         names = ("accuracy", "low", "high")
@@ -243,8 +230,8 @@ def show_tasks(frame: pd.DataFrame) -> Section:
     is_total = frame["task"] == "all"
     n_left_out = int(frame["n"][is_total].sum() - frame["n"][~is_total].sum())
     left_out = [
-        f"{n_left_out} scenarios, of tasks that have fewer than {_FEWEST}, are counted in the "
-        "total alone."
+        f"{n_left_out} scenarios, of tasks that have fewer than {FEWEST_OF_TASK}, are counted in "
+        "the total alone."
     ]
     return Section(
         "tasks",
@@ -252,7 +239,7 @@ def show_tasks(frame: pd.DataFrame) -> Section:
         text=[
             findings.describe_task_accuracy(frame),
             "The unchanged model's most probable next token against the file's own.",
-            *(left_out if is_total.any() and n_left_out else []),
+            *(left_out if n_left_out else []),
         ],
         pictures=[
             _picture(
@@ -269,13 +256,7 @@ def show_tasks(frame: pd.DataFrame) -> Section:
 def show_reconstruction(
     reconstruction: Reconstruction, labels: Sequence[str], errors: pd.DataFrame
 ) -> Section:
-    """Some patterns that AP-MAE filled in, and its error beside that of simpler predictors.
-
-    Args:
-        reconstruction: A few patterns as `APMAE.reconstruct` returned them.
-        labels: A name for each of them.
-        errors: As `compare_reconstruction` returns them.
-    """
+    """Some patterns that AP-MAE filled in, and its error beside that of simpler predictors."""
     ordered = errors.sort_values("error")
     return Section(
         "reconstruction",
@@ -473,13 +454,8 @@ def show_sample(
 ) -> Sample:
     """A scenario, its source code cut to the last lines.
 
-    Args:
-        task: Its task.
-        place: Its file inside the corpus, and the line.
-        prompt: What the model was given, as text.
-        tokens: The token the file goes on with, and the model's most probable one, as text.
-        confidence: That token's probability.
-        correct: Whether the two tokens are the same (texts of two tokens can be equal).
+    `tokens` are what the file goes on with and the model's most probable one, whose probability is
+    the confidence; `correct` says whether they are the same (texts of two tokens can be equal).
     """
     lines = prompt.replace("\r\n", "\n").split("\n")
     shown = lines[-_SAMPLE_LINES:]

@@ -45,16 +45,11 @@ class Reporter:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a study.
+    """One step of a study, which writes `outputs` into its folder.
 
-    Attributes:
-        name: Also its command.
-        message: What it does, for the reader of a progress line.
-        settings: Everything its result depends on, beside what the stages before it wrote.
-        outputs: The files and folders it writes, relative to the study's folder.
-        run: Does the work.
-        shared: Whether, of several processes, all take part; else only the first one runs it.
-        defaults: What a setting that a newer aplens has added stands for in a stage done before.
+    Its result depends on `settings` and on what the stages before it wrote. `defaults` says what a
+    setting that a newer aplens has added stands for in a stage done before. Of several processes
+    all take part in a shared one.
     """
 
     name: str
@@ -67,22 +62,9 @@ class Stage:
 
 
 class StageRecord:
-    """What was done in a folder, in `stages/`, so that the same command goes on, not again.
-
-    Args:
-        folder: The study's folder.
-
-    Raises:
-        ValueError: When the record is damaged, or of an older aplens; the message names the file.
-    """
+    """What was done in a study's folder, in `stages/`: the same command goes on, not again."""
 
     def __init__(self, folder: Path) -> None:
-        old = folder / "stages.json"
-        if old.is_file():
-            raise ValueError(
-                f"{old} is of an older aplens, whose studies this one cannot go on with: choose "
-                "another folder, or delete this one"
-            )
         self.folder = folder
         self._store = Store(folder / _NOTES, "stages", {})
 
@@ -108,9 +90,7 @@ class StageRecord:
     def is_done(self, stage: Stage, upstream: str) -> bool:
         """Whether this stage ended here before, and its files are still there.
 
-        Raises:
-            ValueError: When it began here with other settings or other inputs, or a file that it
-                wrote was changed since.
+        Other settings or other inputs, and files that were changed since, are refused.
         """
         entry = self._entry(stage.name)
         if not entry:
@@ -240,17 +220,8 @@ def run_stages(
     """Run the stages in order, skipping those that ended before with the same settings.
 
     Of several processes (`accelerate launch`) the first one decides and keeps the record; the
-    others take part in the stages that are shared, and wait through the rest.
-
-    Args:
-        stages: The stages, each of which may use what those before it wrote.
-        folder: Where they write.
-        reporter: Told what happens.
-        redo: The stage to run again from its beginning, and with it all that follow.
-
-    Raises:
-        FolderInUseError: When another run is working in the folder.
-        ValueError: When the folder holds a stage with other settings, before that stage starts.
+    others take part in the stages that are shared, and wait through the rest. `redo` names the
+    stage to run again from its beginning, and with it all that follow.
     """
     processes = join_processes()
     names = [stage.name for stage in stages]

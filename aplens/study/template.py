@@ -36,12 +36,7 @@ _FIRST = StudySettings(
 
 
 def write_template(path: str | os.PathLike[str]) -> Path:
-    """Write a commented study file that runs as it is, and return its path.
-
-    Raises:
-        FileExistsError: When there is a file already.
-        OSError: When it cannot be written.
-    """
+    """Write a commented study file that runs as it is, where there is none, and return its path."""
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} is there already: choose another name")

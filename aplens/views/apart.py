@@ -12,21 +12,13 @@ _LEAST_SPREADS, _LEAST_SHARE, _LEAST = 0.5, 0.15, 0.05
 
 
 def tell_apart(
-    facts: Mapping[str, Float[np.ndarray, " scenario"]],
-    inside: Bool[np.ndarray, " scenario"],
-    most: int = 2,
+    facts: Mapping[str, Float[np.ndarray, " scenario"]], inside: Bool[np.ndarray, " scenario"]
 ) -> list[str]:
-    """The facts in which the means of a group and of all others are furthest apart, furthest first.
+    """The two facts in which the means of a group and of all others are furthest apart.
 
-    Args:
-        facts: One number a scenario, by how a mean of it is written, such as
-            "first token {:.2f}".
-        inside: Which scenarios are of the group.
-        most: Facts at most. One whose means are less than half a standard deviation apart, less
-            than 15 % of the larger, or less than 0.05, is left out.
-
-    Returns:
-        Such as "first token 0.83 (others 0.31)"; nothing where there are no others.
+    A fact goes by how a mean of it is written: "first token {:.2f}" gives "first token 0.83 (others
+    0.31)". One whose means are less than half a standard deviation apart, less than 15 % of the
+    larger, or less than 0.05, is left out.
     """
     if inside.all() or not inside.any():
         return []
@@ -39,7 +31,7 @@ def tell_apart(
         if spread > 0 and apart >= least:
             text, rest = written.format(here), _number_of(written).format(others)
             told.append((apart / spread, f"{text} (others {rest})"))
-    return [text for _, text in sorted(told, key=lambda each: -each[0])[:most]]
+    return [text for _, text in sorted(told, key=lambda each: -each[0])[:2]]
 
 
 def count_tasks(tasks: Sequence[str]) -> dict[str, Float[np.ndarray, " scenario"]]:

@@ -229,11 +229,7 @@ def describe_heads(
 
 
 def leave_out_short(prompts: Prompts, patch_size: int) -> tuple[list[int], Prompts]:
-    """The prompts that have a habit, with their places; the caller's caller is warned of others.
-
-    Raises:
-        ValueError: When none has.
-    """
+    """The prompts that have a habit, with their places; the caller's caller is warned of others."""
     long = prompts.lengths > patch_size
     n_short = len(prompts) - int(long.sum())
     if n_short == len(prompts):

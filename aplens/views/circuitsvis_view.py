@@ -6,23 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from aplens._tokens import label_tokens
 from aplens.heads import HeadsLike
-from aplens.views.heads_view import choose_heads, read_one_prompt, read_patterns
+from aplens.patterns import collect_patterns
+from aplens.views.heads_view import choose_heads, read_one_prompt
 
 if TYPE_CHECKING:
     from circuitsvis.utils.render import RenderedHTML
-    from transformer_lens import ActivationCache
 
-    from aplens.patterns import AttentionPatterns
     from aplens.prompts import PromptsLike
     from aplens.scenarios import Scenario
 
 
 def show_in_circuitsvis(
-    model: Any,
-    prompt: PromptsLike | Scenario,
-    heads: HeadsLike,
-    *,
-    patterns: AttentionPatterns | ActivationCache | None = None,
+    model: Any, prompt: PromptsLike | Scenario, heads: HeadsLike
 ) -> RenderedHTML:
     """The attention of chosen heads on one prompt as `circuitsvis.attention.attention_heads`.
 
@@ -33,8 +28,6 @@ def show_in_circuitsvis(
         model: A HookedTransformer or TransformerBridge.
         prompt: A text, token ids or a `Scenario`.
         heads: Which heads, at most 24. A `HeadRanking` stands for its 6 best.
-        patterns: The prompt's patterns, where you have them: what `collect_patterns` returned or
-            `run_with_cache` kept. The model is then not run.
 
     Returns:
         What circuitsvis renders: a notebook shows it, with the script that is installed where there
@@ -43,8 +36,8 @@ def show_in_circuitsvis(
         are.
 
     Raises:
-        ValueError: When no heads or too many are chosen, one is out of range, the prompt is empty,
-            too long for the model or several prompts, or `patterns` are not its.
+        ValueError: When no heads or too many are chosen, one is out of range, or the prompt is
+            empty, too long for the model or several prompts.
         TypeError: When `prompt` is no prompt.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
@@ -52,6 +45,6 @@ def show_in_circuitsvis(
 
     chosen, _ = choose_heads(model, heads, None)
     tokens = read_one_prompt(model, prompt).cpu()
-    attention = read_patterns(model, tokens, chosen, patterns)
+    attention = collect_patterns(model, tokens[None], chosen).prompt(0).float().cpu()
     written = [text.replace("<", "‹") for text in label_tokens(model, tokens.tolist())]
     return attention_heads(attention, written, [str(head) for head in chosen])

@@ -67,12 +67,7 @@ def build_view(
 ) -> View:
     """Fill in a template and put it under a policy that allows these scripts and nothing else.
 
-    Args:
-        template: Its file name. Everything in `context` is escaped in it, `Markup` excepted.
-        title: What the view shows.
-        height: Height of its frame in a notebook, in pixels.
-        scripts: The text of every script that the document runs.
-        context: The template's variables.
+    Everything in `context`, its variables, is escaped, `Markup` excepted.
     """
     allowed = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts) or "'none'"
     policy = (

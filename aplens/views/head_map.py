@@ -244,42 +244,34 @@ class HeadMap:
             rows.append(row)
         return pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="group"))
 
-    def plot(self, reducer: Reducer = "auto", seed: int = 0) -> Figure:
+    def plot(self, reducer: Reducer = "auto") -> Figure:
         """Every head in a plane, like heads near each other: colours templates, shapes models.
 
         Args:
             reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed.
-            seed: Of UMAP.
         """
         frame = self._rows(range(len(self)))
-        frame[["x", "y"]], _ = lay_out(self.directions, reducer, seed)
+        frame[["x", "y"]], _ = lay_out(self.directions, reducer)
         return plot_head_places(frame)
 
-    def show(self, reducer: Reducer = "auto", seed: int = 0) -> View:
+    def show(self, reducer: Reducer = "auto") -> View:
         """The page, to show in a notebook or to `save`: point at a head, click it, search "L5H1".
 
         Args:
             reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed.
-            seed: Of UMAP.
         """
-        places, method = lay_out(self.directions, reducer, seed)
+        places, method = lay_out(self.directions, reducer)
         groups = self._group(min(N_GROUPS, len(self)))
         slices = [self._slice(name) for name in self.names]
         return build_page(self.models, self.directions, slices, places, groups, method)
 
-    def to_html(self, reducer: Reducer = "auto", seed: int = 0) -> str:
-        """The page as a document of its own."""
-        return self.show(reducer, seed).html
-
-    def save_page(
-        self, path: str | os.PathLike[str], reducer: Reducer = "auto", seed: int = 0
-    ) -> Path:
+    def save_page(self, path: str | os.PathLike[str]) -> Path:
         """Write the page as one HTML file that needs nothing else, and return its path.
 
         Raises:
             OSError: When the file cannot be written.
         """
-        return self.show(reducer, seed).save(path)
+        return self.show().save(path)
 
     def _repr_html_(self) -> str:
         return self.show()._repr_html_()
@@ -325,24 +317,27 @@ class HeadMap:
         return 1 - (first * second).sum(-1)
 
     def _group(self, n_groups: int) -> list[Group]:
-        templates = [name for each in self.models for name in each.templates]
-        return group_heads(self.directions, templates, n_groups)
+        return group_heads(self.directions, self._templates, n_groups)
 
-    def _rows(self, places: Sequence[int]) -> pd.DataFrame:
-        """The first columns of every table."""
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        """The first columns of every table, of all heads."""
         import pandas as pd
 
-        every = list(self)
-        templates = [name for each in self.models for name in each.templates]
-        return pd.DataFrame(
-            {
-                "model": [every[place][0] for place in places],
-                "layer": [every[place][1].layer for place in places],
-                "head": [every[place][1].head for place in places],
-                "template": [templates[place] for place in places],
-            },
-            index=pd.Index([str(every[place][1]) for place in places], name="name"),
-        )
+        columns = {
+            "model": [name for name, _ in self],
+            "layer": [head.layer for _, head in self],
+            "head": [head.head for _, head in self],
+            "template": self._templates,
+        }
+        return pd.DataFrame(columns, pd.Index([str(head) for _, head in self], name="name"))
+
+    def _rows(self, places: Sequence[int]) -> pd.DataFrame:
+        return self._table.iloc[list(places)].copy()
+
+    @property
+    def _templates(self) -> list[str]:
+        return [name for each in self.models for name in each.templates]
 
     def _model(self, name: str) -> ModelHeads:
         if name not in self.names:
@@ -352,11 +347,8 @@ class HeadMap:
     def _slice(self, name: str) -> slice:
         """Where a model's heads stand among all."""
         found = self._model(name)
-        start = 0
-        for each in self.models:
-            if each is found:
-                break
-            start += len(each.heads)
+        before = self.models[: self.names.index(name)]
+        start = sum(len(each.heads) for each in before)
         return slice(start, start + len(found.heads))
 
     def _place(self, head: HeadsLike, model: str) -> int:

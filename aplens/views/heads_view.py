@@ -123,7 +123,7 @@ def show_heads(
     read, positions = _choose_tokens(model, whole, max_tokens, mae)
     _require_habit(len(positions), mae)
 
-    complete = read_patterns(model, read, chosen, patterns)
+    complete = _read_patterns(model, read, chosen, patterns)
     names = name_templates(template_scores(complete, read), read).names
     attention = complete[:, -len(positions) :, -len(positions) :]
     habit = None if mae is None else mae.expect(attention, None).float().cpu()
@@ -178,7 +178,7 @@ def _choose_tokens(
     return whole[positions], positions
 
 
-def read_patterns(
+def _read_patterns(
     model: Any,
     prompt: Int[Tensor, " pos"],
     heads: Sequence[Head],
@@ -303,11 +303,7 @@ def read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, "
 
 
 def _require_habit(n_tokens: int, mae: APMAE | None) -> None:
-    """Refuse what has no habit before the model runs.
-
-    Raises:
-        ValueError: When there is an AP-MAE, and the prompt is no longer than one of its patches.
-    """
+    """Refuse what has no habit before the model runs."""
     if mae is not None and n_tokens <= mae.config.patch_size:
         raise ValueError(
             f"a habit needs a prompt longer than one patch, {mae.config.patch_size} tokens for "

@@ -42,13 +42,8 @@ def build_page(
 ) -> View:
     """The page as a document of its own.
 
-    Args:
-        models: What is known of each model's heads.
-        directions: By which heads are compared, of all models.
-        slices: Which of them are each model's.
-        places: Where each head is in the plane.
-        groups: Groups of like heads.
-        method: What laid them out, "umap" or "pca".
+    `slices` says which of the directions, of all models' heads, are each model's; `method` what
+    laid out the places, "umap" or "pca".
     """
     from markupsafe import Markup
 

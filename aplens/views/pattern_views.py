@@ -28,7 +28,6 @@ from aplens.views.typical import ClusterPatterns, find_typical_patterns
 from aplens.views.wording import TOP_HEADS, at_most, count, join
 
 if TYPE_CHECKING:
-    from aplens.correctness import Observations
     from aplens.mae import APMAE
 
 #: Sides of pictures, and heights of what stands around them, in pixels.
@@ -103,55 +102,38 @@ def show_clusters(
     head: HeadsLike,
     *,
     mae: APMAE,
-    observations: Observations | None = None,
-    n_typical: int = 3,
     reducer: Reducer = "auto",
-    seed: int = 0,
     progress: bool | Progress = True,
 ) -> View:
     """What kinds of patterns one head has: its clusters, with the typical patterns of each.
 
     For each cluster: how many scenarios it has, how often the model is right on them, what tells
     them from all others (the templates that the head follows, the tasks, the length), the mean of
-    their log-normalized patterns, its difference from the mean of all others, and the patterns
-    nearest to the cluster's centre by cosine in the AP-MAE's embedding space. Clusters are those of
-    `HeadClusters` (docs/method.md, step 8), numbered from 1 in order of size; what is in none
-    stands last. The scenarios are run twice, once with `observations`; no more than a batch of
-    patterns and what is shown is held at a time.
+    their log-normalized patterns, its difference from the mean of all others, and the three
+    patterns nearest to the cluster's centre by cosine in the AP-MAE's embedding space. Clusters are
+    those of `HeadClusters` (docs/method.md, step 8), numbered from 1 in order of size; what is in
+    none stands last. The scenarios are run twice; no more than a batch of patterns and what is
+    shown is held at a time.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         scenarios: At least 10.
         head: One head.
         mae: The AP-MAE that encodes the patterns.
-        observations: What `observe` made of the same scenarios, which saves a run.
-        n_typical: Patterns a cluster.
         reducer: As `HeadClusters` takes it.
-        seed: Of the clustering.
         progress: A bar (the default), nothing (False), or a function called with (prompts run,
-            prompts to run); each is run once or twice.
+            prompts to run); each is run twice.
 
     Raises:
         ValueError: When there is not one head or it is out of range, there are fewer than 10
-            scenarios, they are longer than the AP-MAE takes, or `observations` are of other
-            scenarios or lack the head.
+            scenarios, or they are longer than the AP-MAE takes.
         ImportError: When `reducer` is "umap" and umap-learn is not installed.
     """
     chosen = select_heads(model, head)
     if len(chosen) != 1:
         raise ValueError(f"expected one head, got {len(chosen)}: {', '.join(map(str, chosen))}")
-    if n_typical < 1:
-        raise ValueError(f"n_typical must be 1 or more, got {n_typical}")
     clusters = find_typical_patterns(
-        model,
-        scenarios,
-        chosen[0],
-        mae=mae,
-        observations=observations,
-        n_typical=n_typical,
-        reducer=reducer,
-        seed=seed,
-        progress=progress,
+        model, scenarios, chosen[0], mae=mae, reducer=reducer, progress=progress
     )
     longest = max(len(cluster.mean) for cluster in clusters)
     return _build_patterns_view(

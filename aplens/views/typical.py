@@ -19,28 +19,23 @@ from aplens.prompts import read_prompts
 from aplens.views.apart import count_tasks, tell_apart
 
 if TYPE_CHECKING:
-    from aplens.correctness import Observations
     from aplens.mae import APMAE
     from aplens.scenarios import Scenarios
 
 _BATCH_SIZE = 8
 
+#: Patterns shown of a cluster.
+_N_TYPICAL = 3
+
 
 @dataclass(frozen=True)
 class ClusterPatterns:
-    """One cluster of a head's patterns.
+    """One cluster of a head's patterns, which are log-normalized; -1 labels what is in none.
 
-    Attributes:
-        label: The cluster's number in `HeadClusters`; -1 for what is in none.
-        members: `Int[ndarray, "member"]`, places of its scenarios.
-        accuracy: Share of them on which the model is right.
-        mean: `Float[ndarray, "query key"]`, mean log-normalized pattern; a cell is averaged over
-            the prompts long enough to have it.
-        typical: Places of the scenarios nearest to the centre, nearest first, with their
-            log-normalized patterns.
-        difference: `Float[ndarray, "query key"]`, `mean` minus that of all other scenarios; NaN in
-            a cell that none of them has.
-        apart: What tells its scenarios from all others, in words.
+    A cell of `mean` is averaged over the prompts long enough to have it. `difference` is `mean`
+    minus that of all other scenarios, NaN in a cell that none of them has. `typical` has the places
+    of the scenarios nearest to the centre, nearest first, with their patterns; `apart` what tells
+    its scenarios from all others, in words.
     """
 
     label: int
@@ -58,37 +53,24 @@ def find_typical_patterns(
     head: Head,
     *,
     mae: APMAE,
-    observations: Observations | None,
-    n_typical: int,
     reducer: Reducer,
-    seed: int,
     progress: bool | Progress = True,
 ) -> list[ClusterPatterns]:
-    """Cluster a head's patterns, the largest cluster first and what is in none last.
-
-    Arguments and errors are those of `aplens.show_clusters`.
-    """
-    clusters = HeadClusters(reducer, seed=seed)  # refuses a wrong reducer before the model runs
+    """Cluster a head's patterns, the largest cluster first and what is in none last."""
+    clusters = HeadClusters(reducer)  # refuses a wrong reducer before the model runs
     if len(scenarios) < FEWEST_SCENARIOS:
         raise ValueError(
             f"clustering needs at least {FEWEST_SCENARIOS} scenarios, got {len(scenarios)}"
         )
-    tell = show_progress(progress, "Finding clusters")
-    n_before = 0 if observations is not None else len(scenarios)
-    total = n_before + len(scenarios)
-    if observations is None:
-        embeddings, correct = _observe_head(
-            model, scenarios, head, mae, lambda done: tell(done, total)
-        )
-    else:
-        embeddings, correct = _read_head(observations, scenarios, head)
+    tell, n = show_progress(progress, "Finding clusters"), len(scenarios)
+    embeddings, correct = _observe_head(model, scenarios, head, mae, lambda done: tell(done, 2 * n))
     labels = clusters.fit(embeddings[:, None]).labels_[:, 0]
     nearest = {
-        label: _nearest_to_centre(embeddings, np.flatnonzero(labels == label), n_typical)
+        label: _nearest_to_centre(embeddings, np.flatnonzero(labels == label))
         for label in np.unique(labels).tolist()
     }
     read = _read_patterns(
-        _patterns(model, scenarios, head, lambda done: tell(n_before + done, total)),
+        _patterns(model, scenarios, head, lambda done: tell(n + done, 2 * n)),
         scenarios,
         labels,
         {i for places in nearest.values() for i in places},
@@ -130,35 +112,17 @@ def _observe_head(
     return torch.cat(embeddings).numpy(), torch.cat(correct).numpy()
 
 
-def _read_head(
-    observations: Observations, scenarios: Scenarios, head: Head
-) -> tuple[Float[np.ndarray, "scenario d_embed"], Bool[np.ndarray, " scenario"]]:
-    """The same, out of observations."""
-    observed = observations.table[["file", "line", "target"]].itertuples(index=False, name=None)
-    if list(observed) != [(each.file, each.line, each.target) for each in scenarios]:
-        raise ValueError(
-            f"expected observations of these {len(scenarios)} scenarios in this order, got "
-            f"{len(observations)} of other scenarios"
-        )
-    if head not in observations.heads:
-        raise ValueError(f"{head} is not among the {len(observations.heads)} heads observed")
-    correct = observations.table["correct"].to_numpy(dtype=bool)
-    return observations.embeddings[:, observations.heads.index(head)], correct
-
-
 def _nearest_to_centre(
-    embeddings: Float[np.ndarray, "scenario d_embed"], members: Int[np.ndarray, " member"], n: int
+    embeddings: Float[np.ndarray, "scenario d_embed"], members: Int[np.ndarray, " member"]
 ) -> list[int]:
     """Places of the members whose direction is nearest to that of the members' mean."""
     rows = unit_rows(embeddings[members])
     order = np.argsort(-(rows @ rows.mean(axis=0)), kind="stable")
-    return members[order[:n]].tolist()
+    return members[order[:_N_TYPICAL]].tolist()
 
 
 class _Read(NamedTuple):
-    """Each cluster's summed patterns, how many each of their cells has, the patterns wanted by
-    place, and every scenario's template scores.
-    """
+    """By cluster its summed patterns, and how many each of their cells has."""
 
     sums: dict[int, np.ndarray]
     counts: dict[int, np.ndarray]

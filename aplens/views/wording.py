@@ -12,11 +12,7 @@ _MOST_HEADS = 24
 
 
 def at_most(heads: tuple[Head, ...]) -> tuple[Head, ...]:
-    """The heads, unless they are too many to look at.
-
-    Raises:
-        ValueError: They are.
-    """
+    """The heads; too many to look at are refused."""
     if len(heads) > _MOST_HEADS:
         raise ValueError(
             f"{len(heads)} heads are too many to look at: choose up to {_MOST_HEADS}, such as "

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from aplens.cli import Changes, Folder, StudyFile
 from aplens.study import StudySettings, reporting
 from paper import commands
 
@@ -23,22 +24,6 @@ app = typer.Typer(
 
 #: Where `figures` draws.
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
-
-StudyFile = Annotated[Path, typer.Argument(help="The study's TOML file.")]
-Folder = Annotated[
-    Path | None,
-    typer.Option(
-        "--folder", "-o", help="Where results go [default: runs/<name of the study file>]"
-    ),
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Replace a setting of the study file, such as mae.config.base=none. Repeatable.",
-    ),
-]
 
 
 class Table(StrEnum):

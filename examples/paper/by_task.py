@@ -79,11 +79,7 @@ def evaluate_by_task(study: Study) -> pd.DataFrame:
 
 
 def rank_tasks(study: Study, tasks: Sequence[str], folder: Path) -> dict[str, HeadRanking]:
-    """A ranking for each task, by a predictor of that task alone; made once.
-
-    Raises:
-        ValueError: When the heads can be ranked for no task by itself, or a ranking is damaged.
-    """
+    """A ranking for each task, by a predictor of that task alone; made once."""
     rank, seed = study.settings.rank, study.settings.seed
     rankings = {}
     for number, task in enumerate(tasks):
@@ -168,16 +164,7 @@ def tabulate_sweep(sweep: AblationSweep, tasks: Sequence[str], seed: int) -> pd.
 def tabulate_task_sweeps(
     sweeps: Mapping[str, AblationSweep], tasks: Mapping[str, Sequence[str]], seed: int
 ) -> pd.DataFrame:
-    """The sweeps of several tasks in one table; a mean over tasks where all have the setting.
-
-    Args:
-        sweeps: The sweep of each task.
-        tasks: The tasks of the scenarios that each was given.
-        seed: Of the resamples.
-
-    Returns:
-        As `tabulate_sweep`.
-    """
+    """The sweeps of several tasks in one table; a mean over tasks where all have the setting."""
     trials = {task: GateTrials.of_sweep(sweep, tasks[task]) for task, sweep in sweeps.items()}
     frames = [_tabulate(trials[task], [sweep], seed) for task, sweep in sweeps.items()]
     by_task = pd.concat([frame[frame["task"] != MEAN_OF_TASKS] for frame in frames])

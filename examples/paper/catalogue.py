@@ -38,8 +38,8 @@ from aplens.patterns import (
     template_strengths,
 )
 from aplens.prompts import PromptsLike, read_prompts
+from aplens.study import atomic_write
 from aplens.style import PATTERN_COLORS, WIDTH
-from paper.files import whole_file
 from paper.text_templates import TEXT_TEMPLATES, text_template_strengths
 
 if TYPE_CHECKING:
@@ -97,20 +97,7 @@ def sample_patterns(
     batch_size: int = 8,
     progress: Callable[[int, int], object] | None = None,
 ) -> PatternSample:
-    """Run a model and describe every head's pattern on every prompt.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge with a tokenizer, which tells delimiters and
-            brackets.
-        prompts: In any form that `read_prompts` takes, of up to the AP-MAE's context.
-        mae: The AP-MAE that encodes.
-        source: What to call it (default: the model's name).
-        batch_size: Prompts a forward pass.
-        progress: Called with (prompts done, prompts in all).
-
-    Raises:
-        ValueError: When prompts are empty, too long or not the model's, or it has no tokenizer.
-    """
+    """Run a model and describe every head's pattern on every prompt."""
     info = describe_model(model)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
@@ -186,14 +173,6 @@ class TemplateCatalogue:
         """Cluster the patterns of all samples together: k-means along the templates' directions.
 
         Every sample counts the same, however many patterns it has.
-
-        Args:
-            samples: What `sample_patterns` gave.
-            n_clusters: How many clusters; several may get the same name.
-            seed: Of k-means.
-
-        Raises:
-            ValueError: When there are fewer patterns than clusters.
         """
         from sklearn.cluster import KMeans
 
@@ -271,7 +250,7 @@ class TemplateCatalogue:
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self._ARRAYS}
         facts = {"format": _FORMAT, "version": "1", "metadata": json.dumps(self.metadata)}
-        with whole_file(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_bytes(save(arrays, facts))
 
     @classmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aplens.mae import APMAE
-from aplens.study import Reporter, Study, StudySettings
+from aplens.study import Reporter, Study, StudySettings, atomic_write
 from aplens.tables import Table, code
 from paper.catalogue import (
     PatternSample,
@@ -23,7 +23,7 @@ from paper.catalogue import (
     sample_patterns,
 )
 from paper.evaluation.study import studies_of
-from paper.files import whole_file, write_table, write_text
+from paper.files import write_table, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,23 +46,6 @@ def catalogue_study(
     and with several models `transfer`: a catalogue of one applied to the others); all of them in
     `catalogue.md`; and `templates.png`, each template's typical pattern.
     Prompts are mined where they are missing.
-
-    Args:
-        settings: The study; `mae.pretrained` names the AP-MAE.
-        folder: Its folder.
-        models: Models (default: the study's). Each is asked about the same corpora in tokens of its
-            own, below `models/` in the folder.
-        prompts: Prompts of each language, of different files as far as there are enough.
-        n_clusters: Clusters of all patterns together.
-        reporter: Told what happens.
-        command: How this was started, for the tables.
-
-    Returns:
-        The tables, in Markdown.
-
-    Raises:
-        ValueError: When `mae.pretrained` is left out, or as `TemplateCatalogue.fit`.
-        CheckpointError: When the AP-MAE cannot be loaded.
     """
     if not settings.mae.pretrained:
         raise ValueError("a catalogue needs a pretrained AP-MAE: set mae.pretrained")
@@ -149,6 +132,6 @@ def _write(
         write_table(folder / f"{name}.parquet", table)
     write_text(paths[0], text)
     catalogue.save(paths[1])
-    with whole_file(paths[2]) as temporary:
+    with atomic_write(paths[2]) as temporary:
         plot_catalogue(catalogue).savefig(temporary, format="png", dpi=110, bbox_inches="tight")
     return paths

@@ -28,17 +28,9 @@ _CHARACTERS_A_TOKEN = 8  # at most, nearly always
 
 @dataclass(frozen=True)
 class ChangeSettings:
-    """One trial.
+    """One trial: the layers whose blocks AdamW trains, and the installed package it trains on.
 
-    Attributes:
-        layers: Whose blocks are trained.
-        package: An installed Python package, whose files are trained on.
-        steps: Of AdamW.
-        batch_size: Prompts a step.
-        n_tokens: Of each prompt.
-        learning_rate: Of AdamW, after a tenth of the steps.
-        prompts: That heads are compared on.
-        seed: Of files and prompts.
+    Heads are compared on `prompts`. The learning rate is reached after a tenth of the steps.
     """
 
     layers: tuple[int, ...]
@@ -58,12 +50,6 @@ def try_change(
     say: Callable[[str], object] = print,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Map a model's heads, train some layers in place, map again.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge. It is changed.
-        mae: An AP-MAE that has a fingerprint.
-        settings: What to train.
-        say: Called with what happens.
 
     Returns:
         The heads as `HeadMap.changed` lists them, with `attention`, the mean total variation

@@ -17,26 +17,17 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from aplens.cli import Changes, Folder
 from aplens.intervals import MEAN_OF_TASKS
-from aplens.study import Reporter, Study, StudySettings, read_settings, reporting
+from aplens.study import Reporter, Store, Study, StudySettings, read_settings, reporting
 from aplens.tables import Table
-from paper.files import claim, write_table, write_text
+from paper.files import open_store, write_table, write_text
 from paper.settings import PaperSettings
 
 File = Annotated[Path, typer.Argument(help="A TOML file that names a study, and has this table.")]
-Folder = Annotated[
-    Path | None,
-    typer.Option("--folder", "-o", help="The study's folder [default: runs/<name of the study>]"),
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Replace a setting of the study's file. Repeatable."
-    ),
-]
 
-#: Given a study, a command's table and its folder: what it found.
-Work: TypeAlias = Callable[[Study, Any, Path], Iterable[Table]]
+#: Given a study, a command's table and where it keeps what is finished: what it found.
+Work: TypeAlias = Callable[[Study, Any, Store], Iterable[Table]]
 
 _PREDICTORS = ["features", "auc", "accuracy", "over_confidence", "over_statistics"]
 _PREDICTORS += ["over_hand_made", "calibration_error"]
@@ -49,8 +40,8 @@ def gates(file: File, folder: Folder = None, changes: Changes = None) -> None:
     """Scale heads, task by task, and see which held-out predictions change."""
     from paper.task_gates import gate_tasks
 
-    def work(study: Study, wanted: Any, place: Path) -> Iterator[Table]:
-        table = gate_tasks(study, wanted, place)
+    def work(study: Study, wanted: Any, store: Store) -> Iterator[Table]:
+        table = gate_tasks(study, wanted, store)
         write_table(study.folder.path / "gates.parquet", table)
         means = table["task"] == MEAN_OF_TASKS
         yield Table.from_frame(table[means], _TRIALS, caption="Gates, mean of tasks")
@@ -64,8 +55,8 @@ def tries(file: File, folder: Folder = None, changes: Changes = None) -> None:
     """Predict correctness in other ways: other classifiers, fewer files, one task at a time."""
     from paper.tries import try_predictors
 
-    def work(study: Study, wanted: Any, place: Path) -> Iterator[Table]:
-        table = try_predictors(study, wanted, place)
+    def work(study: Study, wanted: Any, store: Store) -> Iterator[Table]:
+        table = try_predictors(study, wanted, store.folder)
         write_table(study.folder.path / "tries.parquet", table)
         columns = ["tried", "task", *_PREDICTORS]
         yield Table.from_frame(table, columns, caption="Other predictors of correctness")
@@ -77,7 +68,7 @@ def truth(file: File, folder: Folder = None, changes: Changes = None) -> None:
     """Ablate every head by itself, and compare rankings with what that does."""
     from paper.truth import rank_against_truth
 
-    def work(study: Study, wanted: Any, place: Path) -> Iterator[Table]:
+    def work(study: Study, wanted: Any, _: Store) -> Iterator[Table]:
         table = rank_against_truth(study, wanted)
         write_table(study.folder.path / "truth.parquet", table)
         yield Table.from_frame(table, caption="Rankings against every head's own ablation")
@@ -89,9 +80,9 @@ def by_task(file: File, folder: Folder = None, changes: Changes = None) -> None:
     """Judge a study's predictors and ablations task by task; rank heads for each task by itself."""
     from paper.by_task import tabulate_by_task
 
-    def work(study: Study, wanted: Any, place: Path) -> Iterator[Table]:
+    def work(study: Study, wanted: Any, store: Store) -> Iterator[Table]:
         names = list(dict.fromkeys(["task", *_PREDICTORS, *_TRIALS, *_RANKINGS]))
-        for title, table in tabulate_by_task(study, wanted, place):
+        for title, table in tabulate_by_task(study, wanted, store.folder):
             yield Table.from_frame(table, names, caption=title)
 
     _run("by_task", "ablate", file, folder, changes, work, apart=("own_rankings",))
@@ -152,8 +143,8 @@ def _run(
         started, place = time.monotonic(), study.folder.path / name
         reporter.start(name, f"on {study.settings.title}")
         own = {key: value for key, value in asdict(wanted).items() if key not in apart}
-        claim(place, {**own, "study": _depends_on(study.settings, until)})
-        tables = [table.to_markdown() for table in work(study, wanted, place)]
+        store = open_store(place, {**own, "study": _depends_on(study.settings, until)})
+        tables = [table.to_markdown() for table in work(study, wanted, store)]
         first = f"Command: `{command}`, seed {study.settings.seed}."
         written = study.folder.path / f"{name}.md"
         write_text(written, "\n\n".join([first, *tables]) + "\n")
@@ -171,11 +162,7 @@ def open_study(
     reporter: Reporter,
     command: str,
 ) -> Study:
-    """The study that a file names, with its settings checked against the file's tables.
-
-    Raises:
-        ValueError: When the file names none, or its tables ask for what the study cannot give.
-    """
+    """The study that a file names, with its settings checked against the file's tables."""
     if not paper.study:
         raise ValueError(f'{file} names no study: expected a line such as study = "study.toml"')
     path = file.parent / paper.study

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,7 @@ from aplens.interventions import ScalesLike, change_heads
 
 
 @contextmanager
-def sharpen_heads(
-    model: Any,
-    exponents: ScalesLike | None = None,
-    *,
-    per_prompt: Sequence[ScalesLike] | Float[Tensor, "prompt layer head"] | None = None,
-) -> Iterator[None]:
+def sharpen_heads(model: Any, exponents: ScalesLike) -> Iterator[None]:
     """Raise the patterns of heads to a power, each query's attention summing to what it did.
 
     Where `scale_heads` changes how loud a head is, this changes where it looks: an exponent of 1
@@ -34,7 +29,6 @@ def sharpen_heads(
     Args:
         model: A HookedTransformer or TransformerBridge.
         exponents: As `scales` of `scale_heads`.
-        per_prompt: As for `scale_heads`.
 
     Raises:
         ValueError: As `scale_heads`.
@@ -43,7 +37,7 @@ def sharpen_heads(
             the bridges of OPT, GPT-J, GPT-Neo, XGLM, Llama 4 and Gemma 4, whose attention
             TransformerLens leaves to Hugging Face.
     """
-    with change_heads(model, "pattern", _sharpen, exponents, per_prompt):
+    with change_heads(model, "pattern", _sharpen, exponents):
         yield
 
 

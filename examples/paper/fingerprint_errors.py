@@ -19,7 +19,7 @@ from aplens.intervals import Estimate, FileBootstrap, estimate_from
 from aplens.models import describe_model
 from aplens.patterns import stream_patterns
 from aplens.scenarios import Scenarios
-from paper.files import whole_file
+from aplens.study import atomic_write
 
 #: What predictors read, each alone and in these company.
 SETS = (
@@ -74,7 +74,7 @@ def observe_errors(
             parts.setdefault(name, []).append(values)
         progress(rows.stop, len(scenarios))
     found = {name: torch.cat(values).contiguous() for name, values in parts.items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(found, temporary)
     return found
 

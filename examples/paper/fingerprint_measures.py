@@ -26,11 +26,6 @@ def found_again(
 
     Prompts are taken in groups of `n`, each used once. The interval resamples groups; one group
     alone has none.
-
-    Args:
-        first: Vectors of length 1 on some prompts.
-        second: On as many others.
-        n: Prompts whose mean stands for a head.
     """
     own = torch.arange(first.shape[1])
     hits = []
@@ -51,12 +46,7 @@ def kin(
 ) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
     """Whether heads that are near each other in two models do the same.
 
-    Args:
-        known: Vectors of length 1 of the model that is searched.
-        asked: Of the model whose heads are looked up.
-        known_scores: Template scores of the heads of the first, in the order of `DETECTED`.
-        asked_scores: Of the second.
-        centred: Whether the mean over the heads of both is taken off before comparing.
+    Vectors are of length 1; `centred`, the mean over the heads of both is taken off first.
 
     Returns:
         By kind: the correlation, over the heads asked, of their score and their nearest head's;
@@ -105,10 +95,6 @@ def _nearest(
 
 def stability(values: Float[Tensor, "prompt head d"], n_clusters: int = 100) -> dict[str, float]:
     """Whether clusters of all patterns come again: adjusted Rand index of k-means with a refit.
-
-    Args:
-        values: Vectors of length 1.
-        n_clusters: How many clusters; a tenth of the patterns where there are fewer.
 
     Returns:
         "seed": against a refit that starts elsewhere; "half": against fits on either half of the

@@ -16,8 +16,8 @@ import aplens
 from aplens.correctness import pattern_statistics
 from aplens.mae import FINGERPRINT_POOL, linear_metric
 from aplens.patterns import DETECTED, log_normalize, stream_patterns, template_scores
+from aplens.study import atomic_write
 from paper.evaluation.probes import downsample
-from paper.files import whole_file
 
 _SIDES = (16, 32)
 
@@ -46,15 +46,7 @@ def sample(
     tokens: Int[Tensor, "prompt pos"],
     progress: Callable[[int, int], object],
 ) -> dict[str, Float[Tensor, "prompt head number"]]:
-    """Describe every head's pattern on every prompt; what the file holds is not done again.
-
-    Args:
-        path: The file.
-        model: The hooked model.
-        mae: The AP-MAE; None leaves out what it tells.
-        tokens: Prompts of one length.
-        progress: Called with (prompts done, prompts in all).
-    """
+    """Describe every head's pattern on every prompt; what the file holds is not done again."""
     if path.exists():
         return {name: values.float() for name, values in load_file(path).items()}
     parts: dict[str, list[Tensor]] = {}
@@ -65,7 +57,7 @@ def sample(
                 parts.setdefault(name, []).append(values.cpu())
         progress(rows.stop, len(tokens))
     stacked = {name: torch.stack(values).contiguous() for name, values in parts.items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(stacked, temporary)
     return {name: values.float() for name, values in stacked.items()}
 

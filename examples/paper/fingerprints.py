@@ -27,7 +27,7 @@ from aplens.patterns import DETECTED
 from aplens.study import Reporter
 from aplens.tables import Table
 from paper.evaluation.probes import LAYER, evaluate_probe
-from paper.files import claim, write_text
+from paper.files import open_store, write_text
 from paper.fingerprint_errors import observe_errors, predict_errors
 from paper.fingerprint_measures import chance_of_kin, found_again, kin, stability
 from paper.fingerprint_samples import ROWS, Describe, describers, repeated_after, sample, unit
@@ -73,20 +73,10 @@ def measure(
     reporter: Reporter,
     load: Callable[[str, str], Any] = aplens.load_model,
 ) -> dict[str, Any]:
-    """Collect and measure what the folder does not hold yet.
-
-    Args:
-        setup: What to measure.
-        folder: Where everything is kept.
-        reporter: Told how far it is.
-        load: Makes a model of its name and kind.
-
-    Raises:
-        ValueError: When the folder holds another set-up, or the AP-MAE has no fingerprint.
-    """
+    """Collect and measure what the folder does not hold yet."""
     mae = aplens.APMAE.from_pretrained(setup.mae)
     apart = {"errors": 0, "weights": _hash_weights(mae)}  # a name may get other weights
-    claim(folder, {**setup._asdict(), **apart})
+    open_store(folder, {**setup._asdict(), **apart})
     if not mae.has_fingerprint:
         raise ValueError(f"{setup.mae} has no fingerprint: python -m paper fit-fingerprint")
     path = folder / RESULTS
@@ -303,11 +293,7 @@ def _titled(title: str, table: Table) -> str:
 
 
 def write_into(page: Path, name: str, text: str) -> None:
-    """Replace what stands in a page between the comments `<!-- name -->` and `<!-- end -->`.
-
-    Raises:
-        ValueError: When the page has no such comments.
-    """
+    """Replace what stands in a page between the comments `<!-- name -->` and `<!-- end -->`."""
     before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->")
     _, end, after = rest.partition("<!-- end -->")
     if not end:

@@ -16,16 +16,7 @@ from paper.held_out import DOMAINS, draw_prompts
 def fit(
     mae_name: str, model_name: str, n_prompts: int, folder: Path, reporter: Reporter, dim: int
 ) -> None:
-    """Fit a fingerprint on prompts of all domains, and save the AP-MAE with it in float16.
-
-    Args:
-        mae_name: As `APMAE.from_pretrained` takes it.
-        model_name: As `load_model` takes it.
-        n_prompts: Of each domain, as long as the AP-MAE takes.
-        folder: Where the AP-MAE goes.
-        reporter: Told how far it is.
-        dim: Numbers in a fingerprint.
-    """
+    """Fit a fingerprint on prompts of all domains, and save the AP-MAE with it in float16."""
     mae = aplens.APMAE.from_pretrained(mae_name)
     model = aplens.load_model(model_name, "bridge")
     prompts = Scenarios(

@@ -28,11 +28,7 @@ LIMITS = (0.0, 2.0)
 
 
 def check_acts_on(acts_on: str) -> None:
-    """Refuse what no number of a head acts on.
-
-    Raises:
-        ValueError: When it is none of `ActsOn`.
-    """
+    """Refuse what no number of a head acts on."""
     if acts_on not in get_args(ActsOn):
         raise ValueError(f"acts_on must be one of {list(get_args(ActsOn))}, got {acts_on!r}")
 
@@ -47,10 +43,6 @@ class HeadGates:
         model_name: The model.
         metadata: JSON-able facts about how they were made.
         acts_on: "output" or "pattern".
-
-    Raises:
-        ValueError: When the values are not `[layer, head]`, one is not finite, or `acts_on` is
-            something else.
     """
 
     values: Float[np.ndarray, "layer head"]
@@ -73,21 +65,11 @@ class HeadGates:
         model: ModelInfo,
         *,
         step: float = 2.0,
-        limits: tuple[float, float] = LIMITS,
     ) -> HeadGates:
         """One step along the gradient: 1 + step × g, where g is the metric's by the head's gate.
 
         An estimate of zeroing (`estimate_effects` with method "zero") is minus that gradient. Heads
         without an estimate keep 1.
-
-        Args:
-            effects: The estimates.
-            model: The model, as `describe_model` describes it.
-            step: How far to go, for each nat (or logit) that the gate is worth.
-            limits: What gates are clipped to.
-
-        Raises:
-            ValueError: When the effects are no estimates of zeroing.
         """
         if not effects.estimated or effects.method != "zero":
             raise ValueError(
@@ -96,7 +78,7 @@ class HeadGates:
             )
         values = np.ones((model.n_layers, model.n_heads))
         for head, effect in zip(effects.heads, effects.values.mean(axis=1), strict=True):
-            values[head] = np.clip(1 - step * effect, *limits)
+            values[head] = np.clip(1 - step * effect, *LIMITS)
         facts = {"method": "gradient", "step": step, "metric": effects.metric}
         return cls(values, model.name, {**facts, "n_prompts": effects.values.shape[1]})
 

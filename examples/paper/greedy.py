@@ -29,18 +29,9 @@ def choose_greedily(
 ) -> GreedyChoice:
     """Add the head that raises the score most, until none does or there are `n_heads`.
 
+    Candidates stand most promising first; of those left the first `n_tried` are tried at each step.
     Costs at most 1 + n_heads × n_tried scores. Score on held-out prompts: the search takes the best
     of many tries, so that its own score is too good to be true.
-
-    Args:
-        score: Of a set of heads, such as the mean log p(answer) of prompts with them ablated;
-            higher is better.
-        candidates: Heads, most promising first, such as by `estimate_effects`.
-        n_heads: The most heads to choose.
-        n_tried: How many of the candidates that are left, from the first, are tried at each step.
-
-    Raises:
-        ValueError: When there are no candidates, one is listed twice, or a number is not positive.
     """
     if not candidates or len(set(candidates)) < len(candidates):
         raise ValueError(f"expected candidates, each once, got {list(map(str, candidates))}")

@@ -190,11 +190,7 @@ class Setup(NamedTuple):
 
 
 def run_task(name: str, folder: Path, setup: Setup, reporter: Reporter) -> None:
-    """Measure the truth and run every method; what the folder holds is not done again.
-
-    Raises:
-        ValueError: When it holds results of another set-up.
-    """
+    """Measure the truth and run every method; what the folder holds is not done again."""
     path = folder / f"{name}.json"
     results = (
         read_results(path)

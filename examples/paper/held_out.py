@@ -56,19 +56,7 @@ class PartOfCorpus:
 def draw_prompts(
     model: Any, domain: str, n: int, n_tokens: int, *, held_out: bool, seed: int = 0
 ) -> Scenarios:
-    """Prompts of one domain, each from a file of its own.
-
-    Args:
-        model: For its tokenizer.
-        domain: One of `DOMAINS`.
-        n: How many.
-        n_tokens: Their length.
-        held_out: From the files for evaluation, or from the others.
-        seed: Of files and places.
-
-    Raises:
-        ValueError: When there is no JDK with sources, and Java was asked for.
-    """
+    """Prompts of one domain, each from a file of its own."""
     return mine_scenarios(
         PartOfCorpus(_open(domain), held_out),
         model,

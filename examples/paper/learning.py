@@ -32,7 +32,6 @@ def learn_gates(
     n_epochs: int = 2,
     learning_rate: float = 0.03,
     penalty: float = 0.01,
-    limits: tuple[float, float] = LIMITS,
     bias: Float[Tensor, " d_vocab"] | None = None,
     batch_size: int = 8,
     precision: torch.dtype | None = None,
@@ -53,7 +52,6 @@ def learn_gates(
         n_epochs: Passes over the scenarios.
         learning_rate: Of Adam: about how far a gate moves at most in one batch.
         penalty: Nats for one gate at 0 or 2.
-        limits: What gates are kept between.
         bias: Added to the logits throughout, so that gates learn what it does not give already.
         batch_size: Prompts a forward and backward pass.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16.
@@ -70,10 +68,10 @@ def learn_gates(
     for name, value in (("n_epochs", n_epochs), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
-    if not (learning_rate > 0 and penalty >= 0 and limits[0] < limits[1]):
+    if not (learning_rate > 0 and penalty >= 0):
         raise ValueError(
-            "expected a learning_rate above 0, a penalty of 0 or more and limits (low, high), got "
-            f"{learning_rate}, {penalty} and {limits}"
+            "expected a learning_rate above 0 and a penalty of 0 or more, got "
+            f"{learning_rate} and {penalty}"
         )
     shape = (info.n_layers, info.n_heads)
     apply = choose_change(acts_on)
@@ -106,7 +104,7 @@ def learn_gates(
                 loss.backward()
             optimizer.step()
             with torch.no_grad():
-                gates.clamp_(*limits)
+                gates.clamp_(*LIMITS)
         epochs.append(gates.detach().numpy().astype(float))
         if validation is not None:
             scores.append(score(epochs[-1]))

@@ -25,18 +25,6 @@ def predict_together(
 
     What more scenarios would give, without observing again what is there: a second study with
     another seed, or of other files, is enough. Files of the same name count as one.
-
-    Args:
-        folders: The studies' folders; they must have been observed.
-        features: As for `evaluate_predictors`.
-        options: As for `evaluate_predictors`.
-
-    Returns:
-        As `evaluate_predictors`.
-
-    Raises:
-        FileNotFoundError: When a folder has no observations.
-        ValueError: As `Observations.open`, `join_observations` and `evaluate_predictors`.
     """
     parts = [StudyFolder(folder).observations for folder in folders]
     return evaluate_predictors(join_observations(parts), features=features, **options)
@@ -47,9 +35,6 @@ def join_observations(parts: Sequence[Observations]) -> Observations:
 
     Scenarios of source files with the same name are taken for the same file's: no split puts them
     on two sides.
-
-    Raises:
-        ValueError: When they are of different models, heads or AP-MAEs.
     """
     first = parts[0]
     for name in ("model", "heads", "mae"):

@@ -29,20 +29,10 @@ def evaluate_single_tasks(
     commoner outcome as many scenarios are drawn as there are of the other, so that guessing has an
     accuracy of 0.5.
 
-    Args:
-        observations: What to predict, of several tasks.
-        features: As for `evaluate_predictors`.
-        n_folds: Folds of each task. A task with fewer scenarios of either outcome is left out.
-        seed: Decides which scenarios are drawn, the folds, the resamples and the predictors.
-        settings: Handed to every `CorrectnessPredictor`.
-
     Returns:
         One row a feature set and task, then one for the mean over tasks (`task` is
         `MEAN_OF_TASKS`): `features`, `task`, `n_scenarios`, and `auc` and `accuracy`, each with
         `_low` and `_high`.
-
-    Raises:
-        ValueError: When no task has enough scenarios of either outcome.
     """
     import pandas as pd
 
@@ -107,6 +97,5 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"features": features, "task": task, "n_scenarios": n}
     for name, values in zip(("auc", "accuracy"), measured, strict=True):
-        estimate = estimate_from(values)
-        row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        row |= estimate_from(values).columns(name)
     return row

@@ -11,10 +11,9 @@ chosen on the part `rank`; the part `ablate` is looked at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from aplens.correctness import CorrectnessPredictor
 from aplens.heads import Head, HeadRanking
 from aplens.interventions import HeadEffects, estimate_effects
 from aplens.models import compute_in, describe_model
-from paper.files import read_document, write_document
 from paper.gates import HeadGates
 from paper.greedy import choose_greedily
 from paper.learning import learn_gates, log_p
@@ -37,7 +35,7 @@ from paper.trials import GateTrials, scaled_logits
 
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
-    from aplens.study import Study
+    from aplens.study import Store, Study
     from paper.settings import GateSettings
 
 #: Weights of the answers' bias that are tried on the validation files; 0 is no bias.
@@ -54,15 +52,7 @@ WHERE_EXPECTED = " where an error is expected"
 
 @dataclass(frozen=True)
 class TaskGates:
-    """What was made for one task, and how it did on its held-out scenarios.
-
-    Attributes:
-        gates: The gates by name.
-        chosen: What was chosen on the validation files, by name.
-        clean: Whether the unchanged model is correct on each held-out scenario.
-        outcomes: The same with each intervention.
-        held_out: A fingerprint of those scenarios.
-    """
+    """What was made for one task, and how it did on its held-out scenarios."""
 
     gates: dict[str, HeadGates]
     chosen: dict[str, float]
@@ -70,28 +60,19 @@ class TaskGates:
     outcomes: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     held_out: str = ""
 
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        write_document(
-            path,
-            {
-                "gates": {name: gates.to_dict() for name, gates in self.gates.items()},
-                "chosen": self.chosen,
-                "held_out": self.held_out,
-                "clean": self.clean.tolist(),
-                "outcomes": {name: correct.tolist() for name, correct in self.outcomes.items()},
-            },
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; `from_dict` reads it."""
+        return {
+            "gates": {name: gates.to_dict() for name, gates in self.gates.items()},
+            "chosen": self.chosen,
+            "held_out": self.held_out,
+            "clean": self.clean.tolist(),
+            "outcomes": {name: correct.tolist() for name, correct in self.outcomes.items()},
+        }
 
     @classmethod
-    def load(cls, path: Path) -> TaskGates:
-        """Read what `save` wrote.
-
-        Raises:
-            OSError: When the file cannot be read.
-            ValueError: When it is something else, or damaged; the message names the file.
-        """
-        data = read_document(path)
+    def from_dict(cls, data: Mapping[str, Any]) -> TaskGates:
+        """What `to_dict` gave."""
         return cls(
             {name: HeadGates.from_dict(one) for name, one in data["gates"].items()},
             data["chosen"],
@@ -101,8 +82,8 @@ class TaskGates:
         )
 
 
-def gate_tasks(study: Study, settings: GateSettings, folder: Path) -> pd.DataFrame:
-    """Make and try every task's gates; what is finished is kept in the folder, one file a task.
+def gate_tasks(study: Study, settings: GateSettings, store: Store) -> pd.DataFrame:
+    """Make and try every task's gates; what is finished is kept, task by task.
 
     Returns:
         As `GateTrials.to_frame`, with a column `gated`: whether the intervention was applied only
@@ -113,14 +94,10 @@ def gate_tasks(study: Study, settings: GateSettings, folder: Path) -> pd.DataFra
     held_out = [of_task(study.folder.parts["ablate"], task)[kept] for task in tasks]
     results = []
     for number, (task, scenarios) in enumerate(zip(tasks, held_out, strict=True)):
-        path = folder / f"{task}.json"
-        result = load_task(path, scenarios)
-        if result is None:
-            fit, rank = (of_task(study.folder.parts[part], task) for part in ("fit", "rank"))
-            tell = partial(_tell, study, task, number, len(tasks))
-            result = gate_task(study, fit, rank, scenarios, settings, tell)
-            result.save(path)
-        results.append(result)
+        fit, rank = (of_task(study.folder.parts[part], task) for part in ("fit", "rank"))
+        tell = partial(_tell, study, task, number, len(tasks))
+        make = partial(gate_task, study, fit, rank, scenarios, settings, tell)
+        results.append(recall_task(store, task, scenarios, make))
     seed = study.settings.seed
     trials = GateTrials.join(list(map(to_trials, held_out, results)))
     tables = [trials.to_frame(seed, baseline=BIAS).assign(gated=False)]
@@ -156,16 +133,7 @@ def gate_task(
     settings: GateSettings,
     tell: Callable[[str], object] = lambda note: None,
 ) -> TaskGates:
-    """Make one task's gates and try them.
-
-    Args:
-        study: Whose model, seed and, for `settings.combine`, ranking to take.
-        fit: Scenarios that gates are made on.
-        validation: Those on which steps and sizes are chosen.
-        held_out: Those on which the result is measured.
-        settings: How much to try.
-        tell: Called with what is done next.
-    """
+    """Make one task's gates and try them."""
     model, seed, precision = study.model, study.settings.seed, dtype_of(settings.precision)
     trial = _Trial(model, validation, held_out, settings.batch_size, precision)
     tell("gradient")
@@ -246,10 +214,6 @@ def answer_bias(targets: Int[Tensor, " scenario"], n_tokens: int) -> Float[Tenso
     """What to add to logits so that tokens count as often as they are answers: log(1 + count).
 
     The baseline of anything that learns from a task's answers without looking at the prompt.
-
-    Args:
-        targets: The training scenarios' answers.
-        n_tokens: Size of the vocabulary.
     """
     return torch.bincount(targets, minlength=n_tokens).float().log1p()
 
@@ -329,19 +293,19 @@ def to_trials(held_out: Scenarios, result: TaskGates) -> GateTrials:
     return GateTrials(held_out.tasks, held_out.files, result.clean, result.outcomes)
 
 
-def load_task(path: Path, held_out: Scenarios) -> TaskGates | None:
-    """A task that was done before; None when it was not.
+def recall_task(
+    store: Store, task: str, held_out: Scenarios, make: Callable[[], TaskGates]
+) -> TaskGates:
+    """A task that was done before, or is done now.
 
     Raises:
-        ValueError: When the file is damaged, or of other scenarios.
+        ValueError: When what was kept is of other scenarios.
     """
-    if not path.exists():
-        return None
-    found = TaskGates.load(path)
+    found = TaskGates.from_dict(store.recall(task, lambda: make().to_dict()))
     if found.held_out != _fingerprint(held_out):
         raise ValueError(
-            f"{path} holds outcomes of {len(found.clean)} other scenarios, this study holds out "
-            f"{len(held_out)} of that task: delete it"
+            f"{store.file(task)} holds outcomes of {len(found.clean)} other scenarios, this study "
+            f"holds out {len(held_out)} of that task: delete it"
         )
     return found
 

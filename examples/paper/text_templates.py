@@ -35,15 +35,8 @@ def text_template_strengths(
     follows the template wherever the prompt lets it. The first token is no key of any of them,
     since attention to it is a sink.
 
-    Args:
-        attention: Causal attention probabilities of one prompt.
-        texts: Its tokens, each as text.
-
     Returns:
         Strengths of at most 1; NaN where hardly a query can follow the template.
-
-    Raises:
-        ValueError: When the patterns are not square, or not as long as the prompt.
     """
     n = len(texts)
     if attention.ndim < 2 or attention.shape[-2:] != (n, n):

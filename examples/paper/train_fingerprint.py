@@ -31,16 +31,10 @@ def train(
     reporter: Reporter,
     load: Callable[[str, str], Any] = aplens.load_model,
 ) -> TrainingResult:
-    """Train an AP-MAE on, and save it in float16 in `folder/float16`; an interrupted run goes on.
+    """Train an AP-MAE on, for so long, and save it in float16; an interrupted run goes on.
 
-    Args:
-        start: The AP-MAE to begin from, with a fingerprint, as `APMAE.from_pretrained` takes it.
-        models: Whose heads to tell apart, as `load_model` takes them; the first one validates.
-        n_prompts: Of each domain and model, as long as the AP-MAE takes.
-        seconds: How long.
-        folder: Where checkpoints and weights go.
-        reporter: Told how far it is.
-        load: Makes a model of its name and kind.
+    It learns to tell apart the heads of all models on as many prompts of each domain; the first
+    model validates.
     """
     config = aplens.APMAE.from_pretrained(start).config
     config = dataclasses.replace(config, identity_weight=IDENTITY_WEIGHT)

@@ -21,7 +21,6 @@ from torch import Tensor
 from aplens import read_prompts
 from aplens.intervals import (
     MEAN_OF_TASKS,
-    Estimate,
     FileBootstrap,
     average_tasks,
     estimate_from,
@@ -44,21 +43,13 @@ _Measure: TypeAlias = Callable[..., Float[np.ndarray, " resample"]]
 
 
 def choose_change(acts_on: str) -> Callable[..., AbstractContextManager[None]]:
-    """`scale_heads` or `sharpen_heads`, by what a head's number acts on.
-
-    Raises:
-        ValueError: When it is none of `ActsOn`.
-    """
+    """`scale_heads` or `sharpen_heads`, by what a head's number acts on."""
     check_acts_on(acts_on)
     return sharpen_heads if acts_on == "pattern" else scale_heads
 
 
 def require_finite(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
-    """The logits, none of which is NaN or infinite.
-
-    Raises:
-        ValueError: When one is.
-    """
+    """The logits, none of which is NaN or infinite."""
     if not logits.detach().amax(dim=-1).isfinite().all():
         raise ValueError("the model's logits contain NaN or infinity: its forward pass is broken")
     return logits
@@ -76,16 +67,7 @@ def scaled_logits(
 ) -> Float[Tensor, "scenario d_vocab"]:
     """Logits after the last token of each prompt, heads scaled or sharpened; float32, on the CPU.
 
-    Args:
-        model: A HookedTransformer or TransformerBridge.
-        scenarios: The prompts.
-        scales: Gates, or as for `scale_heads`; None leaves the model as it is.
-        acts_on: "output" scales heads, "pattern" sharpens them; gates say themselves what they do.
-        batch_size: Prompts a forward pass.
-        precision: torch.bfloat16 lets the model compute its matrix products in bfloat16.
-
-    Raises:
-        ValueError: When the logits contain NaN or infinity.
+    Gates say themselves which of the two they do.
     """
     if isinstance(scales, HeadGates):
         scales, acts_on = scales.values, scales.acts_on
@@ -97,18 +79,6 @@ def scaled_logits(
             logits = last_token_logits(model, batch.tokens, batch.lengths)
         found.append(require_finite(logits).float().cpu())
     return torch.cat(found)
-
-
-def try_scales(
-    model: Any, scenarios: Scenarios, scales: HeadGates | ScalesLike | None = None, **options: Any
-) -> NDArray[np.bool_]:
-    """Whether the model, heads scaled, predicts each target; `options` are `scaled_logits`'s.
-
-    Raises:
-        ValueError: When the logits contain NaN or infinity.
-    """
-    logits = scaled_logits(model, scenarios, scales, **options)
-    return (logits.argmax(dim=-1) == scenarios.targets()).numpy()
 
 
 @dataclass
@@ -151,13 +121,6 @@ class GateTrials:
 
         Draws of random heads of one size are one intervention, each scenario's outcome the share of
         draws with which the model is correct.
-
-        Args:
-            sweep: The sweep.
-            tasks: The task of each scenario that the sweep was given.
-
-        Raises:
-            ValueError: When there are fewer tasks than scenarios.
         """
         if len(tasks) <= sweep.index.max(initial=-1):
             raise ValueError(
@@ -187,9 +150,6 @@ class GateTrials:
         and is left out of its mean. With a `baseline`, the name of an intervention, or for each
         intervention the name of its own (NaN where there is none), also `over_baseline`, its `gain`
         less the baseline's on the same resamples, with `over_baseline_low`, `over_baseline_high`.
-
-        Raises:
-            ValueError: When no intervention has a baseline's name.
         """
         import pandas as pd
 
@@ -261,6 +221,5 @@ def _counts(clean: NDArray[np.bool_], correct: Outcomes) -> dict[str, int]:
 def _estimates(measured: dict[str, Float[np.ndarray, " resample"]]) -> dict[str, float]:
     row: dict[str, float] = {}
     for name, values in measured.items():
-        estimate: Estimate = estimate_from(values)
-        row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        row |= estimate_from(values).columns(name)
     return row

@@ -65,30 +65,18 @@ def compare_rankings(
     truth: HeadEffects,
     scores: Mapping[str, Float[np.ndarray, " head"]],
     *,
-    n_matter: int = N_MATTER,
-    budgets: Sequence[int] = BUDGETS,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How well scores of heads agree with measured effects.
-
-    Args:
-        truth: Every head's effect on held-out prompts.
-        scores: For each ranking its scores, in the order of the truth's heads; higher is better.
-        n_matter: How many heads, those with the largest mean |effect|, count as those that matter.
-        budgets: How many of a ranking's first heads are looked at.
-        seed: Of the random ranking, the halves and the resamples.
 
     Returns:
         One row a ranking, with a random one and the ceiling: `ranking`, `correlation` (Spearman
         with the mean effect's size), and for each budget k `recall_k`, the share of the heads that
         matter among its first k; each with `_low` and `_high`, 95 % over resampled source files of
         the truth (of the ceiling, over halves).
-
-    Raises:
-        ValueError: When scores are not one a head, or not finite.
     """
     n_heads = len(truth.heads)
-    budgets = [budget for budget in budgets if budget <= n_heads]
+    budgets = [budget for budget in BUDGETS if budget <= n_heads]
     for name, values in scores.items():
         if np.shape(values) != (n_heads,) or not np.isfinite(values).all():
             raise ValueError(f"{name}: expected a finite score for each of {n_heads} heads")
@@ -97,10 +85,10 @@ def compare_rankings(
     rng = np.random.default_rng(seed)
     rows = []
     for name, values in {**scores, "random": rng.random(n_heads)}.items():
-        measured = [_agree(values, size, n_matter, budgets) for size in sizes]
+        measured = [_agree(values, size, budgets) for size in sizes]
         rows.append(_row(name, np.array(measured), budgets))
     halves = [_halves(truth, rng) for _ in range(50)]
-    measured = [_agree(one, other, n_matter, budgets) for one, other in halves]
+    measured = [_agree(one, other, budgets) for one, other in halves]
     rows.append(_row(CEILING, np.vstack([np.mean(measured, axis=0), measured]), budgets))
     return pd.DataFrame(rows)
 
@@ -108,12 +96,11 @@ def compare_rankings(
 def _agree(
     scores: Float[np.ndarray, " head"],
     sizes: Float[np.ndarray, " head"],
-    n_matter: int,
     budgets: Sequence[int],
 ) -> list[float]:
     from scipy.stats import spearmanr
 
-    matter = set(np.argsort(-sizes, kind="stable")[:n_matter])
+    matter = set(np.argsort(-sizes, kind="stable")[:N_MATTER])
     order = np.argsort(-scores, kind="stable")
     recalls = [len(matter.intersection(order[:budget])) / len(matter) for budget in budgets]
     constant = np.ptp(scores) == 0 or np.ptp(sizes) == 0
@@ -138,7 +125,5 @@ def _row(
     row: dict[str, float | str] = {"ranking": name}
     measures = ["correlation", *(f"recall_{budget}" for budget in budgets)]
     for measure, values in zip(measures, measured.T, strict=True):
-        estimate = estimate_from(values)
-        row |= {measure: estimate.value}
-        row |= {f"{measure}_low": estimate.low, f"{measure}_high": estimate.high}
+        row |= estimate_from(values).columns(measure)
     return row

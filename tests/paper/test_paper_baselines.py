@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from aplens.mae import random_masks
 from aplens.patterns import PatchGrid
-from paper.evaluation import GaussianRegression, choose_gaussian, nearest_visible
+from paper.evaluation.gaussian import GaussianRegression, choose_gaussian
+from paper.evaluation.nearest import nearest_visible
 
 GRID = PatchGrid(16, 4)  # 10 patches of 16 pixels
 PLACES = list(zip(GRID.rows.tolist(), GRID.columns.tolist(), strict=True))

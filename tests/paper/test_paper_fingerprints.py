@@ -129,7 +129,7 @@ def test_the_whole_study_has_every_row_and_goes_on(small):
     loaded.clear()
     fingerprints.measure(setup, folder, Reporter(), load)
     assert loaded == []
-    with pytest.raises(ValueError, match="another prompts"):
+    with pytest.raises(ValueError, match="prompts was 4, is 5"):
         fingerprints.measure(setup._replace(prompts=5), folder, Reporter(), load)
 
 

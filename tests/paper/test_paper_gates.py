@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_broken
+from correctness_helpers import are_answered
 from test_interventions_sweep import made_up_sweep, make_scenarios
 
 from aplens import estimate_effects, measure_effects, scale_heads
@@ -14,7 +15,7 @@ from aplens.intervals import MEAN_OF_TASKS
 from aplens.models import describe_model
 from paper.gates import HeadGates
 from paper.learning import learn_gates
-from paper.trials import GateTrials, scaled_logits, try_scales
+from paper.trials import GateTrials, scaled_logits
 
 
 @torch.no_grad()
@@ -101,7 +102,6 @@ def test_validation_keeps_the_best_epoch_even_the_start(any_model):
         ({"n_epochs": 0}, "n_epochs must be 1 or more, got 0"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"learning_rate": 0.0}, "learning_rate above 0"),
-        ({"limits": (1.0, 1.0)}, "limits"),
         ({"start": HeadGates(np.ones((2, 2)), "other")}, r"\(3, 4\).*got \(2, 2\)"),
     ],
 )
@@ -138,13 +138,13 @@ def test_what_are_no_gates_is_refused(values):
 def test_outcomes_are_those_of_running_each_prompt_alone(tiny_model):
     scenarios = make_scenarios(tiny_model)
     gates = np.random.default_rng(3).uniform(0, 2, (3, 4))
-    found = try_scales(tiny_model, scenarios, gates, batch_size=5)
+    found = are_answered(tiny_model, scenarios, gates, batch_size=5)
     for scenario, correct in zip(scenarios, found, strict=True):
         with torch.no_grad(), scale_heads(tiny_model, gates):
             predicted = tiny_model(torch.tensor([scenario.prompt]))[0, -1].argmax()
         assert correct == (predicted == scenario.target)
     assert 0 < found.sum() < len(found)
-    unchanged = try_scales(tiny_model, scenarios)
+    unchanged = are_answered(tiny_model, scenarios)
     assert unchanged.sum() == 14
 
 
@@ -269,4 +269,4 @@ def test_a_sweep_as_trials_is_balanced_and_by_task():
 def test_broken_logits_are_refused(any_model):
     broken = make_broken("bridge")
     with pytest.raises(ValueError, match="logits contain NaN or infinity"):
-        try_scales(broken, make_scenarios(any_model))
+        are_answered(broken, make_scenarios(any_model))

@@ -14,15 +14,11 @@ from typer.testing import CliRunner
 from aplens.models import last_token_logits
 from aplens.patterns import log_normalize
 from aplens.scenarios import Scenarios
-from paper.evaluation import (
-    BASELINES,
-    Evaluation,
-    EvaluationSettings,
-    evaluate_apmaes,
-    evaluation_to_markdown,
-)
 from paper.evaluation.correctness import CORRECTNESS_BASELINES
 from paper.evaluation.embeddings import POOLS, encode_all_pools, select_pools
+from paper.evaluation.measure import Evaluation, EvaluationSettings, evaluate_apmaes
+from paper.evaluation.reconstruction import BASELINES
+from paper.evaluation.tables import evaluation_to_markdown
 
 MAES = {"coarse": make_mae(), "fine": make_mae(seed=1, patch_size=4)}
 SETTINGS = EvaluationSettings(prompts=8, reference=4, patterns_per_prompt=7, correctness=24)

@@ -12,9 +12,8 @@ from correctness_helpers import make_mae, make_scenarios
 from aplens.mae import additive_fit, random_masks, seeded
 from aplens.models import describe_model
 from aplens.scenarios import Scenarios
-from paper.evaluation import BASELINES
 from paper.evaluation.prompts import sample_prompts, stream_prompts
-from paper.evaluation.reconstruction import ReconstructionErrors, ReferencePatterns
+from paper.evaluation.reconstruction import BASELINES, ReconstructionErrors, ReferencePatterns
 
 
 def in_files(scenarios, prefix, languages=("java", "python")):

@@ -70,12 +70,6 @@ class CorrectnessSamples:
         Every pool of every AP-MAE is reduced to a few directions a head and given to a logistic
         regression. Beside it, on the same folds: always the same answer, the model's own
         confidence, and eight hand-made statistics of each head's pattern.
-
-        Returns:
-            One row an `input`, with the columns of `evaluate_predictors`.
-
-        Raises:
-            ValueError: When there is only one outcome, or fewer files than folds.
         """
         import pandas as pd
 

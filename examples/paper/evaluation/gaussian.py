@@ -110,15 +110,7 @@ def choose_gaussian(
     n_components: Sequence[int] = N_COMPONENTS,
     ridges: Sequence[float] = RIDGES,
 ) -> GaussianRegression:
-    """The number of components and the ridge that fill in validation patterns best.
-
-    Args:
-        fit: Reference patterns to fit on.
-        validation: Others to choose by.
-        mask: What is hidden of those.
-        n_components: The numbers to try.
-        ridges: The ridges to try.
-    """
+    """The number of components and the ridge that fill in validation patterns best."""
 
     def error(candidate: GaussianRegression) -> float:
         wrong = (candidate.predict(validation, mask) - validation)[mask]

@@ -35,22 +35,7 @@ _HEADS = 0
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How much to measure.
-
-    Attributes:
-        prompts: Held-out prompts for reconstruction and probes.
-        reference: Prompts, of other files, that the baselines learn from.
-        patterns_per_prompt: Heads of a prompt that these look at, drawn anew for each (0: all).
-        mask_ratio: Share of the patches to hide (0: each AP-MAE's own).
-        mask_seeds: How many masks a pattern.
-        tokens: Look at the first tokens of each prompt only (0: the whole of it).
-        correctness: Held-out prompts to predict correctness on; some hundreds, or 0 for none.
-        pools: Which poolings of an AP-MAE's tokens to probe and to predict from, of `POOLS`.
-        seed: Of every draw.
-
-    Raises:
-        ValueError: When a number is out of range.
-    """
+    """How much to measure, as the help of the command `evaluate` says."""
 
     prompts: int = 48
     reference: int = 48
@@ -103,19 +88,6 @@ def evaluate_apmaes(
     """Measure AP-MAEs on a model's patterns: reconstruction, probes and correctness.
 
     All AP-MAEs see the same prompts and patterns, each on its own grid; each prompt runs once.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge; the AP-MAEs are moved to its device.
-        maes: The AP-MAEs by label.
-        reference: Scenarios that the baselines learn from.
-        held_out: Scenarios of other files, to measure on.
-        settings: How much (default: `EvaluationSettings()`).
-        progress: Called with (prompts run, prompts in all, what they are).
-
-    Raises:
-        ValueError: When there is no AP-MAE, prompts are too long for one, a file is on both sides,
-            a domain has prompts from fewer than two files, or there are too few prompts to
-            predict correctness from.
     """
     import pandas as pd
 

@@ -82,16 +82,7 @@ class ProbeSamples:
         file: str,
         domain: str,
     ) -> None:
-        """Keep some heads of one more prompt.
-
-        Args:
-            attention: Patterns.
-            scaled: The same, log-normalized.
-            heads: Their places among all heads.
-            tokens: The prompt.
-            file: Its source file.
-            domain: Its domain.
-        """
+        """Keep some heads of one more prompt."""
         for label, mae in self._maes.items():
             self._keep(label, encode_all_pools(mae, scaled))
         for side in self._sides:
@@ -141,24 +132,13 @@ def evaluate_probe(
     """Probe one kind of input by ridge regression, on source files it was not fitted on.
 
     The layer is told by regression on one column a layer, the largest prediction wins. Penalties
-    come from generalized cross-validation on the training side, one for each target.
-
-    Args:
-        values: The input.
-        scores: Detection scores of `DETECTED`.
-        layers: Each pattern's layer.
-        prompt: Which prompt each pattern is of.
-        files: Each prompt's source file; 40 % of each domain's are tested on.
-        domains: Each prompt's domain.
-        seed: Of the split, and of the resamples.
+    come from generalized cross-validation on the training side, one for each target. Tested on are
+    40 % of each domain's files.
 
     Returns:
         One row a domain ("all" for all together) and target: `metric` ("R²" for scores, "accuracy"
         for the layer), `value` with its 95 % interval (resampling source files) `low` and `high`,
         `dims` of the input, and the numbers of patterns and files.
-
-    Raises:
-        ValueError: When a domain has prompts from fewer than two files.
     """
     import pandas as pd
 

@@ -115,9 +115,6 @@ class ReconstructionErrors:
         heads: The model's heads, as the patterns come.
         mask_ratio: Share of the patches to hide (default: each AP-MAE's own).
         mask_seeds: One mask a pattern for each.
-
-    Raises:
-        ValueError: When the prompts are too long for an AP-MAE, or fit in one patch.
     """
 
     def __init__(
@@ -170,10 +167,6 @@ class ReconstructionErrors:
     def summarize(self, prompts: Scenarios, seed: int = 0) -> pd.DataFrame:
         """Errors by domain and by layer, with 95 % intervals that resample source files.
 
-        Args:
-            prompts: The prompts seen, in that order.
-            seed: Of the resamples.
-
         Returns:
             One row a predictor, patch size, mask ratio, domain ("all" for all together) and group
             of layers ("all", each third, "L0" and so on): the mean `error` in squared
@@ -225,19 +218,13 @@ class ReconstructionErrors:
                 "low": error.low,
                 "high": error.high,
                 "seed_spread": per_seed.std(ddof=1) if len(per_seed) > 1 else np.nan,
-                "ratio": ratio.value,
-                "ratio_low": ratio.low,
-                "ratio_high": ratio.high,
+                **ratio.columns("ratio"),
                 "n_seeds": len(per_seed),
             }
 
 
 def require_room(maes: Mapping[str, APMAE], n_tokens: int) -> None:
-    """Refuse AP-MAEs made for shorter prompts.
-
-    Raises:
-        ValueError: When there is one; the message names it.
-    """
+    """Refuse AP-MAEs made for shorter prompts."""
     for label, mae in maes.items():
         if mae.config.n_ctx < n_tokens:
             raise ValueError(

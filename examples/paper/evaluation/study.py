@@ -31,23 +31,6 @@ def evaluate_study(
 
     Writes `evaluation/reconstruction.parquet`, `probes.parquet`, `correctness.parquet` (where it
     was asked for) and `evaluation.md` below the folder. Prompts are mined where they are missing.
-
-    Args:
-        settings: The study.
-        folder: Its folder.
-        maes: AP-MAEs, as `APMAE.from_pretrained` takes them.
-        evaluation: How much to measure.
-        models: Models to measure on (default: the study's). Each is asked about the same corpora in
-            tokens of its own, below `models/` in the folder.
-        reporter: Told what happens.
-        command: How this was started, for the tables.
-
-    Returns:
-        The tables, in Markdown.
-
-    Raises:
-        ValueError: When the study keeps no part `autoencoder` or `fit`, and as `evaluate_apmaes`.
-        CheckpointError: When an AP-MAE cannot be loaded.
     """
     import pandas as pd
 
