@@ -10,12 +10,14 @@ import functools
 import http.server
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
 import threading
 from html.parser import HTMLParser
 from inspect import ismodule
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +25,7 @@ import pytest
 from outputs import assert_same_output
 
 import aplens
+from aplens.study import StudySettings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -147,6 +150,18 @@ def test_commands_in_the_docs_exist():
     assert targets <= set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
     assert commands <= set(get_command(app).commands)
     assert of_paper <= set(get_command(paper).commands)
+
+
+def test_settings_that_the_results_commands_change_exist():
+    checked = 0
+    for page in DOCS.glob("results/**/*.md"):
+        for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+            if found := re.match(r"(?:JAVA_HOME=… )?aplens (?:run|train) (.*\.toml.*)", line):
+                study, *words = shlex.split(found[1], comments=True)
+                changes = [b for a, b in pairwise(words) if a == "--set"]
+                StudySettings.from_toml(ROOT / "examples" / study, changes)
+                checked += len(changes)
+    assert checked > 5
 
 
 def test_study_files_in_the_docs_exist():
