@@ -117,6 +117,13 @@ def measure(kind: str, mae: aplens.APMAE, options: argparse.Namespace) -> None:
                     place / "bfloat16",  # noqa: B023
                     precision=torch.bfloat16,
                 ),
+                "ours, with surprise": lambda: aplens.observe(
+                    model,
+                    scenarios,
+                    mae,
+                    place / "surprise",  # noqa: B023
+                    keep=["statistics", "surprise"],
+                ),
                 "forward pass alone": forward,
                 "forward pass, patterns looked at": collect,
                 "forward pass in bfloat16": lambda: forward(torch.bfloat16),
