@@ -242,12 +242,16 @@ def train_fingerprint(
     ] = None,
     prompts: Annotated[int, typer.Option(help="Of each domain: Java, Python, prose.")] = 96,
     minutes: Annotated[float, typer.Option(help="How long to train.")] = 30.0,
+    average: Annotated[
+        bool, typer.Option("--average", help="Save the mean of the weights before and after.")
+    ] = False,
 ) -> None:
     """Train an AP-MAE to tell heads apart, on files that no evaluation uses."""
     from paper.train_fingerprint import train
 
+    models = model or ["smollm2-135m"]
     with reporting() as (_, reporter):
-        train(mae, model or ["smollm2-135m"], prompts, 60 * minutes, folder, reporter)
+        train(mae, models, prompts, 60 * minutes, folder, reporter, average=average)
 
 
 @app.command()

@@ -153,3 +153,19 @@ def test_a_fingerprint_is_trained_on_and_saved_in_half_precision(any_model, tmp_
     saved = APMAE.from_pretrained(tmp_path / "run" / "float16")
     assert saved.config.identity_weight == train_fingerprint.IDENTITY_WEIGHT
     assert torch.equal(saved.to_fingerprint.weight, result.mae.to_fingerprint.weight.half().float())
+
+
+def test_weights_before_and_after_are_averaged(any_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        train_fingerprint, "draw_prompts", lambda *a, **k: draw(*a, **k, seed=len(a[1]))
+    )
+    mae = tiny_mae(base="additive", patch_input="centred")
+    fit_fingerprint(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
+    mae.save_pretrained(tmp_path / "start")
+    arguments = (str(tmp_path / "start"), ["small"], 16, 1.0, tmp_path / "run", Reporter())
+    trained = train_fingerprint.train(*arguments, lambda name, kind: any_model).mae.state_dict()
+    train_fingerprint.train(*arguments, lambda name, kind: any_model, average=True)
+    saved = APMAE.from_pretrained(tmp_path / "run" / "float16").state_dict()
+    for name, before in mae.state_dict().items():
+        assert torch.allclose(saved[name], (before + trained[name]) / 2, atol=1e-3)
+    assert not torch.allclose(saved["to_fingerprint.weight"], trained["to_fingerprint.weight"])
