@@ -47,7 +47,7 @@ FINGERPRINT_POOL: tuple[Pool, ...] = ("cls", "last_query", "mean")
 _DEVIATION = 0.1
 
 #: Patterns that run together where nothing is learned.
-AT_ONCE = 64
+AT_ONCE = 96
 
 
 class APMAEOutput(NamedTuple):
@@ -258,7 +258,9 @@ class APMAE(nn.Module):
         """
         _, k = self._check_patches(scaled)
         prompt = self._prompt(k, n_tokens)
-        parts = zip(scaled.split(AT_ONCE), mask.split(AT_ONCE), strict=True)
+        n_parts = max(1, math.ceil(len(scaled) / AT_ONCE))
+        # Parts of about equal size: a small rest would take nearly as long as a whole part.
+        parts = zip(scaled.tensor_split(n_parts), mask.tensor_split(n_parts), strict=True)
         return torch.cat([self._predict(*part, prompt, precision)[0] for part in parts])
 
     def _predict(
