@@ -133,13 +133,19 @@ def test_the_whole_study_has_every_row_and_goes_on(small):
         fingerprints.measure(setup._replace(prompts=5), folder, Reporter(), load)
 
 
-def test_a_fingerprint_is_trained_on_and_saved_in_half_precision(any_model, tmp_path, monkeypatch):
+@pytest.fixture
+def start(any_model, tmp_path, monkeypatch):
+    """An AP-MAE with a fingerprint, in the folder `start`, and prompts to train it on."""
     monkeypatch.setattr(
         train_fingerprint, "draw_prompts", lambda *a, **k: draw(*a, **k, seed=len(a[1]))
     )
     mae = tiny_mae(base="additive", patch_input="centred")
     fit_fingerprint(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
     mae.save_pretrained(tmp_path / "start")
+    return mae
+
+
+def test_a_fingerprint_is_trained_on_and_saved_in_half_precision(start, any_model, tmp_path):
     result = train_fingerprint.train(
         str(tmp_path / "start"),
         ["small", "one whose prompts are of the same files"],
@@ -155,17 +161,11 @@ def test_a_fingerprint_is_trained_on_and_saved_in_half_precision(any_model, tmp_
     assert torch.equal(saved.to_fingerprint.weight, result.mae.to_fingerprint.weight.half().float())
 
 
-def test_weights_before_and_after_are_averaged(any_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        train_fingerprint, "draw_prompts", lambda *a, **k: draw(*a, **k, seed=len(a[1]))
-    )
-    mae = tiny_mae(base="additive", patch_input="centred")
-    fit_fingerprint(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
-    mae.save_pretrained(tmp_path / "start")
+def test_weights_before_and_after_are_averaged(start, any_model, tmp_path):
     arguments = (str(tmp_path / "start"), ["small"], 16, 1.0, tmp_path / "run", Reporter())
     trained = train_fingerprint.train(*arguments, lambda name, kind: any_model).mae.state_dict()
     train_fingerprint.train(*arguments, lambda name, kind: any_model, average=True)
     saved = APMAE.from_pretrained(tmp_path / "run" / "float16").state_dict()
-    for name, before in mae.state_dict().items():
+    for name, before in start.state_dict().items():
         assert torch.allclose(saved[name], (before + trained[name]) / 2, atol=1e-3)
     assert not torch.allclose(saved["to_fingerprint.weight"], trained["to_fingerprint.weight"])
