@@ -30,7 +30,7 @@ DPI = 110
 CLUSTER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 SHOWN_HEADS = ("L11H1", "L1H1", "L19H4")  # looks back in steps, at certain tokens, at a section
-CLUSTERED_HEAD = "L16H6"
+CLUSTERED_HEAD = "L5H5"
 HABIT_HEAD = "L23H3"  # the first head on this prompt: README.md, docs/getting-started.md
 HABIT_PROMPT = "When Mary and John went to the store, Mary gave a drink to"
 
