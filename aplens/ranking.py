@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from aplens._documents import require_choice
 from aplens._progress import Progress, show_progress
 from aplens.correctness import DEFAULT_FEATURES, HeadScorer, split_by_file
 from aplens.correctness.splits import check_split
@@ -111,8 +112,7 @@ def rank_heads(
             needs; or "predictor" has fewer than 40 scenarios or two source files, or only one
             outcome.
     """
-    if method not in get_args(RankMethod):
-        raise ValueError(f"method must be one of {list(get_args(RankMethod))}, got {method!r}")
+    require_choice("method", method, get_args(RankMethod))
     options = {
         "metric": metric,
         "verify": verify,

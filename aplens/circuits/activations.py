@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from aplens._documents import require_choice
 from aplens._progress import Progress, show_progress
 from aplens._tokens import label_tokens
 from aplens.circuits.metrics import CountedMetric, Metric
@@ -16,7 +17,6 @@ from aplens.circuits.runs import (
     hook_name,
     patch_heads,
     read_pair,
-    require_choice,
     require_evaluation_mode,
     require_query_heads,
     run_with_cache,

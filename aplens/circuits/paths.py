@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aplens._documents import require_choice
 from aplens._progress import Progress, show_progress
 from aplens.circuits.metrics import CountedMetric, Metric
 from aplens.circuits.runs import (
@@ -17,7 +18,6 @@ from aplens.circuits.runs import (
     keeping,
     patch_heads,
     read_pair,
-    require_choice,
     require_evaluation_mode,
     require_query_heads,
     run_with_cache,

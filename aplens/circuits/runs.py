@@ -133,12 +133,6 @@ def read_pair(
     return first.tokens, second.tokens
 
 
-def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
-
-
 def require_evaluation_mode(model: Any) -> None:
     """Dropout would differ from run to run; a HookedTransformer has none."""
     info = describe_model(model)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
+from aplens._documents import require_choice
 from aplens.correctness.density import cluster_by_density
 from aplens.correctness.head_array import HeadValues
 from aplens.correctness.principal import fit_pca
@@ -137,8 +138,7 @@ class HeadClusters:
 
 def resolve_reducer(reducer: Reducer) -> Literal["umap", "pca"]:
     """The reducer itself; for "auto", UMAP where it is installed."""
-    if reducer not in get_args(Reducer):
-        raise ValueError(f"reducer must be one of {list(get_args(Reducer))}, got {reducer!r}")
+    require_choice("reducer", reducer, get_args(Reducer))
     installed = importlib.util.find_spec("umap") is not None
     if reducer == "umap" and not installed:
         raise ImportError("reducer='umap' needs umap-learn: pip install 'aplens[umap]'")

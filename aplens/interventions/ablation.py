@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from aplens._documents import require_choice
 from aplens._seeds import read_seed
 from aplens.heads import Head, HeadsLike, parse_heads
 from aplens.models import ModelInfo, attach_hooks, describe_model, run_until, z_hook_name
@@ -108,8 +109,7 @@ def make_substitute(
     seed: int = 0,
 ) -> Substitute:
     """What `method` puts in place of any of `heads`; the reference is run when it is needed."""
-    if method not in get_args(AblationMethod):
-        raise ValueError(f"method must be one of {list(get_args(AblationMethod))}, got {method!r}")
+    require_choice("method", method, get_args(AblationMethod))
     seed = read_seed(seed)
     if method == "zero":
         return lambda heads, z, numbers: z.new_zeros(1)

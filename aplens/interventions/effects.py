@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aplens._documents import require_choice
 from aplens._progress import Progress, show_progress
 from aplens.heads import Head, HeadRanking, HeadsLike, ModelShape
 from aplens.intervals import FileBootstrap, sign_flip_p_values
@@ -342,10 +343,7 @@ class _Task:
         metric: AnswerMetric,
         batch_size: int,
     ) -> _Task:
-        if metric not in get_args(AnswerMetric):
-            raise ValueError(
-                f"metric must be one of {list(get_args(AnswerMetric))}, got {metric!r}"
-            )
+        require_choice("metric", metric, get_args(AnswerMetric))
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         require_answers(model, scenarios)
