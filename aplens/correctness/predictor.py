@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from aplens._documents import require_choice
 from aplens.correctness.clusters import HeadClusters
 from aplens.correctness.features import make_features
 from aplens.correctness.logistic import fit_logistic
@@ -71,10 +72,8 @@ class CorrectnessPredictor:
         clusters: HeadClusters | None = None,
         seed: int = 0,
     ) -> None:
-        if classifier is not None and classifier not in get_args(Classifier):
-            raise ValueError(
-                f"classifier must be one of {list(get_args(Classifier))}, got {classifier!r}"
-            )
+        if classifier is not None:
+            require_choice("classifier", classifier, get_args(Classifier))
         self.features = features
         self.classifier = classifier or ("boosting" if features == "clusters" else "logistic")
         self.seed = seed
