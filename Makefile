@@ -16,6 +16,11 @@ define environment
 	$(1)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 endef
 
+# $(call borrow,FOLDER): it finds packages of $(VENV) after its own.
+SITE = import sysconfig; print(sysconfig.get_path("purelib"))
+borrow = echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" \
+	> "$$($(1)/bin/python -c '$(SITE)')/borrow.pth"
+
 # $(call freeze,TRANSFORMER_LENS,FILE): the newest versions that go with it and with pyproject.toml.
 define freeze
 	rm -rf .venv-constraints
@@ -93,8 +98,12 @@ install: $(VENV)/.installed  ## the environment, with pinned versions from const
 $(VENV)/.installed: constraints.txt pyproject.toml
 $(TL4)/.installed: constraints-tl4.txt pyproject.toml
 
+# The second environment sees the first one's packages and holds only what differs: torch is several GB.
+$(TL4)/.installed: $(VENV)/.installed
+
 %/.installed:
 	$(call environment,$(@D))
+	@test $(@D) = $(VENV) || $(call borrow,$(@D))
 	@echo "Installing aplens and its packages; torch makes this a few minutes and several GB."
 	$(@D)/bin/python -m pip install --quiet --constraint $< $(EXTRAS)
 	@touch $@
