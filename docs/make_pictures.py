@@ -129,7 +129,7 @@ def draw_habit(model: Any, mae: aplens.APMAE) -> Figure:
 
 def draw_preparation(attention: torch.Tensor, mae: aplens.APMAE) -> Figure:
     """What is done to a pattern before AP-MAE reads it."""
-    scaled = aplens.log_normalize(attention)
+    scaled = aplens.patterns.log_normalize(attention)
     figure = new_figure(7.5, 2.8)
     panels = figure.subplots(1, 3)
     show_pattern(panels[0], attention, "attention")
@@ -173,7 +173,7 @@ def draw_clusters(attention: torch.Tensor, mae: aplens.APMAE) -> Figure:
         middle = unit[members].mean(0)
         nearest = members[np.argsort(-(unit[members] @ middle))][:3]
         for panel, prompt in zip(row, nearest, strict=True):
-            show_pattern(panel, aplens.log_normalize(attention[prompt]))
+            show_pattern(panel, aplens.patterns.log_normalize(attention[prompt]))
         row[1].set_title(f"cluster {name}", fontsize=9, color=CLUSTER_COLORS[name])
     return figure
 

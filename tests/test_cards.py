@@ -14,7 +14,6 @@ from test_views import HOSTILE, FakeTokenizer, Page, assert_drawn, open_page
 from aplens import (
     APMAE,
     Head,
-    HeadCards,
     HeadRanking,
     collect_patterns,
     describe_heads,
@@ -24,6 +23,7 @@ from aplens import (
 from aplens.describe.surprise_keys import KEY_KINDS, Answers, SurpriseTally, key_kinds
 from aplens.heads import ModelShape
 from aplens.models import describe_model
+from aplens.views import HeadCards
 from aplens.views.cards import _is_delimiter
 
 

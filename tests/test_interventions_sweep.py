@@ -11,7 +11,7 @@ from conftest import KINDS, make_broken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aplens import Head, HeadRanking, Scenario, Scenarios, parse_heads
+from aplens import Head, HeadRanking, Scenarios, parse_heads
 from aplens._io import FolderInUseError, own_folder
 from aplens.heads import ModelShape
 from aplens.interventions import (
@@ -24,6 +24,7 @@ from aplens.interventions import (
 )
 from aplens.interventions.sharing import plan_runs
 from aplens.models import z_hook_name
+from aplens.scenarios import Scenario
 
 N_SCENARIOS = 24
 

@@ -13,7 +13,7 @@ CLEAN, CORRUPTED = [[5, 6, 7], [8, 9, 10]], [[5, 6, 8], [8, 9, 11]]
 
 
 def train(model, folder, **options):
-    config = aplens.APMAEConfig(
+    config = aplens.mae.APMAEConfig(
         n_ctx=16, patch_size=4, encoder_dim=8, decoder_dim=8, encoder_depth=1, decoder_depth=1
     )
     from aplens.mae import TrainingSettings

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from mae_helpers import softmax_patterns, tiny_mae
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from aplens import AttentionPatterns, Head, HeadRanking, collect_patterns, log_normalize
+from aplens import AttentionPatterns, Head, HeadRanking, collect_patterns
 from aplens._tokens import displayable_token, last_text, readable_text, token_texts
 from aplens._words import displayable
 from aplens.correctness import Observations
 from aplens.correctness.clusters import HeadClusters
 from aplens.heads import ModelShape
+from aplens.patterns import log_normalize
 from aplens.scenarios import Scenarios
 from aplens.views import (
     View,

@@ -91,7 +91,7 @@ class MAESettings:
     Attributes:
         pretrained: A name, folder or hub id; when left out one is trained on this study's model.
         preset: Of the one to train: "small", "paper" or "paper_tiny".
-        config: Changes to the preset; see `aplens.APMAEConfig`.
+        config: Changes to the preset; see `aplens.mae.APMAEConfig`.
         training: Changes to the training settings; see `aplens.mae.TrainingSettings`.
         languages: Train on prompts of these languages only; on all when empty.
     """

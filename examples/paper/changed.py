@@ -61,7 +61,7 @@ def try_change(
     n_characters = _CHARACTERS_A_TOKEN * mae.config.n_ctx
     texts = prose_and_code(settings.prompts, n_characters, settings.seed)
     read, n_ctx = aplens.read_prompts(model, texts), mae.config.n_ctx
-    prompts = aplens.Prompts(read.tokens[:, :n_ctx], read.lengths.clamp(max=n_ctx))
+    prompts = aplens.prompts.Prompts(read.tokens[:, :n_ctx], read.lengths.clamp(max=n_ctx))
     before = aplens.map_heads({"before": model}, prompts, mae=mae, seed=settings.seed)
     attention = _collect(model, prompts)
     losses = train_layers(model, settings)
@@ -158,7 +158,7 @@ def _batches(model: Any, settings: ChangeSettings) -> Iterator[Int[Tensor, "prom
         yield torch.stack([rows[place] for place in chosen])
 
 
-def _collect(model: Any, prompts: aplens.Prompts) -> list[Float[Tensor, "head query key"]]:
+def _collect(model: Any, prompts: aplens.prompts.Prompts) -> list[Float[Tensor, "head query key"]]:
     """Every head's pattern on each prompt, in half precision."""
     return [
         aplens.collect_patterns(model, prompts[place : place + 1]).prompt(0).half()
