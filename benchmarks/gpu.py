@@ -204,7 +204,7 @@ def measure_encoding(report: Report, part: str, device: str, n: int) -> None:
         report.add(
             part,
             f"{name}, from attention",
-            n / seconds_of(lambda mae=mae: mae.encode(attention, batch_size=512), device),
+            n / seconds_of(lambda mae=mae: mae.encode(attention), device),
             "patterns/s",
         )
 

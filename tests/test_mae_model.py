@@ -103,7 +103,9 @@ def test_encode_keeps_the_batch_and_head_dimensions():
     assert embeddings.dtype == torch.float32
     assert torch.equal(embeddings, mae.encode(attention))
     assert torch.allclose(embeddings[1, 2], mae.encode(attention[1, 2]), atol=1e-5)
-    assert torch.allclose(embeddings, mae.encode(attention, batch_size=1), atol=1e-5)
+    assert torch.allclose(
+        embeddings, torch.stack([mae.encode(pattern) for pattern in attention]), atol=1e-5
+    )
     assert mae.encode(attention[:0]).shape == (0, 3, 32)
 
 

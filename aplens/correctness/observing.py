@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from aplens._io import fingerprint, hash_tensors
 from aplens._processes import join_processes
 from aplens._progress import Progress, show_progress
+from aplens._threads import map_parts
 from aplens.correctness.observations import COLUMNS, HEAD_NUMBERS, Keep, Observations
 from aplens.correctness.regions import attention_by_region
 from aplens.correctness.shards import HeldShards, ShardFolder
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
 
 Arrays: TypeAlias = "dict[str, Shaped[Tensor, 'head scenario *values']]"
-
-#: Patterns the AP-MAE encodes at once.
-_PATTERNS_AT_ONCE = 128
 
 
 def observe(
@@ -198,29 +196,32 @@ class _LayerReader:
         return {key: values.transpose(0, 1).contiguous() for key, values in arrays.items()}
 
     def _read(self, patterns: AttentionPatterns) -> dict[str, Shaped[Tensor, "batch head *values"]]:
-        mae, attention = self._mae, patterns.values.to(self._mae.device)
+        attention = patterns.values.to(self._mae.device)
+        parts = map_parts(self._describe, attention.flatten(0, 1))
+        kept = {
+            key: torch.cat([part[key] for part in parts]).unflatten(0, attention.shape[:2])
+            for key in parts[0]
+        }
+        by_head = to_float16(kept["embeddings"].transpose(0, 1), patterns.heads)
+        return {**kept, "embeddings": by_head.transpose(0, 1)}
+
+    def _describe(self, attention: Float[Tensor, "pattern query key"]) -> dict[str, Tensor]:
+        """Everything that is kept of patterns of one length, pattern by pattern, on the CPU."""
+        mae, keep = self._mae, self._options.keep
         patches = mae.grid.patchify(attention)
         scaled = log_normalize(patches)
-        embeddings = [
-            mae.encode_patches(part, n_tokens=patterns.n_tokens)
-            for part in scaled.flatten(0, 1).split(_PATTERNS_AT_ONCE)
-        ]
-        by_prompt = torch.cat(embeddings).unflatten(0, scaled.shape[:2])
-        half = to_float16(by_prompt.transpose(0, 1), patterns.heads).transpose(0, 1)
-        kept = {"embeddings": half}
-        if "statistics" in self._options.keep:
-            kept["statistics"] = patch_statistics(scaled, attention, mae.grid).cpu()
-            kept["regions"] = attention_by_region(attention[..., -1, :]).cpu()
-        if "surprise" in self._options.keep:
-            found = patch_surprise(mae, scaled.flatten(0, 1), attention.flatten(0, 1))
-            for name, flat in found._asdict().items():
-                kept[name] = flat.unflatten(0, scaled.shape[:2]).cpu()
-        if "patterns" in self._options.keep:
+        kept = {"embeddings": mae.encode_patches(scaled, n_tokens=attention.shape[-1])}
+        if "statistics" in keep:
+            kept["statistics"] = patch_statistics(scaled, attention, mae.grid)
+            kept["regions"] = attention_by_region(attention[:, -1])
+        if "surprise" in keep:
+            kept |= patch_surprise(mae, scaled, attention)._asdict()
+        if "patterns" in keep:
             codes, floors = compact_patterns(patches)
             filling = self._n_patches - codes.shape[-2]
-            kept["patterns.codes"] = F.pad(codes, (0, 0, 0, filling)).cpu()
-            kept["patterns.floors"] = floors.cpu()
-        return kept
+            kept["patterns.codes"] = F.pad(codes, (0, 0, 0, filling))
+            kept["patterns.floors"] = floors
+        return {key: values.cpu() for key, values in kept.items()}
 
 
 def _join_arrays(batches: Sequence[_Batch]) -> dict[str, Tensor]:

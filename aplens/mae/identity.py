@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens.mae.model import APMAE, AT_ONCE, FINGERPRINT_POOL
+from aplens._threads import map_parts
+from aplens.mae.model import APMAE, FINGERPRINT_POOL
 
 #: What similarities are divided by.
 TEMPERATURE = 0.1
@@ -29,16 +30,14 @@ def fingerprint_heads(
     precision: torch.dtype | None,
 ) -> Float[Tensor, "head d"]:
     """Each head's fingerprint on one prompt, from its log-normalized patches."""
-    embeddings = [
-        mae.encode_patches(
-            part.to(mae.device).float(),
-            pool=FINGERPRINT_POOL,
-            n_tokens=n_tokens,
-            precision=precision,
+
+    def embed(part: Tensor) -> Tensor:
+        scaled = part.to(mae.device).float()
+        return mae.encode_patches(
+            scaled, pool=FINGERPRINT_POOL, n_tokens=n_tokens, precision=precision
         )
-        for part in patches.split(AT_ONCE)
-    ]
-    return mae.read_fingerprint(torch.cat(embeddings))
+
+    return mae.read_fingerprint(torch.cat(map_parts(embed, patches)))
 
 
 def identity_loss(

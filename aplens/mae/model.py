@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aplens._documents import require_choice
+from aplens._threads import map_parts
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
 from aplens.mae.habit import expect_attention
@@ -45,9 +46,6 @@ FINGERPRINT_POOL: tuple[Pool, ...] = ("cls", "last_query", "mean")
 # Log-normalized values stray from their mean by about 0.1. What the network reads of that is
 # brought to the size of its other inputs, or its first layers learn several times slower.
 _DEVIATION = 0.1
-
-#: Patterns that run together where nothing is learned.
-AT_ONCE = 96
 
 
 class APMAEOutput(NamedTuple):
@@ -258,10 +256,11 @@ class APMAE(nn.Module):
         """
         _, k = self._check_patches(scaled)
         prompt = self._prompt(k, n_tokens)
-        n_parts = max(1, math.ceil(len(scaled) / AT_ONCE))
-        # Parts of about equal size: a small rest would take nearly as long as a whole part.
-        parts = zip(scaled.tensor_split(n_parts), mask.tensor_split(n_parts), strict=True)
-        return torch.cat([self._predict(*part, prompt, precision)[0] for part in parts])
+
+        def predict(part: Tensor, hidden: Tensor) -> Tensor:
+            return self._predict(part, hidden, prompt, precision)[0]
+
+        return torch.cat(map_parts(predict, scaled, mask))
 
     def _predict(
         self,
@@ -323,7 +322,6 @@ class APMAE(nn.Module):
         depth = (1 - self.mean_patches[:n_patches]) * self.depth_scales[n_tokens - 1]
         return (1 - depth) * causal
 
-    @torch.no_grad()  # the fit holds nothing to learn
     def _fit(
         self,
         scaled: Float[Tensor, "pattern patch pixel"],
@@ -334,7 +332,10 @@ class APMAE(nn.Module):
         if self.config.base == "none":
             return None
         fit = additive_fit if self.config.base == "additive" else low_rank_fit
-        return fit(scaled, mask, prompt.mean, self.grid)
+        fits = map_parts(
+            lambda part, hidden: fit(part, hidden, prompt.mean, self.grid), scaled, mask
+        )
+        return torch.cat(fits)
 
     def _clues(
         self,
@@ -465,10 +466,10 @@ class APMAE(nn.Module):
         n_queries = n_tokens if n_queries is None else n_queries
         if not 1 <= n_queries <= n_tokens:
             raise ValueError(f"n_queries must be 1 to {n_tokens}, got {n_queries}")
-        parts = [
-            expect_attention(self, part, n_queries, precision) for part in attention.split(AT_ONCE)
-        ]
-        return torch.cat(parts).reshape(*leading, n_queries, n_tokens)
+        expected = map_parts(
+            lambda part: expect_attention(self, part, n_queries, precision), attention
+        )
+        return torch.cat(expected).reshape(*leading, n_queries, n_tokens)
 
     @torch.no_grad()
     def encode(
@@ -477,7 +478,6 @@ class APMAE(nn.Module):
         patches: PatchSet = "lower",
         pool: Pool | Sequence[Pool] = DEFAULT_POOL,
         *,
-        batch_size: int = 64,
         precision: torch.dtype | None = None,
     ) -> Float[Tensor, "*pattern d_embed"]:
         """Embed patterns, nothing hidden (docs/method.md, step 7).
@@ -492,7 +492,6 @@ class APMAE(nn.Module):
             pool: "cls": the CLS token. "mean": the mean over CLS and the lower-triangular patches.
                 "last_query": the mean over the patches of the last grid row, that of the position
                 that predicts. Several are concatenated.
-            batch_size: Patterns run at once.
             precision: float32 or bfloat16 (default: what the device is good at).
 
         Returns:
@@ -508,30 +507,24 @@ class APMAE(nn.Module):
             shape = (*patterns.values.shape[:2], self.embedding_size(pool))
             by_prompt = torch.empty(shape, device=self.device)
             for rows, alike in patterns.by_length():
-                by_prompt[rows] = self.encode(
-                    alike, patches, pool, batch_size=batch_size, precision=precision
-                )
+                by_prompt[rows] = self.encode(alike, patches, pool, precision=precision)
             return by_prompt
         attention, leading = self._read_patterns(patterns)
         n_tokens = attention.shape[-1]
-        embeddings = [
-            self.encode_patches(
-                log_normalize(self.grid.patchify(part)),
-                patches,
-                pool,
-                n_tokens=n_tokens,
-                precision=precision,
+
+        def embed(part: Tensor) -> Tensor:
+            scaled = log_normalize(self.grid.patchify(part))
+            return self.encode_patches(
+                scaled, patches, pool, n_tokens=n_tokens, precision=precision
             )
-            for part in attention.split(batch_size)
-        ]
-        return torch.cat(embeddings).reshape(*leading, self.embedding_size(pool))
+
+        return torch.cat(map_parts(embed, attention)).reshape(*leading, self.embedding_size(pool))
 
     @torch.no_grad()
     def fingerprint(
         self,
         patterns: Patterns,
         *,
-        batch_size: int = 64,
         precision: torch.dtype | None = None,
     ) -> Float[Tensor, "*pattern d"]:
         """What tells heads apart: the same head is alike on other prompts, and in other models.
@@ -542,7 +535,6 @@ class APMAE(nn.Module):
         Args:
             patterns: `AttentionPatterns`, of prompts of any lengths; what `run_with_cache` kept; or
                 attention probabilities `[..., query, key]`. Of up to `n_ctx` tokens.
-            batch_size: Patterns run at once.
             precision: float32 or bfloat16 (default: what the device is good at).
 
         Returns:
@@ -559,9 +551,7 @@ class APMAE(nn.Module):
                 f"(fingerprint_dim={self.config.fingerprint_dim}, nothing fitted): fit one with "
                 "aplens.mae.fit_fingerprint(mae, model, prompts), or use a bundled AP-MAE"
             )
-        embeddings = self.encode(
-            patterns, pool=FINGERPRINT_POOL, batch_size=batch_size, precision=precision
-        )
+        embeddings = self.encode(patterns, pool=FINGERPRINT_POOL, precision=precision)
         return self.read_fingerprint(embeddings)
 
     def read_fingerprint(

@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from aplens._io import hash_tensors, hash_tokens, write_json
 from aplens._processes import Processes, join_processes
 from aplens._progress import show_progress
+from aplens._threads import map_parts
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
 from aplens.mae.fingerprint import fit_fingerprint
 from aplens.mae.identity import fingerprint_heads, identity_loss
 from aplens.mae.masking import random_masks
-from aplens.mae.model import APMAE, AT_ONCE, FINGERPRINT_POOL, APMAEOutput
+from aplens.mae.model import APMAE, FINGERPRINT_POOL, APMAEOutput
 from aplens.mae.pretrained import load_weights
 from aplens.mae.rounds import PatternRounds, seeded
 from aplens.mae.settings import TrainingSettings
@@ -247,20 +248,22 @@ class _Run:
     def _begin(self) -> TrainingState:
         """Measure what does not change: the mean patch of every position, and the baselines."""
         patches, total = self.rounds.patches(0), self.processes.sum
-        parts, k, n = patches.split(AT_ONCE), patches.shape[1], math.prod(self.rounds.shape(0))
+        k, n = patches.shape[1], math.prod(self.rounds.shape(0))
         mean = torch.zeros(self.mae.grid.n_patches, self.mae.grid.n_pixels, device=patches.device)
         mean[:k] = total(patches.sum(dim=0, dtype=torch.float64)) / n
         if self.mae.mean_patches is not None and self.mae.depth_scales is not None:
             self.mae.mean_patches.copy_(mean)
             scales = torch.zeros(self.mae.config.n_ctx, dtype=torch.float64, device=patches.device)
-            for part in parts:
-                of_part = depth_scales(part, self.mae.grid)
-                scales[: len(of_part)] += of_part.double() * len(part)
+            grid = self.mae.grid
+            for of_part, size in map_parts(
+                lambda part: (depth_scales(part, grid), len(part)), patches
+            ):
+                scales[: len(of_part)] += of_part.double() * size
             self.mae.depth_scales[: self.n_tokens] = total(scales)[: self.n_tokens] / n
-        squared = torch.zeros((), dtype=torch.float64, device=patches.device)
-        for part in parts:
-            squared += (part - mean[:k]).square().sum(dtype=torch.float64)
-        variance = float(total(squared)) / (n * k * self.mae.grid.n_pixels)
+        squared = map_parts(
+            lambda part: (part - mean[:k]).square().sum(dtype=torch.float64), patches
+        )
+        variance = float(total(torch.stack(squared).sum())) / (n * k * self.mae.grid.n_pixels)
         return TrainingState(
             # No patterns vary so little that dividing by this could overflow.
             variance=max(variance, 1e-9),

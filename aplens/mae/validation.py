@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from aplens._processes import Processes
+from aplens._threads import map_parts
 from aplens.mae.error import inside_pattern, squared_errors
 from aplens.mae.identity import fingerprint_heads, retrieval
 from aplens.mae.masking import random_masks
-from aplens.mae.model import APMAE, AT_ONCE
+from aplens.mae.model import APMAE
 from aplens.mae.rounds import sample_patches, seeded, stream_patches
 from aplens.mae.settings import TrainingSettings
 from aplens.patterns import PatchGrid
@@ -83,11 +84,13 @@ class Validation:
         """Mean squared error over masked patches of `predict(patches, mask) -> patches`."""
         patches, mask = self._sample
         inside = inside_pattern(self.grid, self.tokens.shape[1], patches.device)
-        added = torch.zeros(2, dtype=torch.float64)  # squared errors, and values
-        for part, part_mask in zip(patches.split(AT_ONCE), mask.split(AT_ONCE), strict=True):
+
+        def errors_and_values(part: Tensor, part_mask: Tensor) -> Tensor:
             predicted = predict(part.float(), part_mask)
             squared = squared_errors(predicted, part.float(), inside)[part_mask].sum()
             count = inside.expand_as(part)[part_mask].sum()
-            added += torch.tensor([squared.item(), count.item()])
+            return torch.tensor([squared.item(), count.item()], dtype=torch.float64)
+
+        added = torch.stack(map_parts(errors_and_values, patches, mask)).sum(0)
         squared, count = self.processes.sum(added).tolist()
         return squared / count
