@@ -1,13 +1,9 @@
-"""What each process of a test runs: `process_worker.py observe|train|sweep|rank FOLDER [DIES_AT]`.
-
-With DIES_AT, the second process, or the only one, kills itself when it has come that far.
-"""
+"""What each process of a test does: observe, train, sweep or rank."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +36,14 @@ SETTINGS = TrainingSettings(
 )
 
 
-def main(what: str, folder: str, dies_at: int) -> None:
+def work(what: str, folder: str, dies_at: int, **launched: str) -> None:
+    """Do the job; the second process, or the only one, kills itself when it has come so far.
+
+    What was launched with others finds them in its environment.
+    """
+    os.environ.update(launched)
+    torch.set_num_threads(1)
+
     def die(done: int) -> None:
         if dies_at and os.environ.get("RANK", "1") == "1" and done >= dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -100,7 +103,3 @@ def rank(folder: str, tell: Callable[[int], None]) -> None:
         keep=Path(folder) / "predictions",
     )
     table.to_parquet(Path(folder) / "table.parquet")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)

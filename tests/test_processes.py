@@ -1,17 +1,19 @@
-"""Runs that two processes share, launched for real: the result is that of one process."""
+"""Runs that two processes share: the result is that of one process."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from multiprocessing.connection import wait
 
 import numpy as np
 import pandas as pd
+import process_worker
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,32 +23,63 @@ from aplens._io import FolderInUseError, own_folder
 from aplens._processes import ALONE, Processes, join_processes
 from aplens.correctness import Observations
 
-TESTS = Path(__file__).parent
+# One process imports what all need, and the others begin as copies of it.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "accelerate",
+        "transformers.models.gpt2",
+        "transformer_lens.model_bridge",
+        "sklearn.linear_model",
+        "aplens.mae.training",
+        "aplens.correctness.evaluation",
+    ]
+)
 
 
-def launch(*command, n=2):
-    """Run a script in `n` processes of one thread each."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return str(free.getsockname()[1])
+
+
+def work_on(what, folder, n=1, dies_at=0):
+    """Do a worker's job in `n` processes; their exit codes. Like a launcher, end all with one."""
+    launched = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    processes = [
+        CONTEXT.Process(
+            target=process_worker.work,
+            args=(what, str(folder), dies_at),
+            kwargs={**launched, "RANK": str(i), "LOCAL_RANK": str(i)} if n > 1 else {},
+        )
+        for i in range(n)
+    ]
+    for process in processes:
+        process.start()
+    running = list(processes)
+    while running:
+        ended = wait([process.sentinel for process in running], timeout=300)
+        assert ended, "no process came to an end"
+        running = [process for process in running if process.sentinel not in ended]
+        if any(process.exitcode for process in processes):
+            for process in running:
+                process.terminate()
+    return [process.exitcode for process in processes]
+
+
+def launch(*command):
+    """Run a module in two processes of one thread each, as a user does."""
     # Not --cpu, which starts a single process where there is no MPI.
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher += ["--num_processes", str(n), "--main_process_port", str(port)]
+    launcher += ["--num_processes", "2", "--main_process_port", free_port()]
     return subprocess.run(
         [sys.executable, *launcher, *map(str, command)],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-
-
-def run_alone(what, folder, dies_at=0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, TESTS / "process_worker.py", what, folder, str(dies_at)]
-    run = subprocess.run(command, timeout=300, env=environment, capture_output=True, text=True)
-    assert run.returncode == (-signal.SIGKILL if dies_at else 0), run.stderr
 
 
 def test_without_a_launcher_there_is_one_process(tmp_path):
@@ -80,26 +113,20 @@ def shard_files(folder):
 
 
 def test_observing_is_shared_and_goes_on_after_a_process_was_killed(tmp_path):
-    run_alone("observe", tmp_path / "one")
-    worker = TESTS / "process_worker.py"
-    killed = launch(worker, "observe", tmp_path / "two", 4)
-    assert killed.returncode != 0
+    assert work_on("observe", tmp_path / "one") == [0]
+    assert work_on("observe", tmp_path / "two", n=2, dies_at=4)[1] == -signal.SIGKILL
     finished = sorted(path.stem for path in (tmp_path / "two").glob("shard-*.json"))
     assert 0 < len(finished) < 7
     assert "shard-00001" in finished  # the killed process's first; its second it left undone
     assert "shard-00003" not in finished
-    again = launch(worker, "observe", tmp_path / "two")
-    assert again.returncode == 0, again.stderr
+    assert work_on("observe", tmp_path / "two", n=2) == [0, 0]
     assert shard_files(tmp_path / "two") == shard_files(tmp_path / "one")
 
 
 def test_training_is_shared_and_goes_on_after_a_process_was_killed(tmp_path):
-    run_alone("train", tmp_path / "one")
-    worker = TESTS / "process_worker.py"
-    killed = launch(worker, "train", tmp_path / "two", 100)
-    assert killed.returncode != 0
-    again = launch(worker, "train", tmp_path / "two")
-    assert again.returncode == 0, again.stderr
+    assert work_on("train", tmp_path / "one") == [0]
+    assert work_on("train", tmp_path / "two", n=2, dies_at=100)[1] == -signal.SIGKILL
+    assert work_on("train", tmp_path / "two", n=2) == [0, 0]
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
@@ -117,22 +144,22 @@ def test_training_is_shared_and_goes_on_after_a_process_was_killed(tmp_path):
 
 
 def test_a_sweep_that_was_killed_goes_on(tmp_path):
-    run_alone("sweep", tmp_path / "one")
-    run_alone("sweep", tmp_path / "two", dies_at=60)
+    assert work_on("sweep", tmp_path / "one") == [0]
+    assert work_on("sweep", tmp_path / "two", dies_at=60) == [-signal.SIGKILL]
     unfinished = json.loads((tmp_path / "two" / "unfinished" / "outcomes.json").read_text())
     assert {len(bits) for bits in unfinished["value"].values()} == {8}  # two batches of four
-    run_alone("sweep", tmp_path / "two")
+    assert work_on("sweep", tmp_path / "two") == [0]
     assert shard_files(tmp_path / "two") == shard_files(tmp_path / "one")
 
 
 def test_ranking_that_was_killed_goes_on(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    run_alone("rank", tmp_path / "one")
-    run_alone("rank", tmp_path / "two", dies_at=5)
+    assert work_on("rank", tmp_path / "one") == [0]
+    assert work_on("rank", tmp_path / "two", dies_at=5) == [-signal.SIGKILL]
     kept = list((tmp_path / "two" / "predictions").glob("*-fold-*.json"))
     assert 0 < len(kept) < 9  # of three feature sets on three folds
-    run_alone("rank", tmp_path / "two")
+    assert work_on("rank", tmp_path / "two") == [0]
     one, two = (pd.read_parquet(tmp_path / name / "table.parquet") for name in ("one", "two"))
     pd.testing.assert_frame_equal(one, two)
 
