@@ -46,14 +46,15 @@ test: install  ## the whole test suite, the real SmolLM2 included
 test-fast: install  ## the tests that need neither the real model nor a browser
 	$(PYTEST) -m "not real and not browser"
 
-# These run no model, so that they say the same on either TransformerLens.
-NO_MODEL := readme docs notebooks heads intervals plots report shape tables fuzz_corpora fuzz_tables \
+# These run no model, or reach it only through what other tests run on TransformerLens 4.
+ONCE := readme docs notebooks heads intervals plots report shape tables io threads progress jupyterlab \
 	$(addprefix correctness_,attribution clusters density evaluation head_array predictor principal regions statistics) \
-	$(addprefix mae_,additive config habit low_rank masking model pretrained) \
-	scenarios $(addprefix scenarios_,corpus prose tasks)
+	$(addprefix fuzz_,arguments corpora documents shards tables) $(addprefix scenarios_,corpus cutting prose tasks) \
+	$(notdir $(patsubst tests/test_%.py,%,$(wildcard tests/test_mae_*.py))) scenarios command_line processes \
+	views cards head_map shown released
 
-test-tl4: $(TL4)/.installed  ## what runs a model on TransformerLens 4, but for the browser and the documents
-	$(subst $(BIN),$(TL4)/bin,$(PYTEST)) -m "not browser" $(NO_MODEL:%=--ignore tests/test_%.py)
+test-tl4: $(TL4)/.installed  ## the tests that run a model, on TransformerLens 4
+	$(subst $(BIN),$(TL4)/bin,$(PYTEST)) -m "not browser" --ignore tests/paper $(ONCE:%=--ignore tests/test_%.py)
 
 lint: install  ## ruff: style and formatting
 	$(BIN)/ruff check .
