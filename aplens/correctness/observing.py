@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aplens._io import fingerprint, hash_tensors
+from aplens._parts import map_parts
 from aplens._processes import join_processes
 from aplens._progress import Progress, show_progress
-from aplens._threads import map_parts
 from aplens.correctness.observations import COLUMNS, HEAD_NUMBERS, Keep, Observations
 from aplens.correctness.regions import attention_by_region
 from aplens.correctness.shards import HeldShards, ShardFolder

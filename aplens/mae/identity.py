@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens._threads import map_parts
+from aplens._parts import map_parts
 from aplens.mae.model import APMAE, FINGERPRINT_POOL
 
 #: What similarities are divided by.

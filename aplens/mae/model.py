@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aplens._documents import require_choice
-from aplens._threads import map_parts
+from aplens._parts import map_parts
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
 from aplens.mae.habit import expect_attention
@@ -322,6 +322,7 @@ class APMAE(nn.Module):
         depth = (1 - self.mean_patches[:n_patches]) * self.depth_scales[n_tokens - 1]
         return (1 - depth) * causal
 
+    @torch.no_grad()  # the fit holds nothing to learn
     def _fit(
         self,
         scaled: Float[Tensor, "pattern patch pixel"],
@@ -332,10 +333,7 @@ class APMAE(nn.Module):
         if self.config.base == "none":
             return None
         fit = additive_fit if self.config.base == "additive" else low_rank_fit
-        fits = map_parts(
-            lambda part, hidden: fit(part, hidden, prompt.mean, self.grid), scaled, mask
-        )
-        return torch.cat(fits)
+        return fit(scaled, mask, prompt.mean, self.grid)
 
     def _clues(
         self,

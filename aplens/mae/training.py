@@ -16,9 +16,9 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 from aplens._io import hash_tensors, hash_tokens, write_json
+from aplens._parts import map_parts
 from aplens._processes import Processes, join_processes
 from aplens._progress import show_progress
-from aplens._threads import map_parts
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig

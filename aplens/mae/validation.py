@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from aplens._parts import map_parts
 from aplens._processes import Processes
-from aplens._threads import map_parts
 from aplens.mae.error import inside_pattern, squared_errors
 from aplens.mae.identity import fingerprint_heads, retrieval
 from aplens.mae.masking import random_masks
