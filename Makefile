@@ -54,7 +54,7 @@ ONCE := readme docs notebooks heads intervals plots report shape tables io parts
 	views cards head_map shown released
 
 test-tl4: $(TL4)/.installed  ## the tests that run a model, on TransformerLens 4
-	$(subst $(BIN),$(TL4)/bin,$(PYTEST)) -m "not browser" --ignore tests/paper $(ONCE:%=--ignore tests/test_%.py)
+	$(subst $(BIN),$(TL4)/bin,$(PYTEST)) -m "not browser" $(ONCE:%=--ignore tests/test_%.py)
 
 lint: install  ## ruff: style and formatting
 	$(BIN)/ruff check .
@@ -104,8 +104,9 @@ $(TL4)/.installed: $(VENV)/.installed
 
 %/.installed:
 	$(call environment,$(@D))
-	@test $(@D) = $(VENV) || $(call borrow,$(@D))
-	@echo "Installing aplens and its packages; torch makes this a few minutes and several GB."
+	@if test $(@D) = $(VENV); then \
+		echo "Installing aplens and its packages; torch makes this a few minutes and several GB."; \
+	else $(call borrow,$(@D)); fi
 	$(@D)/bin/python -m pip install --quiet --constraint $< $(EXTRAS)
 	@touch $@
 

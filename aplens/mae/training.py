@@ -16,7 +16,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 from aplens._io import hash_tensors, hash_tokens, write_json
-from aplens._parts import map_parts
+from aplens._parts import in_parts
 from aplens._processes import Processes, join_processes
 from aplens._progress import show_progress
 from aplens.mae.additive import additive_fit
@@ -254,16 +254,14 @@ class _Run:
         if self.mae.mean_patches is not None and self.mae.depth_scales is not None:
             self.mae.mean_patches.copy_(mean)
             scales = torch.zeros(self.mae.config.n_ctx, dtype=torch.float64, device=patches.device)
-            grid = self.mae.grid
-            for of_part, size in map_parts(
-                lambda part: (depth_scales(part, grid), len(part)), patches
-            ):
-                scales[: len(of_part)] += of_part.double() * size
+            for (part,) in in_parts(patches):
+                of_part = depth_scales(part, self.mae.grid)
+                scales[: len(of_part)] += of_part.double() * len(part)
             self.mae.depth_scales[: self.n_tokens] = total(scales)[: self.n_tokens] / n
-        squared = map_parts(
-            lambda part: (part - mean[:k]).square().sum(dtype=torch.float64), patches
-        )
-        variance = float(total(torch.stack(squared).sum())) / (n * k * self.mae.grid.n_pixels)
+        squared = torch.zeros((), dtype=torch.float64, device=patches.device)
+        for (part,) in in_parts(patches):
+            squared += (part - mean[:k]).square().sum(dtype=torch.float64)
+        variance = float(total(squared)) / (n * k * self.mae.grid.n_pixels)
         return TrainingState(
             # No patterns vary so little that dividing by this could overflow.
             variance=max(variance, 1e-9),

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from aplens._parts import map_parts
+from aplens._parts import in_parts
 from aplens._processes import Processes
 from aplens.mae.error import inside_pattern, squared_errors
 from aplens.mae.identity import fingerprint_heads, retrieval
@@ -84,13 +84,11 @@ class Validation:
         """Mean squared error over masked patches of `predict(patches, mask) -> patches`."""
         patches, mask = self._sample
         inside = inside_pattern(self.grid, self.tokens.shape[1], patches.device)
-
-        def errors_and_values(part: Tensor, part_mask: Tensor) -> Tensor:
+        added = torch.zeros(2, dtype=torch.float64)  # squared errors, and values
+        for part, part_mask in in_parts(patches, mask):
             predicted = predict(part.float(), part_mask)
             squared = squared_errors(predicted, part.float(), inside)[part_mask].sum()
             count = inside.expand_as(part)[part_mask].sum()
-            return torch.tensor([squared.item(), count.item()], dtype=torch.float64)
-
-        added = torch.stack(map_parts(errors_and_values, patches, mask)).sum(0)
+            added += torch.tensor([squared.item(), count.item()])
         squared, count = self.processes.sum(added).tolist()
         return squared / count
