@@ -16,7 +16,7 @@ from transformer_lens import patching
 from aplens import Head, HeadRanking
 from aplens.circuits import PatchingTable, activation_patch, logit_difference, path_patch
 from aplens.heads import ModelShape
-from aplens.models import attach_hooks, describe_model
+from aplens.models import attach_hooks, can_start_midway, describe_model, pattern_hook_name
 from aplens.prompts import Prompts
 
 HAS_FUNCTION = hasattr(patching, "get_act_patch_direct_path")
@@ -467,6 +467,16 @@ def test_padded_prompts_are_patched_as_if_each_stood_alone(tiny_model):
     ]
     expected = sum(table.frame["metric"].item() for table in alone) / 2
     assert together.frame["metric"].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_patched_passes_begin_at_the_layer_they_change(tiny_model):
+    can_start_midway(tiny_model)  # asked once, by passes of its own
+    passes = []
+    with attach_hooks(tiny_model, [(pattern_hook_name(1), lambda x, hook: passes.append(hook))]):
+        activation_patch(tiny_model, CLEAN, CORRUPTED, "L2H0, L2H1", metric=METRIC)
+        path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0, L1H1", "logits", metric=METRIC)
+        path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", "L2H1, L2H2", metric=METRIC)
+    assert len(passes) == 6  # the clean and the corrupted run of each
 
 
 def test_gradients_are_not_needed_and_not_kept(tiny_model):

@@ -13,6 +13,7 @@ from aplens._progress import Progress, show_progress
 from aplens._tokens import label_tokens
 from aplens.circuits.metrics import CountedMetric, Metric
 from aplens.circuits.runs import (
+    CorruptedRun,
     HeadActivation,
     hook_name,
     patch_heads,
@@ -44,7 +45,8 @@ def activation_patch(
 
     The heads go to `transformer_lens.patching.generic_activation_patch`. Each patch costs one
     forward pass of the whole batch, besides two for the clean and the corrupted run: all 270 heads
-    of SmolLM2 cost 272, by position times the prompts' tokens.
+    of SmolLM2 cost 272, by position times the prompts' tokens. A patched pass begins at the head's
+    layer.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -87,8 +89,9 @@ def activation_patch(
     clean_logits, cache = run_with_cache(model, clean_tokens, names)
     require_query_heads(model, cache)
     clean_value = float(measured(clean_logits))
-    corrupted_value = float(measured(run_with_cache(model, corrupted_tokens)[0]))
-    values = patch_heads(model, corrupted_tokens, cache, measured, activation, rows)
+    run = CorruptedRun(model, corrupted_tokens, {head.layer for head in chosen})
+    corrupted_value = float(measured(run.logits))
+    values = patch_heads(run, cache, measured, activation, rows)
 
     frame = pd.DataFrame(
         {

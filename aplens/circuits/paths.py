@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from aplens._documents import require_choice
 from aplens._progress import Progress, show_progress
 from aplens.circuits.metrics import CountedMetric, Metric
 from aplens.circuits.runs import (
+    CorruptedRun,
     hook_name,
     keeping,
     patch_heads,
@@ -24,7 +25,7 @@ from aplens.circuits.runs import (
 )
 from aplens.circuits.table import PatchingTable, make_table
 from aplens.heads import Head, HeadsLike
-from aplens.models import attach_hooks, describe_model, run_model, run_until
+from aplens.models import attach_hooks, describe_model, run_until
 from aplens.models.hooks import HookFunction
 from aplens.patterns.collect import select_heads
 from aplens.prompts import PromptsLike
@@ -59,7 +60,8 @@ def path_patch(
     TransformerLens does not, and nor do we.)
 
     The numbers are exact, LayerNorm folded or not. Each pair costs one forward pass of the whole
-    batch, each sender one more. Choose senders well: all pairs of SmolLM2's 270 heads are 35 235.
+    batch that begins at the receiver's layer, each sender one more. Choose senders well: all pairs
+    of SmolLM2's 270 heads are 35 235.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -104,11 +106,13 @@ def path_patch(
     read = {hook_name(component, layer) for layer in reading}
     kept = {hook_name("z", layer) for layer in writing}
     kept |= {hook_name("resid_pre", layer) for layer in reading}
-    corrupted_logits, corrupted_cache = run_with_cache(model, corrupted_tokens, kept | read)
-    require_query_heads(model, {name: corrupted_cache[name] for name in read})
-    clean_value, corrupted_value = float(measured(clean_logits)), float(measured(corrupted_logits))
+    first_layers = reading or {model.cfg.n_layers - 1}
+    corrupted_run = CorruptedRun(model, corrupted_tokens, first_layers, kept | read)
+    require_query_heads(model, {name: corrupted_run.cache[name] for name in read})
+    clean_value = float(measured(clean_logits))
+    corrupted_value = float(measured(corrupted_run.logits))
 
-    runs = _PathRuns(model, corrupted_tokens, clean_cache, corrupted_cache, measured, component)
+    runs = _PathRuns(corrupted_run, clean_cache, measured, component)
     if to_logits:
         values = [runs.to_logits(sender) for sender in sources]
     else:
@@ -123,25 +127,23 @@ def path_patch(
 class _PathRuns:
     """The patched runs of direct path patching."""
 
-    model: Any
-    tokens: Int[Tensor, "batch pos"]
+    corrupted: CorruptedRun
     clean: dict[str, Tensor]
-    corrupted: dict[str, Tensor]
     metric: CountedMetric
     component: PathComponent
     extra_passes: int = 0
 
     def to_logits(self, sender: Head) -> float:
         """The write added to what the final norm reads."""
-        last = hook_name("resid_post", self.model.cfg.n_layers - 1)
-        with attach_hooks(self.model, [(last, _adding(self._write(sender)))]):
-            return float(self.metric(run_model(self.model, self.tokens)))
+        last = hook_name("resid_post", self.corrupted.cfg.n_layers - 1)
+        hooks = [(last, _adding(self._write(sender)))]
+        return float(self.metric(self.corrupted.run_with_hooks(self.corrupted.tokens, hooks)))
 
     def to_heads(self, sender: Head, receivers: Sequence[Head]) -> list[float]:
         """The receivers' queries as they would be, patched in like any other activation."""
         cache = self._receive(sender, {head.layer for head in receivers})
         rows = [(head, None) for head in receivers]
-        return patch_heads(self.model, self.tokens, cache, self.metric, self.component, rows)
+        return patch_heads(self.corrupted, cache, self.metric, self.component, rows)
 
     def _receive(self, sender: Head, layers: set[int]) -> dict[str, Tensor]:
         """What every head of `layers` would compute if it alone saw the sender's clean output.
@@ -154,19 +156,22 @@ class _PathRuns:
         cache: dict[str, Tensor] = {}
         hooks: list[tuple[str, HookFunction]] = []
         for layer in layers:
-            residual = self.corrupted[hook_name("resid_pre", layer)]
+            residual = self.corrupted.cache[hook_name("resid_pre", layer)]
             hooks.append((hook_name("resid_pre", layer), _putting(residual + write.to(residual))))
             name = hook_name(self.component, layer)
             hooks.append((name, keeping(cache, name)))
-        with attach_hooks(self.model, hooks):
-            run_until(self.model, self.tokens, max(layers))
+        model = self.corrupted.model
+        with self.corrupted.from_layer(min(layers)), attach_hooks(model, hooks):
+            run_until(model, self.corrupted.tokens, max(layers))
         return cache
 
     def _write(self, sender: Head) -> Float[Tensor, "batch pos d_model"]:
         """What the sender adds more to the residual stream in the clean run."""
         name = hook_name("z", sender.layer)
-        change = self.clean[name][:, :, sender.head] - self.corrupted[name][:, :, sender.head]
-        return change @ self.model.blocks[sender.layer].attn.W_O[sender.head]
+        clean, corrupted = (
+            cache[name][:, :, sender.head] for cache in (self.clean, self.corrupted.cache)
+        )
+        return (clean - corrupted) @ self.corrupted.model.blocks[sender.layer].attn.W_O[sender.head]
 
 
 def _later_heads(

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from aplens.circuits.metrics import CountedMetric
 from aplens.heads import Head
-from aplens.models import attach_hooks, describe_model, run_model
+from aplens.models import (
+    Residuals,
+    attach_hooks,
+    can_start_midway,
+    describe_model,
+    keep_residuals,
+    run_model,
+    start_at,
+)
 from aplens.models.hooks import HookFunction
 from aplens.patterns.soundness import refuse_broken_patterns
 from aplens.prompts import PromptsLike, read_prompts
@@ -22,8 +30,7 @@ HeadActivation: TypeAlias = Literal["z", "q", "k", "v", "pattern"]
 
 
 def patch_heads(
-    model: Any,
-    tokens: Int[Tensor, "batch pos"],
+    run: CorruptedRun,
     cache: dict[str, Tensor],
     metric: CountedMetric,
     activation: HeadActivation,
@@ -49,29 +56,58 @@ def patch_heads(
     index = pd.DataFrame(
         [{"layer": head.layer, "head": head.head, "pos": position} for head, position in rows]
     )[columns]
-    runner: Any = _PatchedModel(model)
+    runner: Any = run
     given: Any = cache
     with _without_bar(patching):
         values: Any = patching.generic_activation_patch(
-            runner, tokens, given, metric, setters[by_position], activation, index_df=index
+            runner, run.tokens, given, metric, setters[by_position], activation, index_df=index
         )
     return values.tolist()
 
 
-class _PatchedModel:
-    """The model as `generic_activation_patch` runs it.
+class CorruptedRun:
+    """The run of the corrupted prompts, and again with hooks from the first layer they change.
 
-    Its own `run_with_hooks` would, with a tokenizer that pads on the left, take the prompts' first
-    tokens for padding, and would pass over a hook that the model does not have.
+    It stands for the model in `generic_activation_patch`: the model's own `run_with_hooks` would,
+    with a tokenizer that pads on the left, take the prompts' first tokens for padding, and would
+    pass over a hook that the model does not have.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        tokens: The corrupted prompts.
+        layers: Where patched runs will begin.
+        names: Hooks whose activations are kept.
+
+    Attributes:
+        logits: Of the run with nothing patched.
+        cache: What the hooks named saw in it.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.cfg = model, model.cfg
+    def __init__(
+        self,
+        model: Any,
+        tokens: Int[Tensor, "batch pos"],
+        layers: Iterable[int],
+        names: Iterable[str] = (),
+    ) -> None:
+        self.model, self.cfg, self.tokens = model, model.cfg, tokens
+        self._residuals = Residuals()
+        with keep_residuals(model, layers if can_start_midway(model) else (), self._residuals):
+            self.logits, self.cache = run_with_cache(model, tokens, names)
+
+    @contextmanager
+    def from_layer(self, layer: int) -> Iterator[None]:
+        """Let runs inside the block begin at a layer, or at the first where they have to."""
+        first = layer if layer in self._residuals.by_layer else 0
+        with start_at(self.model, first, self._residuals):
+            yield
 
     def run_with_hooks(
-        self, tokens: Int[Tensor, "batch pos"], fwd_hooks: list[tuple[str, Any]]
+        self, tokens: Int[Tensor, "batch pos"], fwd_hooks: list[tuple[str, HookFunction]]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        with attach_hooks(self.model, fwd_hooks):
+        """The logits with hooks, each of which is named `blocks.{layer}.…`."""
+        first = min(int(name.split(".")[1]) for name, _ in fwd_hooks)
+        with self.from_layer(first), attach_hooks(self.model, fwd_hooks):
             return run_model(self.model, tokens)
 
 

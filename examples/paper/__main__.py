@@ -245,13 +245,14 @@ def train_fingerprint(
     average: Annotated[
         bool, typer.Option("--average", help="Save the mean of the weights before and after.")
     ] = False,
+    seed: Annotated[int, typer.Option(help="Of the order, heads and masks.")] = 0,
 ) -> None:
     """Train an AP-MAE to tell heads apart, on files that no evaluation uses."""
     from paper.train_fingerprint import train
 
     models = model or ["smollm2-135m"]
     with reporting() as (_, reporter):
-        train(mae, models, prompts, 60 * minutes, folder, reporter, average=average)
+        train(mae, models, prompts, 60 * minutes, folder, reporter, average=average, seed=seed)
 
 
 @app.command()

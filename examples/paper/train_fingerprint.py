@@ -32,6 +32,7 @@ def train(
     load: Callable[[str, str], Any] = aplens.load_model,
     *,
     average: bool = False,
+    seed: int = 0,
 ) -> TrainingResult:
     """Train an AP-MAE on, for so long, and save it in float16; an interrupted run goes on.
 
@@ -63,6 +64,7 @@ def train(
             crop_share=0.3,
             virtual_heads=4,
             validations=6,
+            seed=seed,
         ),
         progress=lambda progress: _show(reporter, progress, seconds),
     )
