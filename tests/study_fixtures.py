@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 
 import pytest
+from typer.testing import CliRunner
 
 SOURCE = """class Adder{i} {{
     // a comment with brackets ) and operators += that no task may find
@@ -49,6 +50,13 @@ verify = 4
 sizes = [1, 3]
 random_seeds = [0]
 """
+
+
+def aplens_command(*arguments):
+    """A run of the `aplens` command in this process: one of its own imports for seven seconds."""
+    from aplens.cli import app
+
+    return CliRunner().invoke(app, [str(one) for one in arguments])
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import process_worker
 import pytest
 import torch
 from safetensors.torch import load_file
-from study_fixtures import STUDY
+from study_fixtures import STUDY, aplens_command
 
 from aplens._io import FolderInUseError, own_folder
 from aplens._processes import ALONE, Processes, join_processes
@@ -168,15 +168,10 @@ def test_a_study_in_two_processes_is_that_of_one(tmp_path, tiny_saved, java_zip)
     path = tmp_path / "small.toml"
     path.write_text(STUDY.format(model=tiny_saved, corpus=java_zip, kind="bridge"))
     options = ["--set", 'mae.training.precision="float32"', "--folder"]
-    command = ["aplens", "run", path, "--until", "rank", *options]
-    one = subprocess.run(
-        [sys.executable, "-m", *map(str, command), str(tmp_path / "one")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert one.returncode == 0, one.stdout + one.stderr
-    two = launch("-m", *command, tmp_path / "two")
+    command = ["run", path, "--until", "rank", *options]
+    one = aplens_command(*command, tmp_path / "one")
+    assert one.exit_code == 0, one.output
+    two = launch("-m", "aplens", *command, tmp_path / "two")
     assert two.returncode == 0, two.stdout + two.stderr
     assert two.stdout.count("rank: the heads by effect") == 1  # the first process alone speaks
     one, two = tmp_path / "one", tmp_path / "two"
@@ -185,19 +180,15 @@ def test_a_study_in_two_processes_is_that_of_one(tmp_path, tiny_saved, java_zip)
     exact = ["scenario", "file", "target", "predicted", "correct"]
     pd.testing.assert_frame_equal(first.table[exact], second.table[exact])
     np.testing.assert_allclose(second.embeddings, first.embeddings, atol=0.05)
-    again = subprocess.run(  # what two processes did, one goes on from
-        [sys.executable, "-m", *map(str, command), str(two)], capture_output=True, text=True
-    )
-    assert again.returncode == 0
+    again = aplens_command(*command, two)  # what two processes did, one goes on from
+    assert again.exit_code == 0
     assert "rank: done before" in again.stdout
 
 
 def test_a_second_run_of_a_study_is_refused(tmp_path, tiny_saved, java_zip):
     path = tmp_path / "small.toml"
     path.write_text(STUDY.format(model=tiny_saved, corpus=java_zip, kind="bridge"))
-    command = [sys.executable, "-m", "aplens", "run", str(path), "--until", "mine"]
-    command += ["--folder", str(tmp_path / "out")]
     with own_folder(tmp_path / "out"):
-        refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 1
+        refused = aplens_command("run", path, "--until", "mine", "--folder", tmp_path / "out")
+    assert refused.exit_code == 1
     assert f"another run is working in {tmp_path / 'out'}" in refused.stdout.replace("\n", "")

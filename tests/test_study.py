@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import KINDS
-from study_fixtures import SOURCE, STUDY
+from study_fixtures import SOURCE, STUDY, aplens_command
 
 import aplens
 from aplens._sums import sketch_files
@@ -312,13 +312,13 @@ def test_settings_made_in_python_are_checked_as_a_files_are():
 
 @pytest.fixture(scope="module", params=KINDS)
 def finished(request, tmp_path_factory, tiny_saved, java_zip):
-    """A whole study, run by the command line in a process of its own."""
+    """A whole study, run by the command line."""
     base = tmp_path_factory.mktemp("study")
     path = base / "small.toml"
     path.write_text(STUDY.format(model=tiny_saved, corpus=java_zip, kind=request.param))
-    command = [sys.executable, "-m", "aplens", "run", str(path), "--folder", str(base / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
+    command = ["run", path, "--folder", base / "out"]
+    result = aplens_command(*command)
+    assert result.exit_code == 0, result.output
     return command, base / "out", result.stdout
 
 
@@ -405,8 +405,8 @@ def test_a_study_with_an_emptied_table_is_refused_by_name(finished, tmp_path, fi
 def test_the_same_command_again_does_nothing_again(finished):
     command, folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = aplens_command(*command)
+    assert result.exit_code == 0, result.output
     assert result.stdout.count("done before") == 6
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -435,11 +435,9 @@ def test_one_changed_setting_is_refused_by_name(finished):
     path = folder.parent / "small.toml"
     changed = folder.parent / "changed.toml"
     changed.write_text(path.read_text().replace("sizes = [1, 3]", "sizes = [2]"))
-    command = [str(changed) if part == str(path) else part for part in command]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 1
+    result = aplens_command(*(changed if part == path else part for part in command))
+    assert result.exit_code == 1
     assert "stage 'ablate' (sizes was [1, 3], is [2])" in result.stdout
-    assert "Traceback" not in result.stdout + result.stderr
 
 
 def test_errors_are_one_line_and_exit_code_one(tmp_path):
@@ -582,9 +580,8 @@ def small_study(tmp_path, tiny_saved, java_zip):
     return path
 
 
-def study_command(path, stage, folder):
-    command = [sys.executable, "-m", "aplens", "run", str(path)]
-    return [*command, "--until", stage, "--folder", str(folder)]
+def run_until(path, stage, folder):
+    return ["run", str(path), "--until", stage, "--folder", str(folder)]
 
 
 def test_a_strangers_task_that_is_a_path_is_refused_on_load(tmp_path):
@@ -624,10 +621,10 @@ def test_what_a_killed_stage_left_in_its_folders_is_cleared(tmp_path):
 
 def test_after_ctrl_c_the_same_command_goes_on_to_the_same_ranking(small_study, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    subprocess.run(study_command(small_study, "rank", straight), check=True, timeout=300)
+    assert aplens_command(*run_until(small_study, "rank", straight)).exit_code == 0
 
     process = subprocess.Popen(
-        study_command(small_study, "rank", broken),
+        [sys.executable, "-m", "aplens", *run_until(small_study, "rank", broken)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -644,10 +641,8 @@ def test_after_ctrl_c_the_same_command_goes_on_to_the_same_ranking(small_study, 
     assert "Traceback" not in rest
     assert not (broken / "ranking.json").exists()
 
-    again = subprocess.run(
-        study_command(small_study, "rank", broken), capture_output=True, text=True, timeout=300
-    )
-    assert "mine: done before" in again.stdout, again.stdout + again.stderr
+    again = aplens_command(*run_until(small_study, "rank", broken))
+    assert "mine: done before" in again.stdout, again.output
     assert (broken / "ranking.json").read_bytes() == (straight / "ranking.json").read_bytes()
 
 
@@ -655,7 +650,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(small_study, tmp_path):
     folder = tmp_path / "full"
     limit = "import resource, sys, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
     limit += "sys.argv[0] = 'aplens'; runpy.run_module('aplens', run_name='__main__')"
-    arguments = study_command(small_study, "mine", folder)[3:]
+    arguments = run_until(small_study, "mine", folder)
     result = subprocess.run(
         [sys.executable, "-c", limit, *arguments], capture_output=True, text=True, timeout=120
     )
@@ -665,7 +660,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(small_study, tmp_path):
     assert str(folder / "scenarios.parquet") in result.stdout.replace("\n", "")
     assert not list(folder.glob("*.parquet"))
     assert not list(folder.glob(".partial-*"))
-    subprocess.run(study_command(small_study, "mine", folder), check=True, timeout=120)
+    assert aplens_command(*arguments).exit_code == 0
     assert (folder / "scenarios.parquet").exists()
 
 
