@@ -120,7 +120,7 @@ def _label(scores: HeadRanking | pd.DataFrame, column: str) -> str:
     if isinstance(scores, pd.DataFrame):
         return _SCORE_LABELS.get(column, column.replace("_", " "))
     if not scores.is_signed:
-        return "distance from usual patterns × output norm"
+        return "score"
     name, unit = _quantity(scores)
     size = f"|mean {name}|" if "effect" in name else f"mean |{name}|"
     return _RANKING_LABELS[column].format(name=name, unit=unit, size=size)

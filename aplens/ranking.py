@@ -13,7 +13,6 @@ from aplens._documents import require_choice
 from aplens._progress import Progress, show_progress
 from aplens.correctness import DEFAULT_FEATURES, HeadScorer, split_by_file
 from aplens.correctness.splits import check_split
-from aplens.describe import output_norms, pattern_distances
 from aplens.heads import Head, HeadRanking
 from aplens.interventions import AnswerMetric, estimate_effects, measure_effects
 from aplens.models import describe_model
@@ -23,7 +22,7 @@ from aplens.scenarios import Scenarios, predicted_scenarios
 if TYPE_CHECKING:
     from aplens.mae import APMAE
 
-RankMethod: TypeAlias = Literal["effects", "ablation", "distance", "predictor"]
+RankMethod: TypeAlias = Literal["effects", "ablation", "predictor"]
 
 #: Heads that "effects" measures after estimating all, and on how many prompts at most.
 VERIFY, VERIFY_PROMPTS = 40, 64
@@ -42,12 +41,7 @@ _TEST_SHARE = 0.4
 _USES = {
     "effects": ("metric", "reference", "verify"),
     "ablation": ("metric", "reference"),
-    "distance": ("reference", "mae"),
     "predictor": ("mae", "features", "folder"),
-}
-_NEEDS = {
-    "mae": "mae=, such as APMAE.from_pretrained('aplens-base')",
-    "reference": "reference=, ordinary prompts to compare these with",
 }
 
 
@@ -73,9 +67,6 @@ def rank_heads(
       layers, are ablated one by one. Three passes, and one for each head measured. The ranking's
       `measured` says which heads are.
     - "ablation" (`metric`, `reference`): every head is ablated. One pass a head.
-    - "distance" (`reference`, `mae`): how far a head's patterns are from its usual ones, as AP-MAE
-      sees them, times the norm of what it writes. No answers are looked at; it points in no
-      direction. Three passes.
     - "predictor" (`mae`, `features`, `folder`): SHAP values of a predictor of the model's errors,
       from AP-MAE's view of the patterns (docs/method.md, steps 7 to 10). It says which heads tell
       of errors, not which cause them. One pass, but over hundreds of scenarios.
@@ -94,8 +85,8 @@ def rank_heads(
         verify: How many of the first heads are measured after estimating (default: 40), on at most
             64 of the prompts, beside all heads of the first two layers, where estimates can be far
             off. 0 measures none.
-        reference: Ordinary prompts. With them, "effects" and "ablation" put each head's mean output
-            over them in its place, not zeros; "distance" takes them for what is usual.
+        reference: Ordinary prompts. With them, each head is replaced by its mean output over them,
+            not by zeros.
         mae: The AP-MAE that encodes patterns.
         features: What the predictor looks at, as `CorrectnessPredictor` takes it (default:
             "surprise+unexpected+confidence"; "clusters" is the paper's).
@@ -124,10 +115,6 @@ def rank_heads(
     _check_options(method, options)
     describe_model(model)  # refuses what is no model before a word about the prompts
     tell = show_progress(progress, "Ranking heads")
-    if method == "distance":
-        assert mae is not None
-        assert reference is not None
-        return _rank_by_distance(model, prompts, reference, mae, tell)
     if method == "predictor":
         assert mae is not None
         scenarios = _require_answers(prompts)
@@ -148,10 +135,10 @@ def _check_options(method: RankMethod, options: dict[str, Any]) -> None:
         if value is not None and name not in _USES[method]:
             users = [one for one, used in _USES.items() if name in used]
             raise ValueError(f"method {method!r} does not use {name}=; these do: {users}")
-    needed = {"distance": ("reference", "mae"), "predictor": ("mae",)}.get(method, ())
-    for name in needed:
-        if options[name] is None:
-            raise ValueError(f"method {method!r} needs {_NEEDS[name]}")
+    if method == "predictor" and options["mae"] is None:
+        raise ValueError(
+            "method 'predictor' needs mae=, such as APMAE.from_pretrained('aplens-base')"
+        )
     verify = options["verify"]
     if verify is not None and verify < 0:
         raise ValueError(f"verify must be 0 or more heads, got {verify}")
@@ -257,19 +244,3 @@ def _rank_by_predictor(
             stacklevel=3,
         )
     return ranking
-
-
-def _rank_by_distance(
-    model: Any,
-    prompts: Scenarios | PromptsLike,
-    reference: PromptsLike,
-    mae: APMAE,
-    tell: Progress,
-) -> HeadRanking:
-    distances = pattern_distances(model, prompts, reference, mae=mae, progress=tell)
-    norms = output_norms(model, prompts)
-    return HeadRanking.from_scores(
-        {head: distance * norms[head] for head, distance in distances.items()},
-        describe_model(model),
-        {"method": "distance"},
-    )

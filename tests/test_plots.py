@@ -73,7 +73,7 @@ def test_a_map_names_what_the_rankings_method_measures():
     assert "|mean effect of ablating| (logits)" in plot_head_map(ranking).axes[1].get_ylabel()
     assert "effect of ablating" in plot_shap_summary(ranking).axes[0].get_xlabel()
     unsigned = HeadRanking.from_scores({Head(0, 1): 2.0}, model=ModelShape("m", 1, 2))
-    assert "distance" in plot_head_map(unsigned).axes[1].get_ylabel()
+    assert "score" in plot_head_map(unsigned).axes[1].get_ylabel()
     with pytest.raises(ValueError, match="which way"):
         plot_shap_summary(unsigned)
 

@@ -214,18 +214,6 @@ def test_a_predictor_at_chance_is_said_to_be(tiny_model):
         )
 
 
-def test_distance_needs_no_answers_but_a_reference(tiny_model):
-    reference = [[7, 3, 5, 1, 2, 8, 9, 4, 6, 1, 0, 3, 5][i:] + [9] * i for i in range(1, 8)]
-    settings = {"mae": make_mae(), "method": "distance"}
-    ranking = rank_heads(tiny_model, own(tiny_model), reference=reference, **settings)
-    assert len(ranking) == 12
-    assert ranking.to_frame()["importance"].gt(0).all()
-    with pytest.raises(ValueError, match="does not say which way"):
-        ranking.top(3, by="toward_incorrect")
-    with pytest.raises(ValueError, match="needs reference="):
-        rank_heads(tiny_model, own(tiny_model), **settings)
-
-
 def test_what_a_method_lacks_is_said_before_the_model_runs(any_model, monkeypatch):
     scenarios = make_scenarios(50)
 
@@ -235,15 +223,11 @@ def test_what_a_method_lacks_is_said_before_the_model_runs(any_model, monkeypatc
     monkeypatch.setattr(any_model, "forward", never)
     for settings, words in (
         ({"method": "predictor"}, "'predictor' needs mae="),
-        ({"method": "distance", "reference": [[1, 2]]}, "'distance' needs mae="),
         ({"method": "shap"}, "method must be one of .* got 'shap'"),
         ({"metric": "right"}, "metric must be one of .* got 'right'"),
         ({"metric": "logit_diff"}, "50 of 50 scenarios have no wrong answer"),
         ({"verify": -1}, "verify must be 0 or more heads, got -1"),
-        (
-            {"mae": make_mae()},
-            r"'effects' does not use mae=; these do: \['distance', 'predictor'\]",
-        ),
+        ({"mae": make_mae()}, r"'effects' does not use mae=; these do: \['predictor'\]"),
         ({"features": "clusters"}, "'effects' does not use features="),
         ({"method": "ablation", "verify": 3}, "'ablation' does not use verify="),
         ({"method": "predictor", "mae": make_mae(), "metric": "log_prob"}, "not use metric="),

@@ -1,7 +1,6 @@
 """What heads do, read off their patterns: no answer is looked at."""
 
 from aplens.describe.description import HeadDescription, TypicalPattern
-from aplens.describe.distance import output_norms, pattern_distances
 from aplens.describe.fingerprints import ModelHeads
 from aplens.describe.scores import score_heads
 
@@ -9,7 +8,5 @@ __all__ = [
     "HeadDescription",
     "ModelHeads",
     "TypicalPattern",
-    "output_norms",
-    "pattern_distances",
     "score_heads",
 ]

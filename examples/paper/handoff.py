@@ -24,7 +24,6 @@ import torch
 
 import aplens
 from aplens.correctness import DEFAULT_FEATURES, HeadClusters, HeadScorer, split_by_file
-from aplens.describe import output_norms, pattern_distances
 from aplens.heads import Head
 from aplens.interventions import measure_effects
 from aplens.models import describe_model
@@ -33,6 +32,7 @@ from aplens.scenarios import Scenarios
 from aplens.study import Reporter
 from aplens.style import CORRECT, GREY, INK, WIDTH, new_figure, tidy
 from aplens.tables import Table
+from paper.distance import output_norms, pattern_distances
 from paper.files import write_text
 from paper.handoff_tasks import TASKS, Task, load_task
 
@@ -112,12 +112,12 @@ def choose_by_norm(run: Run) -> Choice:
 
 
 def choose_by_weighed_distance(run: Run) -> Choice:
-    """By both: `rank_heads(method="distance")`."""
+    """By their product."""
     reference = run.task.reference
-    ranking = aplens.rank_heads(
-        run.model, run.prompts, method="distance", reference=reference, mae=run.mae
-    )
-    return Choice(tuple(ranking), 2 * len(run.prompts) + len(reference))
+    distances = pattern_distances(run.model, run.prompts, reference, mae=run.mae)
+    norms = output_norms(run.model, run.prompts)
+    scores = np.array([distances[head] * norms[head] for head in run.heads])
+    return Choice(by_score(run.heads, scores), 2 * len(run.prompts) + len(reference))
 
 
 def by_effects(ablation: str, verify: int) -> Callable[[Run], Choice]:

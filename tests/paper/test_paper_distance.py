@@ -7,12 +7,12 @@ import pytest
 import torch
 from mae_helpers import tiny_mae
 
-from aplens.describe.distance import output_norms, pattern_distances
 from aplens.heads import Head
 from aplens.interventions import ablate_heads
 from aplens.models import attach_hooks, pattern_hook_name
 from aplens.patterns import collect_patterns
 from aplens.prompts import Prompts
+from paper.distance import output_norms, pattern_distances
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,8 @@ def random_prompts(lengths, seed):
 
 def test_the_distance_is_that_to_the_nearest_over_the_usual_one(tiny_model, mae):
     prompts, reference = random_prompts([9, 9], seed=1), random_prompts([9] * 7, seed=0)
-    found = pattern_distances(
-        tiny_model, prompts, reference, mae=mae, heads="L2H3, L0H1", batch_size=3
-    )
-    assert list(found) == [Head(2, 3), Head(0, 1)]
+    found = pattern_distances(tiny_model, prompts, reference, mae=mae, batch_size=3)
+    assert len(found) == 12
 
     def embeddings(some, head):
         encoded = mae.encode(collect_patterns(tiny_model, some, head))[:, 0].numpy().astype(float)
@@ -100,38 +98,21 @@ def test_patterns_that_never_vary_are_as_usual(any_model, mae):
     assert set(found.values()) == {1.0}
 
 
-def test_progress_counts_every_prompt_once(any_model, mae):
-    told = []
-    pattern_distances(
-        any_model,
-        random_prompts([4, 6, 6], seed=1),
-        random_prompts([5] * 3 + [8] * 7, seed=0),
-        mae=mae,
-        progress=lambda done, total: told.append((done, total)),
-    )
-    assert told[-1] == (3 + 10, 3 + 10)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-
-
 @pytest.mark.parametrize(
-    ("lengths", "reference_lengths", "settings", "message"),
+    ("lengths", "reference_lengths", "message"),
     [
-        ([8], [7] * 20, {}, "as long as the longest prompt, 8 tokens: 0 of 20"),
-        ([8], [9] * 5 + [7], {}, "at least 6 reference prompts .*: 5 of 6"),
-        ([17], [20] * 9, {}, "patterns of 17 tokens do not fit"),
-        ([8], [8] * 9, {"heads": "L7H0"}, "layer 7 is out of range"),
+        ([8], [7] * 20, "as long as the longest prompt, 8 tokens: 0 of 20"),
+        ([8], [9] * 5 + [7], "at least 6 reference prompts .*: 5 of 6"),
+        ([17], [20] * 9, "patterns of 17 tokens do not fit"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
-    any_model, mae, lengths, reference_lengths, settings, message
-):
+def test_what_cannot_be_compared_is_refused(any_model, mae, lengths, reference_lengths, message):
     with pytest.raises(ValueError, match=message):
         pattern_distances(
             any_model,
             random_prompts(lengths, seed=1),
             random_prompts(reference_lengths, seed=0),
             mae=mae,
-            **settings,
         )
 
 
@@ -141,7 +122,7 @@ def test_induction_heads_are_unusual_on_repeated_random_tokens(smollm2, smollm2_
     from aplens.mae import APMAE
 
     half = 16
-    text = smollm2_tokenizer((Path(__file__).parents[1] / "LICENSE").read_text()).input_ids
+    text = smollm2_tokenizer((Path(__file__).parents[2] / "LICENSE").read_text()).input_ids
     starts = range(0, 12 * 2 * half, 2 * half)
     reference = [[0, *text[start : start + 2 * half]] for start in starts]
     drawn = torch.randint(1000, 40_000, (2, half), generator=torch.Generator().manual_seed(0))
@@ -160,9 +141,8 @@ def test_induction_heads_are_unusual_on_repeated_random_tokens(smollm2, smollm2_
 
 def test_the_norm_is_of_what_a_head_adds_at_the_last_position(tiny_model):
     prompts = random_prompts([9, 5, 14], seed=1)
-    found = output_norms(tiny_model, prompts, "L2H3, L0H1", batch_size=2)
-    assert list(found) == [Head(2, 3), Head(0, 1)]
-    for head, norm in found.items():
+    found = output_norms(tiny_model, prompts, batch_size=2)
+    for head in (Head(2, 3), Head(0, 1)):
         by_hand = []
         for number in range(3):
             # What the head adds to the residual stream: its layer's output with and without it.
@@ -173,4 +153,4 @@ def test_the_norm_is_of_what_a_head_adds_at_the_last_position(tiny_model):
                     cache = tiny_model.run_with_cache(tokens)[1]
                 outputs.append(cache[f"blocks.{head.layer}.hook_attn_out"][0, -1])
             by_hand.append((outputs[0] - outputs[1]).norm().item())
-        assert norm == pytest.approx(np.mean(by_hand), rel=1e-4)
+        assert found[head] == pytest.approx(np.mean(by_hand), rel=1e-4)

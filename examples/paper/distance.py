@@ -1,23 +1,22 @@
-"""How far heads' patterns on some prompts are from their usual ones: no outcome is needed."""
+"""How far heads' patterns on some prompts are from their usual ones, and how much heads write.
+
+Neither needs an answer, and neither finds the heads that matter (docs/results/handoff.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens._progress import Progress, show_progress
-from aplens.heads import Head, HeadsLike
-from aplens.models import attach_hooks, run_until, z_hook_name
+from aplens.heads import Head
+from aplens.mae import APMAE
+from aplens.models import attach_hooks, describe_model, run_until, z_hook_name
 from aplens.patterns import AttentionPatterns, stream_patterns
-from aplens.patterns.collect import select_heads
 from aplens.prompts import Prompts, PromptsLike, read_prompts
-
-if TYPE_CHECKING:
-    from aplens.mae import APMAE
 
 #: How many of the nearest reference embeddings count.
 _N_NEIGHBORS = 5
@@ -32,9 +31,7 @@ def pattern_distances(
     reference: PromptsLike,
     *,
     mae: APMAE,
-    heads: HeadsLike | None = None,
     batch_size: int = 8,
-    progress: bool | Progress = True,
 ) -> dict[Head, float]:
     """How far each head's patterns on these prompts are from those on reference prompts.
 
@@ -53,39 +50,30 @@ def pattern_distances(
         prompts: What is looked at, in any form that `read_prompts` takes.
         reference: What is usual: other prompts, such as ordinary text, a few dozen or more.
         mae: The AP-MAE that encodes patterns.
-        heads: Which heads (default: all).
         batch_size: Prompts a forward pass.
-        progress: A bar (the default), nothing (False), or a function called with (prompts run,
-            prompts in all), the reference's among them.
 
     Returns:
-        The distance of each head, in the order of `heads`.
+        The distance of each head of the model.
 
     Raises:
         ValueError: When there are fewer than 6 reference prompts as long as the longest prompt, or
             prompts are longer than the AP-MAE takes.
     """
-    chosen = select_heads(model, heads)
     asked, usual = read_prompts(model, prompts), read_prompts(model, reference)
     _check(asked, usual, mae)
-    tell, n_done = show_progress(progress, "Comparing patterns"), 0
+    beginnings = usual.first_tokens(asked.n_tokens)
 
-    def stream(some: Prompts) -> Iterator[AttentionPatterns]:
-        nonlocal n_done
-        for rows, patterns, _ in stream_patterns(model, some, chosen, batch_size):
-            yield patterns
-            n_done += rows.stop - rows.start
-            tell(n_done, len(asked) + len(usual))
-
-    ours = torch.cat([_embed(mae, patterns) for patterns in stream(asked)])
+    streamed = stream_patterns(model, asked, batch_size=batch_size)
+    ours = torch.cat([_embed(mae, patterns) for _, patterns, _ in streamed])
     theirs: dict[int, list[Tensor]] = {length: [] for length in asked.lengths.unique().tolist()}
-    for patterns in stream(usual.first_tokens(asked.n_tokens)):
+    for _, patterns, _ in stream_patterns(model, beginnings, batch_size=batch_size):
         for length, embeddings in theirs.items():
             long = patterns.lengths >= length
             if long.any():
                 embeddings.append(_embed(mae, patterns.select(long).crop(length)))
 
-    total = torch.zeros(len(chosen), dtype=torch.float64)
+    heads = describe_model(model).heads
+    total = torch.zeros(len(heads), dtype=torch.float64)
     for length, embeddings in theirs.items():
         here = ours[(asked.lengths == length).to(ours.device)].transpose(0, 1)
         others = torch.cat(embeddings).transpose(0, 1)
@@ -93,16 +81,10 @@ def pattern_distances(
         usually = _nearest_distances(others, others, leave_out_self=True).mean(dim=1)
         ratios = far.clamp(min=_ALIKE) / usually.clamp(min=_ALIKE)[:, None]
         total += ratios.sum(dim=1).double().cpu()
-    return dict(zip(chosen, (total / len(asked)).tolist(), strict=True))
+    return dict(zip(heads, (total / len(asked)).tolist(), strict=True))
 
 
-def output_norms(
-    model: Any,
-    prompts: PromptsLike,
-    heads: HeadsLike | None = None,
-    *,
-    batch_size: int = 8,
-) -> dict[Head, float]:
+def output_norms(model: Any, prompts: PromptsLike, *, batch_size: int = 8) -> dict[Head, float]:
     """How much each head writes at the last position of a prompt: the mean norm of z @ W_O.
 
     One pass over the prompts. In families that normalize heads' outputs before they are added
@@ -111,16 +93,15 @@ def output_norms(
     Args:
         model: A HookedTransformer or TransformerBridge.
         prompts: In any form that `read_prompts` takes.
-        heads: Which heads (default: all).
         batch_size: Prompts a forward pass.
 
     Returns:
-        The norm of each head, in the order of `heads`.
+        The norm of each head of the model.
     """
-    chosen = select_heads(model, heads)
+    heads = describe_model(model).heads
     read = read_prompts(model, prompts)
-    totals: dict[Head, float] = dict.fromkeys(chosen, 0.0)
-    by_layer = {head.layer: [h for h in chosen if h.layer == head.layer] for head in chosen}
+    totals: dict[Head, float] = dict.fromkeys(heads, 0.0)
+    by_layer = {head.layer: [h for h in heads if h.layer == head.layer] for head in heads}
     last = read.lengths[:0]
 
     def adding(members: list[Head]) -> Callable[..., None]:
