@@ -231,27 +231,6 @@ class HeadRanking(Shown):
         self.metadata = dict(metadata or {})
 
     @classmethod
-    def from_scores(
-        cls,
-        scores: Mapping[Head, float],
-        model: ModelShape,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> HeadRanking:
-        """Rank heads by one number each, highest first, which points in no direction.
-
-        `top` refuses `by="toward_…"` then, and "neutral".
-
-        Raises:
-            ValueError: When a score is not finite, or a head is out of range.
-        """
-        import pandas as pd
-
-        frame = pd.DataFrame(list(scores), columns=["layer", "head"])
-        frame["importance"] = list(scores.values())
-        frame[list(cls.COLUMNS[3:])] = 0.0
-        return cls(frame, model, {**(metadata or {}), "signed": False})
-
-    @classmethod
     def from_values(
         cls,
         heads: Sequence[Head],
@@ -278,11 +257,6 @@ class HeadRanking(Shown):
         """The heads whose effect was measured by ablating them, in the ranking's order."""
         return _heads_of(self._frame[self._frame["measured"]]) if "measured" in self._frame else ()
 
-    @property
-    def is_signed(self) -> bool:
-        """Whether the scores say which way a head pushes."""
-        return bool(self.metadata.get("signed", True))
-
     def __len__(self) -> int:
         return len(self._frame)
 
@@ -295,8 +269,7 @@ class HeadRanking(Shown):
         return f"HeadRanking({len(self)} heads of {self.model.name}{known}, best: {best})"
 
     def _shown_rows(self) -> pd.DataFrame:
-        hidden = ["layer", "head"] if self.is_signed else [*self.COLUMNS[:2], *self.COLUMNS[3:]]
-        frame = self.to_frame().drop(columns=hidden).reset_index()
+        frame = self.to_frame().drop(columns=["layer", "head"]).reset_index()
         return frame.rename(columns={"low": "mean_low", "high": "mean_high"})
 
     def _repr_html_(self) -> str:
@@ -337,17 +310,11 @@ class HeadRanking(Shown):
             by: The score.
 
         Raises:
-            ValueError: When `k` is negative, `by` is unknown, or asks for a direction of a ranking
-                that has none.
+            ValueError: When `k` is negative or `by` is unknown.
         """
         if k < 0:
             raise ValueError(f"k must be 0 or more, got {k}")
         require_choice("by", by, get_args(RankBy))
-        if by != "importance" and not self.is_signed:
-            raise ValueError(
-                f"this ranking does not say which way a head pushes, so by={by!r} has no meaning: "
-                "use by='importance'"
-            )
         if by == "neutral":
             chosen = self._frame[self._frame["mean"].abs() <= NEUTRAL_THRESHOLD]
             chosen = chosen.sort_values("importance", kind="stable")

@@ -119,8 +119,6 @@ def _label(scores: HeadRanking | pd.DataFrame, column: str) -> str:
     """A score's name and unit."""
     if isinstance(scores, pd.DataFrame):
         return _SCORE_LABELS.get(column, column.replace("_", " "))
-    if not scores.is_signed:
-        return "score"
     name, unit = _quantity(scores)
     size = f"|mean {name}|" if "effect" in name else f"mean |{name}|"
     return _RANKING_LABELS[column].format(name=name, unit=unit, size=size)
@@ -226,12 +224,7 @@ def plot_shap_summary(ranking: HeadRanking, k: int = 15) -> Figure:
     """How far each of the `k` most important heads pushes either way.
 
     SHAP values, or the effects of a ranking made by ablation or attribution.
-
-    Raises:
-        ValueError: When the ranking does not say which way heads push.
     """
-    if not ranking.is_signed:
-        raise ValueError("this ranking does not say which way its heads push: use ranking.plot()")
     name, unit = _quantity(ranking)
     frame = ranking.to_frame().head(k).iloc[::-1]
     figure = new_figure(WIDTH, 1.0 + 0.27 * len(frame))

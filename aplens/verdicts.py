@@ -23,11 +23,6 @@ def describe_ranking(frame: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     """Whether a ranking's order can be used, and what it found; `facts` are its metadata."""
     if "auc" in facts:
         return _describe_predictor(facts)
-    if not facts.get("signed", True):
-        return (
-            "How far each head's patterns are from its usual ones. It says neither which heads "
-            "the answers need, nor which way they push."
-        )
     if "metric" in facts:
         return f"{describe_effects(frame, str(facts['metric']))}."
     return "How these scores were made is not recorded."

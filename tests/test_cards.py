@@ -193,11 +193,11 @@ def test_a_ranking_chooses_heads_and_gives_effects(any_model, mae):
 
     others = describe_heads(any_model, prompts, "L0H0, L0H1", mae=mae, ranking=ranking).to_frame()
     assert others["rank"].isna().tolist() == [True, False]
-    plain = HeadRanking.from_scores({Head(0, 0): 2.0}, describe_model(any_model))
+    plain = HeadRanking.from_values([Head(0, 0)], np.array([[2.0]]), describe_model(any_model))
     cards = describe_heads(any_model, prompts, plain, mae=mae)
     assert "measured" not in cards.to_frame()
-    assert "#1 of 1 · score 2.00" in cards.to_html()
-    foreign = HeadRanking.from_scores({Head(0, 0): 1.0}, ModelShape("other", 12, 12))
+    assert "#1 of 1 · score +2.00" in cards.to_html()
+    foreign = HeadRanking.from_values([Head(0, 0)], np.ones((1, 1)), ModelShape("other", 12, 12))
     with pytest.raises(ValueError, match=r"the ranking is of .*other"):
         describe_heads(any_model, prompts, foreign, mae=mae)
 

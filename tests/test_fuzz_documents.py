@@ -39,8 +39,8 @@ OF_PREDICTOR = {
     "auc": [0.7, 0.5, 0.9],
     "confidence_auc": [0.6, 0.5, 0.8],
 }
-STUDY_SHAP = HeadRanking.from_scores(
-    {Head(0, 0): 1.0}, model=ModelShape("tiny", 1, 1), metadata=OF_PREDICTOR
+STUDY_SHAP = HeadRanking.from_values(
+    [Head(0, 0)], np.ones((1, 1)), ModelShape("tiny", 1, 1), OF_PREDICTOR
 )
 STUDY_EFFECTS = HeadRanking(
     pd.DataFrame(
@@ -82,7 +82,7 @@ def load_ranking(path):
     ranking = HeadRanking.load(path)
     assert all(h.layer < ranking.model.n_layers and h.head < ranking.model.n_heads for h in ranking)
     assert np.isfinite(ranking.to_frame()[list(HeadRanking.COLUMNS)].to_numpy(float)).all()
-    repr(ranking), ranking.is_signed
+    repr(ranking)
 
 
 def load_sweep(path):

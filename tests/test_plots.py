@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from aplens import Head, HeadRanking
+from aplens import HeadRanking
 from aplens.heads import ModelShape
 from aplens.interventions import AblationSweep, Setting, SettingResult
 from aplens.style import CORRECT, GREY, INCORRECT, to_svg
@@ -72,10 +72,6 @@ def test_a_map_names_what_the_rankings_method_measures():
     ranking.metadata |= {"method": "ablation", "metric": "logit_diff"}
     assert "|mean effect of ablating| (logits)" in plot_head_map(ranking).axes[1].get_ylabel()
     assert "effect of ablating" in plot_shap_summary(ranking).axes[0].get_xlabel()
-    unsigned = HeadRanking.from_scores({Head(0, 1): 2.0}, model=ModelShape("m", 1, 2))
-    assert "score" in plot_head_map(unsigned).axes[1].get_ylabel()
-    with pytest.raises(ValueError, match="which way"):
-        plot_shap_summary(unsigned)
 
 
 def test_any_table_of_heads_can_be_mapped():

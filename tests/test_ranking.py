@@ -11,7 +11,7 @@ import torch
 from correctness_helpers import make_mae, make_scenarios
 
 import aplens
-from aplens.heads import Head, HeadRanking, ModelShape, all_heads
+from aplens.heads import Head, HeadRanking, all_heads
 from aplens.interventions import ablate_heads, estimate_effects, measure_effects
 from aplens.models import last_token_logits
 from aplens.ranking import rank_heads
@@ -236,16 +236,6 @@ def test_what_a_method_lacks_is_said_before_the_model_runs(any_model, monkeypatc
             rank_heads(any_model, scenarios, **settings)
     with pytest.raises(ValueError, match=r"'predictor' needs scenarios.* got list"):
         rank_heads(any_model, OWN, method="predictor", mae=make_mae())
-
-
-def test_a_ranking_of_scores_is_saved_with_its_lack_of_direction(tmp_path):
-    scores = {Head(0, 1): 2.5, Head(1, 0): 7.0}
-    ranking = HeadRanking.from_scores(scores, model=ModelShape("m", 2, 2))
-    assert ranking.top(2) == (Head(1, 0), Head(0, 1))
-    ranking.save(tmp_path / "ranking.json")
-    loaded = HeadRanking.load(tmp_path / "ranking.json")
-    assert not loaded.is_signed
-    assert loaded.to_frame().equals(ranking.to_frame())
 
 
 @pytest.mark.real

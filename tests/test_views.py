@@ -128,8 +128,10 @@ def heads_view(cells, tokens=None, labels=None, habit=None, **facts):
 
 
 def make_ranking(*heads):
-    scores = {Head(*head): float(len(heads) - place) for place, head in enumerate(heads)}
-    return HeadRanking.from_scores(scores, model=ModelShape("tiny", 3, 4))
+    scores = np.arange(len(heads), 0.0, -1)[:, None]
+    return HeadRanking.from_values(
+        [Head(*head) for head in heads], scores, ModelShape("tiny", 3, 4)
+    )
 
 
 @pytest.fixture

@@ -287,7 +287,7 @@ def _effects(ranking: HeadRanking | None) -> dict[Head, str]:
     rows = ranking.to_frame().to_dict(orient="records")
     described = {}
     for place, (head, row) in enumerate(zip(ranking, rows, strict=True), start=1):
-        score = _signed(row["mean"]) if ranking.is_signed else f"{row['importance']:#.3g}"
+        score = _signed(row["mean"])
         if "measured" in row:
             known = not math.isnan(row["low"])
             interval = f" [{_signed(row['low'])}, {_signed(row['high'])}]" if known else ""
