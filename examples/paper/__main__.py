@@ -242,9 +242,6 @@ def train_fingerprint(
     ] = None,
     prompts: Annotated[int, typer.Option(help="Of each domain: Java, Python, prose.")] = 96,
     minutes: Annotated[float, typer.Option(help="How long to train.")] = 30.0,
-    average: Annotated[
-        bool, typer.Option("--average", help="Save the mean of the weights before and after.")
-    ] = False,
     seed: Annotated[int, typer.Option(help="Of the order, heads and masks.")] = 0,
 ) -> None:
     """Train an AP-MAE to tell heads apart, on files that no evaluation uses."""
@@ -252,7 +249,19 @@ def train_fingerprint(
 
     models = model or ["smollm2-135m"]
     with reporting() as (_, reporter):
-        train(mae, models, prompts, 60 * minutes, folder, reporter, average=average, seed=seed)
+        train(mae, models, prompts, 60 * minutes, folder, reporter, seed=seed)
+
+
+@app.command()
+def average(
+    maes: Annotated[list[str], typer.Argument(help="AP-MAEs: names, folders or hub ids.")],
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes, in float16.")],
+) -> None:
+    """Make an AP-MAE with the mean of others' weights."""
+    from paper.average import average
+
+    with reporting():
+        average(maes, folder)
 
 
 @app.command()

@@ -31,14 +31,12 @@ def train(
     reporter: Reporter,
     load: Callable[[str, str], Any] = aplens.load_model,
     *,
-    average: bool = False,
     seed: int = 0,
 ) -> TrainingResult:
     """Train an AP-MAE on, for so long, and save it in float16; an interrupted run goes on.
 
     It learns to tell apart the heads of all models on as many prompts of each domain; the first
-    model validates. With `average` the mean of the weights before and after is saved: it tells
-    heads apart nearly as well as the trained ones, and finds kin as those before.
+    model validates.
     """
     before = aplens.APMAE.from_pretrained(start)
     config = dataclasses.replace(before.config, identity_weight=IDENTITY_WEIGHT)
@@ -68,16 +66,10 @@ def train(
         ),
         progress=lambda progress: _show(reporter, progress, seconds),
     )
-    if average:
-        began, trained = before.state_dict(), result.mae.state_dict()
-        result.mae.load_state_dict(
-            {name: (weight.cpu() + began[name]) / 2 for name, weight in trained.items()}
-        )
     result.mae.save_pretrained(folder / "float16", torch.float16)
     found = result.history[-1]["retrieval"]
     reporter.say(
-        f"as trained: error {result.validation_ratio:.3f} of the mean patch's, "
-        f"heads found {found:.2f}"
+        f"error {result.validation_ratio:.3f} of the mean patch's, heads found {found:.2f}"
     )
     return result
 

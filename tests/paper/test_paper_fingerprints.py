@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mae_helpers import tiny_mae
+from mae_helpers import tiny_config, tiny_mae
 from torch.nn.functional import normalize
 
 from aplens.mae import APMAE, fit_fingerprint
 from aplens.scenarios import Scenario, Scenarios
 from aplens.study import Reporter
 from paper import fingerprints, train_fingerprint
+from paper.average import average
 from paper.fingerprint_errors import predict_errors
 from paper.fingerprint_measures import chance_of_kin, found_again, kin, stability
 from paper.fingerprint_samples import ROWS
@@ -161,11 +162,18 @@ def test_a_fingerprint_is_trained_on_and_saved_in_half_precision(start, any_mode
     assert torch.equal(saved.to_fingerprint.weight, result.mae.to_fingerprint.weight.half().float())
 
 
-def test_weights_before_and_after_are_averaged(start, any_model, tmp_path):
-    arguments = (str(tmp_path / "start"), ["small"], 16, 1.0, tmp_path / "run", Reporter())
-    trained = train_fingerprint.train(*arguments, lambda name, kind: any_model).mae.state_dict()
-    train_fingerprint.train(*arguments, lambda name, kind: any_model, average=True)
-    saved = APMAE.from_pretrained(tmp_path / "run" / "float16").state_dict()
-    for name, before in start.state_dict().items():
-        average = (before + trained[name]) / 2
-        assert torch.allclose(saved[name], average, rtol=1e-3, atol=1e-4)  # kept in float16
+def test_the_weights_of_several_are_averaged(tmp_path):
+    for seed in (0, 1, 2):
+        APMAE(tiny_config(), seed=seed).save_pretrained(tmp_path / str(seed))
+    APMAE(tiny_config(encoder_depth=1)).save_pretrained(tmp_path / "shallow")
+    names = [str(tmp_path / name) for name in "012"]
+    mean = average(names, tmp_path / "mean").state_dict()
+    saved = APMAE.from_pretrained(tmp_path / "mean").state_dict()
+    weights = [APMAE.from_pretrained(name).state_dict() for name in names]
+    for key, value in mean.items():
+        assert torch.allclose(value, sum(each[key] for each in weights) / 3, atol=1e-6)
+        assert torch.equal(saved[key], value.half().float())
+    with pytest.raises(ValueError, match="shallow have other shapes"):
+        average([str(tmp_path / "shallow"), *names], tmp_path / "none")
+    with pytest.raises(ValueError, match="two AP-MAEs or more"):
+        average(names[:1], tmp_path / "none")
