@@ -18,9 +18,6 @@ N_FLIPS = 9999
 #: Bins of a calibration error; fewer where there are fewer scenarios.
 _N_BINS = 10
 
-#: The row of a table that averages over tasks, each task counting the same.
-MEAN_OF_TASKS = "mean of tasks"
-
 
 class Estimate(NamedTuple):
     """A figure with its 95 % interval; NaN where it is not defined."""
@@ -60,13 +57,6 @@ class FileBootstrap:
             len(names), np.full(len(names), 1 / len(names)), size=n_resamples
         )
         self.weights = np.vstack([np.ones(len(file)), draws[:, file]])
-
-    @classmethod
-    def of_weights(cls, weights: Float[np.ndarray, "resample scenario"]) -> FileBootstrap:
-        """Resamples that were drawn before, such as the part of them that is one task's."""
-        bootstrap = cls.__new__(cls)
-        bootstrap.weights = weights
-        return bootstrap
 
     def auc(
         self,
@@ -200,14 +190,3 @@ def estimate_from(values: Float[np.ndarray, " resample"]) -> Estimate:
     tail = (1 - COVERAGE) / 2
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
     return Estimate(float(values[0]), float(low), float(high))
-
-
-def average_tasks(values: Float[np.ndarray, "task resample"]) -> Float[np.ndarray, " resample"]:
-    """The mean over tasks, for `estimate_from`: over those defined in the sample, its first column.
-
-    A resample in which one of them is not defined averages the others.
-    """
-    known = values[~np.isnan(values[:, 0])]
-    if not len(known):
-        return np.full(values.shape[1], np.nan)
-    return _ratios(np.nansum(known, axis=0), (~np.isnan(known)).sum(axis=0))

@@ -16,9 +16,9 @@ import pandas as pd
 
 from aplens import HeadRanking, SweepPlan, sweep_ablations
 from aplens.correctness import HeadClusters, HeadScorer, evaluate_predictors
-from aplens.intervals import MEAN_OF_TASKS
 from aplens.interventions import AblationSweep, SettingResult
 from paper.files import write_table
+from paper.over_tasks import MEAN_OF_TASKS
 from paper.parts import NAMES_IN_PAPER, dtype_of, of_task, paper_orders
 from paper.trials import GateTrials, name_heads
 

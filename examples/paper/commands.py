@@ -18,10 +18,10 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from aplens.cli import Changes, Folder
-from aplens.intervals import MEAN_OF_TASKS
 from aplens.study import Reporter, Store, Study, StudySettings, read_settings, reporting
 from aplens.tables import Table
 from paper.files import open_store, write_table, write_text
+from paper.over_tasks import MEAN_OF_TASKS
 from paper.settings import PaperSettings
 
 File = Annotated[Path, typer.Argument(help="A TOML file that names a study, and has this table.")]

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from aplens.intervals import MEAN_OF_TASKS
 from aplens.plots import draw_ablation_curve
 from aplens.study import StudyFolder
 from aplens.style import CORRECT, GREEN, GREY, INCORRECT, INK, WIDTH, new_figure, tidy
+from paper.over_tasks import MEAN_OF_TASKS
 
 #: Features of the learning curve, with their colours and markers; those are drawn that were tried.
 CURVES = {

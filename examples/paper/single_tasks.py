@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from aplens.correctness import FEATURE_SETS, Observations, assign_folds, cross_validate
-from aplens.intervals import MEAN_OF_TASKS, FileBootstrap, average_tasks, estimate_from
+from aplens.intervals import FileBootstrap, estimate_from
+from paper.over_tasks import MEAN_OF_TASKS, average_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,8 @@ def _measure(
 ) -> Float[np.ndarray, "2 resample"]:
     """AUC and accuracy in the sample and in every resample."""
     incorrect = ~chosen.table["correct"].to_numpy(dtype=bool)
-    bootstrap = FileBootstrap.of_weights(weights)
+    bootstrap = FileBootstrap(chosen.files)
+    bootstrap.weights = weights  # the part of all tasks' resamples that is this one's
     hits = ((scores > 0.5) == incorrect).astype(float)
     with np.errstate(invalid="ignore"):  # a resample may have none of a task's files
         accuracy = weights @ hits / weights.sum(axis=1)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from aplens.heads import HeadRanking
-from aplens.intervals import MEAN_OF_TASKS
 from aplens.study import StudyFolder
 from aplens.tables import Table
 from paper.by_task import tabulate_rankings
+from paper.over_tasks import MEAN_OF_TASKS
 
 #: Interventions that are shown with their interval on every task.
 _WITH_INTERVAL = ("learned", "patterns sharpened", "answer bias")

@@ -19,16 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aplens import read_prompts
-from aplens.intervals import (
-    MEAN_OF_TASKS,
-    FileBootstrap,
-    average_tasks,
-    estimate_from,
-)
+from aplens.intervals import FileBootstrap, estimate_from
 from aplens.interventions import AblationSweep, ScalesLike, scale_heads
 from aplens.models import compute_in, last_token_logits
 from paper.exponents import sharpen_heads
 from paper.gates import ActsOn, HeadGates, check_acts_on
+from paper.over_tasks import MEAN_OF_TASKS, average_tasks
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,10 +11,10 @@ from correctness_helpers import are_answered
 from test_interventions_sweep import made_up_sweep, make_scenarios
 
 from aplens import estimate_effects, measure_effects, scale_heads
-from aplens.intervals import MEAN_OF_TASKS
 from aplens.models import describe_model
 from paper.gates import HeadGates
 from paper.learning import learn_gates
+from paper.over_tasks import MEAN_OF_TASKS
 from paper.trials import GateTrials, scaled_logits
 
 

@@ -7,7 +7,7 @@ import pytest
 from correctness_helpers import make_observations
 
 from aplens.heads import Head
-from aplens.intervals import MEAN_OF_TASKS
+from paper.over_tasks import MEAN_OF_TASKS
 from paper.single_tasks import evaluate_single_tasks
 
 

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from aplens.heads import all_heads
-from aplens.intervals import MEAN_OF_TASKS
 from paper import __main__ as command
 from paper.handoff import read_results, tabulate
+from paper.over_tasks import MEAN_OF_TASKS
 
 
 def run(*arguments):
