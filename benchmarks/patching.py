@@ -4,7 +4,7 @@
     python benchmarks/patching.py --kind bridge --heads 270
 
 Both patch the same heads' outputs into the same corrupted prompts and measure the same metric; the
-shares recovered are compared. Heads are drawn at random, so that they lie in all layers.
+metrics are compared. Heads are drawn at random, so that they lie in all layers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from common import describe_machine, median_seconds, print_table
 from transformer_lens import patching
 
 import aplens
+from aplens.circuits.runs import hook_name, run_with_cache
 from aplens.heads import draw_heads
-from aplens.models import attach_hooks, describe_model
+from aplens.models import describe_model
 
 PAIRS = [("Mary", "John"), ("Tom", "Lucy"), ("Anna", "Peter"), ("James", "Susan")]
 
@@ -29,17 +30,12 @@ def patch_from_the_first_layer(
     model: Any, clean: torch.Tensor, corrupted: torch.Tensor, heads: tuple, metric: Any
 ) -> list[float]:
     """The metric for each head, as `generic_activation_patch` runs it with the model itself."""
-    cache: dict[str, torch.Tensor] = {}
-    hooks = [
-        (f"blocks.{layer}.attn.hook_z", lambda z, hook, layer=layer: cache.update({layer: z}))
-        for layer in {head.layer for head in heads}
-    ]
-    with attach_hooks(model, hooks):
-        model(clean)
+    names = {hook_name("z", head.layer) for head in heads}
+    cache: Any = run_with_cache(model, clean, names)[1]
     values: Any = patching.generic_activation_patch(
         model,
         corrupted,
-        {f"blocks.{layer}.attn.hook_z": z for layer, z in cache.items()},  # type: ignore[arg-type]
+        cache,
         metric,
         patching.layer_head_vector_patch_setter,
         "z",

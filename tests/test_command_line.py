@@ -9,10 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
+from study_fixtures import aplens_command
 
 import aplens
-from aplens.cli import app
 from aplens.scenarios import ScenarioError, read_prompt_file
 from aplens.study import StudySettings
 
@@ -26,7 +25,7 @@ FIELDS = ("prompt", "answer", "wrong_answer")
 
 
 def run(*arguments):
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    result = aplens_command(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -119,7 +118,7 @@ def test_a_new_study_file_explains_every_setting_and_runs(tmp_path, tiny_saved, 
     for key, value in re.findall(r"^(?:# )?(\w+) =(.*)$", text, re.MULTILINE):
         assert re.search(rf"^# .+\n(?:# )?{key} =|^{key} = .*  # \w|^title", text, re.MULTILINE)
         assert value or f"# {key} =" in text
-    again = CliRunner().invoke(app, ["init", str(path)])
+    again = aplens_command("init", path)
     assert again.exit_code == 1
     assert "is there already" in again.output
 

@@ -128,8 +128,9 @@ def test_a_pages_code_runs_as_it_stands(page, loaded, tmp_path, monkeypatch, cap
         assert (tmp_path / "heads.html").stat().st_size > 10_000
 
 
-def test_getting_started_shows_what_it_prints():
-    for code, shown in blocks_of("getting-started.md"):
+@pytest.mark.parametrize("page", ["../README.md", "getting-started.md"])
+def test_what_is_printed_is_shown(page):
+    for code, shown in blocks_of(page):
         assert ("print(" in code) == bool(shown), code
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mae_helpers import tiny_mae
 from safetensors.torch import load_file, save_file
+from study_fixtures import aplens_command
 from test_views import HOSTILE, Page, data_of, open_page
 
 from aplens import Head, HeadMap, collect_patterns, map_heads, read_prompts
@@ -401,9 +402,6 @@ def test_a_thousand_heads_are_small_and_answer_at_once(chromium, tmp_path):
 def test_the_command_maps_models_one_after_the_other(
     monkeypatch, tmp_path, any_model, other_model, mae
 ):
-    from typer.testing import CliRunner
-
-    from aplens.cli import app
     from aplens.study import head_maps
 
     known = {"a": any_model, "b": other_model}
@@ -419,9 +417,7 @@ def test_the_command_maps_models_one_after_the_other(
     (tmp_path / "prompts.json").write_text('["first", "second"]')
 
     def run(*arguments):
-        return CliRunner().invoke(
-            app, ["map", *map(str, arguments), "--mae", str(tmp_path / "mae")]
-        )
+        return aplens_command("map", *arguments, "--mae", tmp_path / "mae")
 
     told = run("a", "b", "--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "map.html")
     assert told.exit_code == 0, told.output

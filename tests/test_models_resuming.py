@@ -11,10 +11,18 @@ from conftest import make_tiny_bridge
 from correctness_helpers import make_scenarios
 
 from aplens import Head, HeadRanking
+from aplens.circuits import activation_patch, logit_difference
 from aplens.heads import ModelShape
 from aplens.interventions import SweepPlan, ablate_heads, measure_effects, sweep_ablations
 from aplens.interventions.sharing import plan_runs
-from aplens.models import can_start_midway, describe_model, keep_residuals, start_at
+from aplens.models import (
+    attach_hooks,
+    can_start_midway,
+    describe_model,
+    keep_residuals,
+    start_at,
+    z_hook_name,
+)
 
 TOKENS = torch.randint(1, 101, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -85,6 +93,26 @@ def test_effects_on_such_a_model_are_those_of_running_all_of_it(model):
         with ablate_heads(model, [head]):
             ablated = log_probabilities()
         np.testing.assert_allclose(values, ablated - log_probabilities(), atol=1e-5)
+
+
+@torch.no_grad()
+def test_patches_of_such_a_model_are_those_of_running_all_of_it(model):
+    add_to_the_last_layer(model)
+    clean, corrupted = TOKENS, TOKENS.flip(0)
+    metric = logit_difference([5, 6], [8, 9])
+    with pytest.warns(UserWarning, match="residual stream"):
+        table = activation_patch(model, clean, corrupted, "L1H2, L2H0", metric=metric)
+    for head, value in zip([Head(1, 2), Head(2, 0)], table.frame["metric"], strict=True):
+        name, seen = z_hook_name(head.layer), []
+        with attach_hooks(model, [(name, lambda z, hook, seen=seen: seen.append(z.clone()))]):
+            model(clean)
+
+        def put(z, hook, seen=seen, head=head):
+            z[:, :, head.head] = seen[0][:, :, head.head]
+            return z
+
+        with attach_hooks(model, [(name, put)]):
+            assert value == pytest.approx(metric(model(corrupted)).item(), abs=1e-5)
 
 
 @torch.no_grad()

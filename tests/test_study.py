@@ -437,6 +437,7 @@ def test_one_changed_setting_is_refused_by_name(finished):
     changed.write_text(path.read_text().replace("sizes = [1, 3]", "sizes = [2]"))
     result = aplens_command(*(changed if part == path else part for part in command))
     assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)  # said, not raised
     assert "stage 'ablate' (sizes was [1, 3], is [2])" in result.stdout
 
 
@@ -755,11 +756,7 @@ def test_an_apmae_is_looked_for_before_the_first_stage(tmp_path):
 
 
 def test_an_unknown_stage_and_the_version(tmp_path):
-    from typer.testing import CliRunner
-
-    from aplens.cli import app
-
-    told = CliRunner().invoke(app, ["run", str(write_toml(tmp_path, "")), "--until", "gates"])
+    told = aplens_command("run", write_toml(tmp_path, ""), "--until", "gates")
     assert told.exit_code == 1
     assert "unknown stage 'gates'" in told.output
-    assert CliRunner().invoke(app, ["--version"]).output == f"aplens {aplens.__version__}\n"
+    assert aplens_command("--version").output == f"aplens {aplens.__version__}\n"

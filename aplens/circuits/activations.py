@@ -69,7 +69,9 @@ def activation_patch(
             with patterns.
 
     Warns:
-        UserWarning: When clean and corrupted give the same metric, so that no share is defined.
+        UserWarning: When clean and corrupted give the same metric, so that no share is defined; and
+            once for a model whose layers need more of earlier ones than the residual stream: every
+            pass then runs all of it.
     """
     import pandas as pd
 

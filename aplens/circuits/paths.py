@@ -82,7 +82,9 @@ def path_patch(
             residual stream, the metric is not a finite scalar, or a bridge is in training mode.
 
     Warns:
-        UserWarning: When clean and corrupted give the same metric, so that no share is defined.
+        UserWarning: When clean and corrupted give the same metric, so that no share is defined; and
+            once for a model whose layers need more of earlier ones than the residual stream: every
+            pass then runs all of it.
     """
     require_choice("component", component, get_args(PathComponent))
     require_evaluation_mode(model)

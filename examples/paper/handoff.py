@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,11 @@ def by_score(heads: tuple[Head, ...], scores: np.ndarray) -> tuple[Head, ...]:
     return tuple(heads[index] for index in order)
 
 
+def by_number(numbers: Mapping[Head, float]) -> tuple[Head, ...]:
+    """`by_score`, from one number a head."""
+    return by_score(tuple(numbers), np.array(list(numbers.values())))
+
+
 def choose_random(run: Run) -> Choice:
     """Any order."""
     order = np.random.default_rng(run.seed).permutation(len(run.heads))
@@ -98,26 +103,21 @@ def detect(kind: str) -> Callable[[Run], Choice]:
 
 def choose_by_distance(run: Run) -> Choice:
     """By how far patterns are from those on prose."""
-    scores = pattern_distances(run.model, run.prompts, run.task.reference, mae=run.mae)
-    order = by_score(run.heads, np.array([scores[head] for head in run.heads]))
-    return Choice(order, len(run.prompts) + len(run.task.reference))
+    distances = pattern_distances(run.model, run.prompts, run.task.reference, mae=run.mae)
+    return Choice(by_number(distances), len(run.prompts) + len(run.task.reference))
 
 
 def choose_by_norm(run: Run) -> Choice:
     """By how much a head writes at the last position."""
-    norms = output_norms(run.model, run.prompts)
-    return Choice(
-        by_score(run.heads, np.array([norms[head] for head in run.heads])), len(run.prompts)
-    )
+    return Choice(by_number(output_norms(run.model, run.prompts)), len(run.prompts))
 
 
 def choose_by_weighed_distance(run: Run) -> Choice:
     """By their product."""
-    reference = run.task.reference
-    distances = pattern_distances(run.model, run.prompts, reference, mae=run.mae)
+    distances = pattern_distances(run.model, run.prompts, run.task.reference, mae=run.mae)
     norms = output_norms(run.model, run.prompts)
-    scores = np.array([distances[head] * norms[head] for head in run.heads])
-    return Choice(by_score(run.heads, scores), 2 * len(run.prompts) + len(reference))
+    weighed = {head: distance * norms[head] for head, distance in distances.items()}
+    return Choice(by_number(weighed), 2 * len(run.prompts) + len(run.task.reference))
 
 
 def by_effects(ablation: str, verify: int) -> Callable[[Run], Choice]:

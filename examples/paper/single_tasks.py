@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,10 +47,11 @@ def evaluate_single_tasks(
         chosen = observations.select(places)
         folds = assign_folds(chosen, n_folds, seed)
         scores = cross_validate(chosen, folds, features, seed=seed, **settings)
-        weights = bootstrap.weights[:, start : start + len(places)]
+        part = copy(bootstrap)  # the same resamples, of this task's scenarios
+        part.weights = bootstrap.weights[:, start : start + len(places)]
         start += len(places)
         for name in features:
-            measured[name, task] = _measure(chosen, scores[name], folds, weights)
+            measured[name, task] = _measure(chosen, scores[name], folds, part)
     rows = []
     for name in features:
         of_tasks = np.stack([measured[name, task] for task in parts])
@@ -82,15 +84,13 @@ def _measure(
     chosen: Observations,
     scores: Float[np.ndarray, " scenario"],
     folds: Int[np.ndarray, " scenario"],
-    weights: Float[np.ndarray, "resample scenario"],
+    bootstrap: FileBootstrap,
 ) -> Float[np.ndarray, "2 resample"]:
     """AUC and accuracy in the sample and in every resample."""
     incorrect = ~chosen.table["correct"].to_numpy(dtype=bool)
-    bootstrap = FileBootstrap(chosen.files)
-    bootstrap.weights = weights  # the part of all tasks' resamples that is this one's
     hits = ((scores > 0.5) == incorrect).astype(float)
     with np.errstate(invalid="ignore"):  # a resample may have none of a task's files
-        accuracy = weights @ hits / weights.sum(axis=1)
+        accuracy = bootstrap.weights @ hits / bootstrap.weights.sum(axis=1)
     return np.stack([bootstrap.auc_values(scores, incorrect, folds), accuracy])
 
 
