@@ -245,11 +245,30 @@ def train_fingerprint(
     seed: Annotated[int, typer.Option(help="Of the order, heads and masks.")] = 0,
 ) -> None:
     """Train an AP-MAE to tell heads apart, on files that no evaluation uses."""
-    from paper.train_fingerprint import train
+    from paper.train_fingerprint import Recipe, train
 
-    models = model or ["smollm2-135m"]
+    models = tuple(model or ["smollm2-135m"])
     with reporting() as (_, reporter):
-        train(mae, models, prompts, 60 * minutes, folder, reporter, seed=seed)
+        train(mae, Recipe(models, prompts, 60 * minutes, seed=seed), folder, reporter)
+
+
+@app.command()
+def fingerprint_trials(
+    mae: Annotated[str, typer.Argument(help="The AP-MAE to begin from: a name, folder or hub id.")],
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="Where trials go.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Whose heads to tell apart. Repeatable. [default: smollm2-135m]"),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="How long to train each.")] = 2.5,
+) -> None:
+    """Train fingerprints in other ways, one change at a time, and measure each."""
+    from paper.fingerprint_trials import run_trials
+
+    with reporting() as (console, reporter):
+        models = tuple(model or ["smollm2-135m"])
+        table = run_trials(mae, models, 60 * minutes, folder, reporter)
+        console.print(table.to_markdown(), markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,11 +16,17 @@ from paper.held_out import DOMAINS, draw_prompts
 
 
 def fit(
-    mae_name: str, model_name: str, n_prompts: int, folder: Path, reporter: Reporter, dim: int
+    mae_name: str,
+    model_name: str,
+    n_prompts: int,
+    folder: Path,
+    reporter: Reporter,
+    dim: int,
+    load: Callable[[str, str], Any] = aplens.load_model,
 ) -> None:
     """Fit a fingerprint on prompts of all domains, and save the AP-MAE with it in float16."""
     mae = aplens.APMAE.from_pretrained(mae_name)
-    model = aplens.load_model(model_name, "bridge")
+    model = load(model_name, "bridge")
     prompts = Scenarios(
         scenario
         for domain in DOMAINS

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,36 +16,47 @@ from aplens.scenarios import Scenario, Scenarios
 from aplens.study import Reporter
 from paper.held_out import DOMAINS, draw_prompts
 
-#: Beside the reconstruction error in units of the patterns' variance.
-IDENTITY_WEIGHT = 1.0
-
 #: One prompt in so many is for validation; each prompt is from a file of its own.
 _VALIDATION = 8
 
 
+class Recipe(NamedTuple):
+    """What a fingerprint is trained on, and how.
+
+    Attributes:
+        models: Whose heads to tell apart; the first one validates.
+        prompts: Of each domain.
+        seconds: How long to train.
+        identity_weight: Beside the reconstruction error in units of the patterns' variance.
+        crop_share: Share of the batches that are cut to shorter prompts.
+        virtual_heads: Beside each layer's heads.
+        seed: Of the order, heads and masks.
+    """
+
+    models: tuple[str, ...] = ("smollm2-135m",)
+    prompts: int = 96
+    seconds: float = 1800.0
+    identity_weight: float = 1.0
+    crop_share: float = 0.3
+    virtual_heads: int = 4
+    seed: int = 0
+
+
 def train(
     start: str,
-    models: list[str],
-    n_prompts: int,
-    seconds: float,
+    recipe: Recipe,
     folder: Path,
     reporter: Reporter,
     load: Callable[[str, str], Any] = aplens.load_model,
-    *,
-    seed: int = 0,
 ) -> TrainingResult:
-    """Train an AP-MAE on, for so long, and save it in float16; an interrupted run goes on.
-
-    It learns to tell apart the heads of all models on as many prompts of each domain; the first
-    model validates.
-    """
+    """Train an AP-MAE on, and save it in float16; an interrupted run goes on."""
     before = aplens.APMAE.from_pretrained(start)
-    config = dataclasses.replace(before.config, identity_weight=IDENTITY_WEIGHT)
-    loaded = [load(name, "bridge") for name in models]
-    parts = [_draw(model, n_prompts, config.n_ctx) for model in loaded]
+    config = dataclasses.replace(before.config, identity_weight=recipe.identity_weight)
+    loaded = [load(name, "bridge") for name in recipe.models]
+    parts = [_draw(model, recipe.prompts, config.n_ctx) for model in loaded]
     validation = parts[0][1]
     training = [_without_files_of(validation, drawn) for drawn, _ in parts]
-    reporter.start("train-fingerprint", f"{start} on heads of {', '.join(models)}")
+    reporter.start("train-fingerprint", f"{start} on heads of {', '.join(recipe.models)}")
     result = aplens.train_apmae(
         loaded,
         training,
@@ -54,17 +66,17 @@ def train(
         start=start,
         settings=TrainingSettings(
             patterns=10**9,
-            max_seconds=seconds,
+            max_seconds=recipe.seconds,
             batch_size=128,
             learning_rate=1e-3,
             prompts_per_round=64,
             passes=2,
-            crop_share=0.3,
-            virtual_heads=4,
+            crop_share=recipe.crop_share,
+            virtual_heads=recipe.virtual_heads,
             validations=6,
-            seed=seed,
+            seed=recipe.seed,
         ),
-        progress=lambda progress: _show(reporter, progress, seconds),
+        progress=lambda progress: _show(reporter, progress, recipe.seconds),
     )
     result.mae.save_pretrained(folder / "float16", torch.float16)
     found = result.history[-1]["retrieval"]
@@ -74,6 +86,7 @@ def train(
     return result
 
 
+@lru_cache(maxsize=8)  # trials draw the same again
 def _draw(model: Any, n_prompts: int, n_tokens: int) -> tuple[Scenarios, Scenarios]:
     """Prompts to train on and to validate on."""
     training: list[Scenario] = []

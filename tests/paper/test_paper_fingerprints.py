@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from mae_helpers import tiny_config, tiny_mae
 from torch.nn.functional import normalize
 
-from aplens.mae import APMAE, fit_fingerprint
+from aplens.mae import APMAE, identity
+from aplens.mae import fit_fingerprint as fit_linear
 from aplens.scenarios import Scenario, Scenarios
 from aplens.study import Reporter
-from paper import fingerprints, train_fingerprint
+from paper import fingerprint_trials, fingerprints, fit_fingerprint, train_fingerprint
 from paper.average import average
 from paper.fingerprint_errors import predict_errors
 from paper.fingerprint_measures import chance_of_kin, found_again, kin, stability
 from paper.fingerprint_samples import ROWS
+from paper.fingerprint_trials import Trial
 from paper.held_out import PartOfCorpus, is_held_out
+from paper.train_fingerprint import Recipe
 
 
 def noisy_heads(n_prompts, n_heads, noise, seed=0):
@@ -97,7 +102,7 @@ def small(any_model, tmp_path, monkeypatch):
     """A study of a small model on random prompts, as half of another model."""
 
     mae = tiny_mae()
-    fit_fingerprint(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
+    fit_linear(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
     mae.save_pretrained(tmp_path / "mae")
     monkeypatch.setattr(fingerprints, "draw_prompts", draw)
     setup = fingerprints.Setup(str(tmp_path / "mae"), ("small", "other"), "bridge", 4, 0)
@@ -141,7 +146,7 @@ def start(any_model, tmp_path, monkeypatch):
         train_fingerprint, "draw_prompts", lambda *a, **k: draw(*a, **k, seed=len(a[1]))
     )
     mae = tiny_mae(base="additive", patch_input="centred")
-    fit_fingerprint(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
+    fit_linear(mae, any_model, draw(any_model, "java", 8, 16, held_out=False).tokens(), dim=8)
     mae.save_pretrained(tmp_path / "start")
     return mae
 
@@ -149,16 +154,14 @@ def start(any_model, tmp_path, monkeypatch):
 def test_a_fingerprint_is_trained_on_and_saved_in_half_precision(start, any_model, tmp_path):
     result = train_fingerprint.train(
         str(tmp_path / "start"),
-        ["small", "one whose prompts are of the same files"],
-        16,
-        1.0,
+        Recipe(("small", "one whose prompts are of the same files"), 16, 1.0),
         tmp_path / "run",
         Reporter(),
         lambda name, kind: any_model,
     )
     assert result.history[-1]["retrieval"] > 0
     saved = APMAE.from_pretrained(tmp_path / "run" / "float16")
-    assert saved.config.identity_weight == train_fingerprint.IDENTITY_WEIGHT
+    assert saved.config.identity_weight == Recipe().identity_weight
     assert torch.equal(saved.to_fingerprint.weight, result.mae.to_fingerprint.weight.half().float())
 
 
@@ -177,3 +180,39 @@ def test_the_weights_of_several_are_averaged(tmp_path):
         average([str(tmp_path / "shallow"), *names], tmp_path / "none")
     with pytest.raises(ValueError, match="two AP-MAEs or more"):
         average(names[:1], tmp_path / "none")
+
+
+def test_trials_change_what_they_say_and_go_on(start, any_model, tmp_path, monkeypatch):
+    trials = {
+        "hot": Trial({"identity_weight": 3.0}, temperature=0.2),
+        "shallow": Trial(config={"encoder_depth": 1}),
+        "cls": Trial(config={"decoder_context": "cls", "base": "none"}),
+    }
+    seen = []
+
+    def train(mae, recipe, *args):
+        seen.append((APMAE.from_pretrained(mae).config, recipe, identity.TEMPERATURE))
+        return train_fingerprint.train(mae, recipe, *args)
+
+    monkeypatch.setattr(fingerprint_trials, "TRIALS", trials)
+    monkeypatch.setattr(fingerprint_trials, "train", train)
+    for module in (fingerprint_trials, fit_fingerprint):
+        monkeypatch.setattr(module, "draw_prompts", draw)
+    run = partial(
+        fingerprint_trials.run_trials,
+        str(tmp_path / "start"),
+        ("small",),
+        0.1,
+        tmp_path / "trials",
+        Reporter(),
+        lambda name, kind: any_model,
+        ("small", "other"),
+        4,
+    )
+    table = run()
+    assert [row[0] for row in table.rows] == ["no training", *trials]
+    (_, hot, temperature), (shallow, _, usual), (cls, _, _) = seen
+    assert (hot.identity_weight, temperature, usual) == (3.0, 0.2, 0.1)
+    assert (shallow.encoder_depth, cls.decoder_context) == (1, "cls")
+    assert run().rows == table.rows
+    assert len(seen) == 3
