@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import groupby
 
 import pytest
 import torch
 from mae_helpers import scaled_patches, softmax_patterns, tiny_config, tiny_mae
 from test_mae_training import SETTINGS, prompts, same_weights
 
-from aplens.mae import APMAE, CheckpointError, TrainingSettings, train_apmae
+from aplens.mae import APMAE, CheckpointError, TrainingSettings, train_apmae, training
 from aplens.mae.identity import identity_loss, retrieval
 from aplens.mae.rounds import PatternRounds, seeded
 from aplens.mae.virtual import virtual_heads
@@ -74,7 +75,34 @@ def test_an_interrupted_run_ends_with_the_same_weights(tiny_bridge, tmp_path, st
     assert same_weights(again.mae, whole.mae)
 
 
-def test_models_take_turns(tiny_bridge, tiny_hooked, tmp_path, start):
+def test_models_are_mixed_and_an_interrupted_run_of_them_ends_the_same(
+    tiny_bridge, other_model, tmp_path, start, monkeypatch
+):
+    """After a stretch on one model alone, the others' patterns are filled in worse than before."""
+    models, both = [tiny_bridge, other_model], [prompts(6, seed=1), prompts(6, seed=3)]
+    recipe = {"tokens": both, "patterns": 144, "batch_size": 8, "prompts_per_round": 6}
+    parts = []
+    learn = training._Run._step
+    monkeypatch.setattr(
+        training._Run,
+        "_step",
+        lambda run, part, *rest: (parts.append(part), learn(run, part, *rest)),
+    )
+    whole = train(models, tmp_path / "whole", start, **recipe)
+    assert sorted(parts) == [0] * 9 + [1] * 9  # all of both, once
+    assert len(list(groupby(parts))) > 4
+
+    def interrupt(progress):
+        if progress.patterns >= 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(models, tmp_path / "a", start, progress=interrupt, checkpoint_seconds=0, **recipe)
+    again = train(models, tmp_path / "a", start, **recipe)
+    assert same_weights(again.mae, whole.mae)
+
+
+def test_the_mean_patch_is_that_of_the_first_model(tiny_bridge, tiny_hooked, tmp_path, start):
     both = [prompts(6, seed=1), prompts(6, seed=3)]
     result = train([tiny_bridge, tiny_hooked], tmp_path / "both", start, tokens=both)
     alone = train(tiny_bridge, tmp_path / "alone", start, tokens=both[0])

@@ -32,14 +32,15 @@ def seeded(*keys: int) -> torch.Generator:
 class PatternRounds:
     """Patches of models' patterns; what a round holds depends on the seed and its number alone.
 
-    Several models take turns. One round is held at a time.
+    A round has a part of every model, numbered on from round to round: of two models, parts 0 and 1
+    are round 0. One round is held at a time.
 
     Args:
         sources: HookedTransformers or TransformerBridges, each with its prompts, all of one length.
         grid: How patterns are cut.
-        settings: Prompts a round, of which every one is used once before any is used again; the
+        settings: Prompts a part, of which every one is used once before any is used again; the
             share of each layer's heads that a round looks at and the virtual heads beside them,
-            drawn anew for every round; prompts a forward pass; and the seed.
+            drawn anew for every part; prompts a forward pass; and the seed.
         processes: Those that share the rounds: each holds the patterns of its own prompts.
     """
 
@@ -54,15 +55,22 @@ class PatternRounds:
         self.grid = grid
         self.settings = settings
         self.processes = processes
-        self._held: tuple[int, Float16[Tensor, "mine patch pixel"]] | None = None
+        self._held: dict[int, Float16[Tensor, "mine patch pixel"]] = {}
+
+    def parts(self, round_number: int) -> range:
+        """The numbers of a round's parts, one a model."""
+        n = len(self.sources)
+        return range(round_number * n, (round_number + 1) * n)
 
     def patches(self, number: int) -> Float16[Tensor, "mine patch pixel"]:
-        """This process's patterns of round `number`, log-normalized, in float16.
+        """This process's patterns of part `number`, log-normalized, in float16.
 
         Prompt by prompt, head by head.
         """
-        if self._held is None or self._held[0] != number:
-            self._held = None  # before the next round takes as much memory
+        if number not in self._held:
+            # Before the next round takes as much memory.
+            same_round = self.parts(number // len(self.sources))
+            self._held = {part: held for part, held in self._held.items() if part in same_round}
             model, tokens, turn = self._turn(number)
             mine = self.processes.share(self._prompts(number))
             look = partial(self._with_virtual, turn)
@@ -70,11 +78,11 @@ class PatternRounds:
             chunks = stream_patches(model, tokens[mine], self.grid, heads, batch_size, look)
             n_patches = self.grid.n_patches_for(tokens.shape[1])
             none = torch.empty(0, n_patches, self.grid.n_pixels, dtype=torch.float16)
-            self._held = number, torch.cat([none.to(describe_model(model).device), *chunks])
-        return self._held[1]
+            self._held[number] = torch.cat([none.to(describe_model(model).device), *chunks])
+        return self._held[number]
 
     def shape(self, number: int) -> tuple[int, int]:
-        """Prompts and heads of round `number`; their product is its patterns, of all processes."""
+        """Prompts and heads of part `number`; their product is its patterns, of all processes."""
         heads = self._heads(number)
         n_layers = len({head.layer for head in heads})
         return self._n_prompts(number), len(heads) + self.settings.virtual_heads * n_layers
@@ -82,14 +90,14 @@ class PatternRounds:
     def places(
         self, number: int, patterns: Int[Tensor, " pattern"]
     ) -> tuple[Bool[Tensor, " pattern"], Int[Tensor, " mine"]]:
-        """Which of a round's patterns are this process's, and where they lie in `patches`."""
+        """Which of a part's patterns are this process's, and where they lie in `patches`."""
         (_, n_heads), count = self.shape(number), self.processes.count
         prompt, head = patterns // n_heads, patterns % n_heads
         mine = prompt % count == self.processes.index
         return mine, (prompt[mine] // count) * n_heads + head[mine]
 
     def _turn(self, number: int) -> tuple[Any, Int[Tensor, "prompt pos"], int]:
-        """The model of round `number`, its prompts, and which of that model's rounds this is."""
+        """The model of part `number`, its prompts, and which of that model's parts this is."""
         n = len(self.sources)
         return *self.sources[number % n], number // n
 

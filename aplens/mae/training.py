@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -43,7 +43,7 @@ _FINGERPRINT_PROMPTS = 24
 
 # What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0, 1 and 7,
 # `Validation` 4.
-_SHUFFLE, _MASKS, _CROP, _FINGERPRINT = 2, 3, 5, 6
+_SHUFFLE, _MASKS, _CROP, _FINGERPRINT, _MIXED = 2, 3, 5, 6, 8
 
 
 class TrainingError(RuntimeError):
@@ -143,8 +143,8 @@ def train_apmae(
     The first process writes. Another number of processes may go on from its checkpoint.
 
     Args:
-        model: A HookedTransformer or TransformerBridge, or a list of several, whose rounds of
-            prompts take turns; the AP-MAE trains on the first one's device.
+        model: A HookedTransformer or TransformerBridge, or a list of several, whose batches are
+            mixed; the AP-MAE trains on the first one's device.
         prompts: Token ids, or scenarios, of one length up to `config.n_ctx`; of several models, a
             list with those of each.
         config: The AP-MAE to train.
@@ -240,7 +240,7 @@ class _Run:
             model, held_out, self.mae.grid, config.mask_ratio, settings, processes
         )
         loaded = load_checkpoint(folder, self.mae, self.optimizer, self.identity)
-        self._told: tuple[int, Float[Tensor, "head d"]] | None = None
+        self._told: dict[int, Float[Tensor, "head d"]] = {}
         self.state = loaded or self._begin()
         self._saved = time.monotonic()
         self._started = self._saved - self.state.seconds  # as if all runs had been one
@@ -279,9 +279,9 @@ class _Run:
             self._save()
         progress(self._progress())
         while self.fraction < 1:
-            batches = self._batches(math.prod(self.rounds.shape(state.round)))
+            batches = self._batches()
             while state.batch < len(batches) and self.fraction < 1:
-                self._step(batches[state.batch])
+                self._step(*batches[state.batch])
                 state.batch += 1
                 state.seconds = self.processes.from_main(time.monotonic() - self._started)
                 if self.fraction * settings.validations >= len(state.history):
@@ -312,15 +312,25 @@ class _Run:
             used = max(used, self.state.seconds / self.settings.max_seconds)
         return min(used, 1.0)
 
-    def _batches(self, n_patterns: int) -> list[Int[Tensor, " pattern"]]:
-        """The round's batches: every pattern once a pass, in batches of about equal size."""
-        generator = seeded(self.settings.seed, _SHUFFLE, self.state.round)
+    def _batches(self) -> list[tuple[int, Int[Tensor, " pattern"]]]:
+        """The round's batches, each with the number of its part, which is of one model.
+
+        Those of several models are mixed: a stretch on one undoes what was learned of another.
+        """
+        parts, seed = self.rounds.parts(self.state.round), self.settings.seed
+        batches = [(part, batch) for part in parts for batch in self._batches_of(part)]
+        if len(parts) == 1:
+            return batches
+        order = torch.randperm(len(batches), generator=seeded(seed, _MIXED, self.state.round))
+        return [batches[place] for place in order]
+
+    def _batches_of(self, part: int) -> Iterator[Int[Tensor, " pattern"]]:
+        """Every pattern of a part once a pass, in batches of about equal size."""
+        n_patterns = math.prod(self.rounds.shape(part))
+        generator = seeded(self.settings.seed, _SHUFFLE, part)
         n_batches = max(1, round(n_patterns / self.settings.batch_size))
-        return [
-            batch
-            for _ in range(self.settings.passes)
-            for batch in torch.randperm(n_patterns, generator=generator).tensor_split(n_batches)
-        ]
+        for _ in range(self.settings.passes):
+            yield from torch.randperm(n_patterns, generator=generator).tensor_split(n_batches)
 
     def _crop(
         self, patches: Float[Tensor, "pattern patch pixel"]
@@ -333,13 +343,13 @@ class _Run:
         n_tokens = int(torch.randint(shortest, self.n_tokens + 1, (), generator=generator))
         return crop_patches(patches, self.mae.grid, n_tokens), n_tokens
 
-    def _step(self, batch: Int[Tensor, " pattern"]) -> None:
-        """Learn from one batch, of which every process has its part."""
+    def _step(self, part: int, batch: Int[Tensor, " pattern"]) -> None:
+        """Learn from one batch, of which every process has its share."""
         state, settings = self.state, self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.fraction)
         self.optimizer.zero_grad()
-        loss = self._add_up(self._backward(batch))
+        loss = self._add_up(self._backward(part, batch))
         norm = nn.utils.clip_grad_norm_(self.mae.parameters(), settings.max_gradient_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TrainingError(
@@ -353,11 +363,11 @@ class _Run:
         state.loss_sum += loss.item()
         state.loss_count += 1
 
-    def _backward(self, batch: Int[Tensor, " pattern"]) -> Float[Tensor, ""]:
+    def _backward(self, part: int, batch: Int[Tensor, " pattern"]) -> Float[Tensor, ""]:
         """This process's share of the batch's loss, its gradients left in the parameters."""
         state, settings = self.state, self.settings
-        mine, places = self.rounds.places(state.round, batch)
-        held = self.rounds.patches(state.round)
+        mine, places = self.rounds.places(part, batch)
+        held = self.rounds.patches(part)
         patches, n_tokens = self._crop(held[places.to(held.device)].to(self.mae.device).float())
         masks = random_masks(
             len(batch),
@@ -378,19 +388,22 @@ class _Run:
         total = (loss + self.mae.config.summary_weight * summary) / state.variance
         if self.mae.config.identity_weight and mine.any():
             share = self.mae.config.identity_weight * float(mine.sum() / len(batch))
-            total = total + share * self._identity_loss(batch[mine], patches, n_tokens, output)
+            total = total + share * self._identity_loss(
+                part, batch[mine], patches, n_tokens, output
+            )
         total.backward()
         return loss.detach()
 
     def _identity_loss(
         self,
+        part: int,
         batch: Int[Tensor, " pattern"],
         patches: Float[Tensor, "pattern patch pixel"],
         n_tokens: int,
         output: APMAEOutput,
     ) -> Float[Tensor, ""]:
         """How badly heads are told by what was visible of their patterns, and by whole ones."""
-        prototypes = self._prototypes()
+        prototypes = self._prototypes(part)
         heads = batch.to(prototypes.device) % len(prototypes)
         embeddings = self.mae.encode_patches(  # of half of them: that is enough, and less work
             patches[::2],
@@ -406,19 +419,20 @@ class _Run:
         ) / 2
 
     @torch.no_grad()
-    def _prototypes(self) -> Float[Tensor, "head d"]:
-        """Each head's mean fingerprint in the round under way, by the AP-MAE of the start."""
-        number = self.state.round
-        if self._told is None or self._told[0] != number:
+    def _prototypes(self, part: int) -> Float[Tensor, "head d"]:
+        """Each head's mean fingerprint in a part of the round, by the AP-MAE of the start."""
+        if part not in self._told:
             assert self.start is not None  # checked when the run was made
-            n_heads, d = self.rounds.shape(number)[1], self.mae.config.fingerprint_dim
+            same_round = self.rounds.parts(self.state.round)
+            self._told = {other: told for other, told in self._told.items() if other in same_round}
+            n_heads, d = self.rounds.shape(part)[1], self.mae.config.fingerprint_dim
             added = torch.zeros(n_heads, d, dtype=torch.float64, device=self.mae.device)
-            for prompt in self.rounds.patches(number).split(n_heads):
+            for prompt in self.rounds.patches(part).split(n_heads):
                 added += fingerprint_heads(
                     self.start, prompt, self.n_tokens, self.settings.dtype
                 ).double()
-            self._told = number, F.normalize(self.processes.sum(added).float(), dim=-1)
-        return self._told[1]
+            self._told[part] = F.normalize(self.processes.sum(added).float(), dim=-1)
+        return self._told[part]
 
     def _add_up(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Add up gradients over the processes, and the loss."""
