@@ -260,14 +260,14 @@ def fingerprint_trials(
         list[str] | None,
         typer.Option(help="Whose heads to tell apart. Repeatable. [default: smollm2-135m]"),
     ] = None,
-    minutes: Annotated[float, typer.Option(help="How long to train each.")] = 2.5,
+    patterns: Annotated[int, typer.Option(help="How many to train each on.")] = 20_480,
 ) -> None:
     """Train fingerprints in other ways, one change at a time, and measure each."""
     from paper.fingerprint_trials import run_trials
 
     with reporting() as (console, reporter):
         models = tuple(model or ["smollm2-135m"])
-        table = run_trials(mae, models, 60 * minutes, folder, reporter)
+        table = run_trials(mae, models, patterns, folder, reporter)
         console.print(table.to_markdown(), markup=False, soft_wrap=True)
 
 

@@ -26,19 +26,17 @@ class Recipe(NamedTuple):
     Attributes:
         models: Whose heads to tell apart; the first one validates.
         prompts: Of each domain.
-        seconds: How long to train.
+        seconds: How long to train at most; None: as long as it takes.
+        patterns: How many to train on at most.
         identity_weight: Beside the reconstruction error in units of the patterns' variance.
-        crop_share: Share of the batches that are cut to shorter prompts.
-        virtual_heads: Beside each layer's heads.
         seed: Of the order, heads and masks.
     """
 
     models: tuple[str, ...] = ("smollm2-135m",)
     prompts: int = 96
-    seconds: float = 1800.0
+    seconds: float | None = None
+    patterns: int = 10**9
     identity_weight: float = 1.0
-    crop_share: float = 0.3
-    virtual_heads: int = 4
     seed: int = 0
 
 
@@ -65,14 +63,14 @@ def train(
         validation=validation,
         start=start,
         settings=TrainingSettings(
-            patterns=10**9,
+            patterns=recipe.patterns,
             max_seconds=recipe.seconds,
             batch_size=128,
             learning_rate=1e-3,
             prompts_per_round=64,
             passes=2,
-            crop_share=recipe.crop_share,
-            virtual_heads=recipe.virtual_heads,
+            crop_share=0.3,
+            virtual_heads=4,
             validations=6,
             seed=recipe.seed,
         ),
@@ -104,7 +102,10 @@ def _without_files_of(validation: Scenarios, drawn: Scenarios) -> Scenarios:
     return drawn.select([i for i, file in enumerate(drawn.files) if file not in files])
 
 
-def _show(reporter: Reporter, progress: TrainingProgress, seconds: float) -> None:
-    left = progress.seconds_left
+def _show(reporter: Reporter, progress: TrainingProgress, seconds: float | None) -> None:
+    done, total = progress.patterns, progress.total
+    if seconds is not None:
+        left = seconds if progress.seconds_left is None else progress.seconds_left
+        done, total = round(seconds - left), round(seconds)
     note = f"{progress.patterns:,} patterns, {progress.patterns_per_second:.0f} a second"
-    reporter.update(round(seconds - (seconds if left is None else left)), round(seconds), note)
+    reporter.update(done, total, note)

@@ -202,7 +202,7 @@ def test_trials_change_what_they_say_and_go_on(start, any_model, tmp_path, monke
         fingerprint_trials.run_trials,
         str(tmp_path / "start"),
         ("small",),
-        0.1,
+        256,
         tmp_path / "trials",
         Reporter(),
         lambda name, kind: any_model,
