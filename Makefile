@@ -102,12 +102,13 @@ $(TL4)/.installed: constraints-tl4.txt pyproject.toml
 # The second environment sees the first one's packages and holds only what differs: torch is several GB.
 $(TL4)/.installed: $(VENV)/.installed
 
+# --no-compile: Python compiles what is imported, a tenth of what pip would in a minute or two.
 %/.installed:
 	$(call environment,$(@D))
 	@if test $(@D) = $(VENV); then \
 		echo "Installing aplens and its packages; torch makes this a few minutes and several GB."; \
 	else $(call borrow,$(@D)); fi
-	$(@D)/bin/python -m pip install --quiet --constraint $< $(EXTRAS)
+	$(@D)/bin/python -m pip install --quiet --no-compile --constraint $< $(EXTRAS)
 	@touch $@
 
 constraints:  ## refresh constraints*.txt: the newest versions that pyproject.toml allows

@@ -95,9 +95,14 @@ def make_broken(kind, value=float("nan")):
     return model
 
 
+#: The files that take a minute or more.
+LONG = ("notebooks", "docs", "study", "families", "views", "zoo", "circuits", "paper_study")
+
+
 def pytest_collection_modifyitems(items):
-    """The notebooks, minutes in one file, begin first: no worker waits for them at the end."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """Long files begin first: no worker waits for one at the end."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -71,8 +71,13 @@ TRIALS = {
 #: The same without training.
 UNTRAINED = "no training"
 
-_COLUMNS = ["", "unseen, 1 prompt", "4 prompts", "half of another"]
-_COLUMNS += [f"kin: {name.replace('_', ' ')}" for name in DETECTED] + ["error"]
+_COLUMNS = [
+    "",
+    "unseen, 1 / 4 prompts",
+    "half of another",
+    f"kin: {' / '.join(name.replace('_', ' ') for name in DETECTED)}",
+    "error",
+]
 
 
 class Patterns(NamedTuple):
@@ -123,7 +128,9 @@ def run_trials(
     rows = []
     for name in (UNTRAINED, *TRIALS):
         figures = store.recall(name, partial(try_one, name))
-        rows.append([name, *(f"{figure:.2f}" for figure in figures[:-1]), f"{figures[-1]:.3f}"])
+        *told, error = figures
+        one, four, half, *near = (f"{figure:.2f}" for figure in told)
+        rows.append([name, f"{one} / {four}", half, " / ".join(near), f"{error:.3f}"])
         reporter.say(" | ".join(rows[-1]))
     return Table(_COLUMNS, rows)
 
