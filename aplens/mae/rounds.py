@@ -39,7 +39,7 @@ class PatternRounds:
         sources: HookedTransformers or TransformerBridges, each with its prompts, all of one length.
         grid: How patterns are cut.
         settings: Prompts a part, of which every one is used once before any is used again; the
-            share of each layer's heads that a round looks at and the virtual heads beside them,
+            share of each layer's heads that a part looks at and the virtual heads beside them,
             drawn anew for every part; prompts a forward pass; and the seed.
         processes: Those that share the rounds: each holds the patterns of its own prompts.
     """

@@ -33,7 +33,7 @@ class TrainingSettings:
         betas: AdamW's.
         max_gradient_norm: Gradients are clipped to this norm, with the loss counted in units of the
             patterns' variance.
-        prompts_per_round: Prompts whose patterns are held and shuffled at a time.
+        prompts_per_round: Prompts of a model whose patterns are held and shuffled at a time.
         passes: Times that a round's patterns are used, under other masks each time. More than one
             pays when the model is slower than the AP-MAE.
         crop_share: Share of the batches that are cropped to a shorter prompt, of any length down to
