@@ -83,6 +83,11 @@ def make_tiny_bridge(seed=0, name="tiny-bridge"):
     )
 
 
+def make_any_tiny():
+    """What `any_model` is, to be changed: a bridge that ran with gradients cannot be copied."""
+    return make_tiny_hooked() if HAS_HOOKED else make_tiny_bridge()
+
+
 def make_broken(kind, value=float("nan")):
     """A small model with `value` in the query weights of head L1H2."""
     model = make_tiny_hooked() if kind == "hooked" else make_tiny_bridge()

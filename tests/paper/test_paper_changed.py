@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
+from conftest import make_any_tiny
 from mae_helpers import tiny_mae
 
 from aplens import read_prompts
@@ -13,9 +12,9 @@ from paper.changed import ChangeSettings, judge, train_layers, try_change
 
 
 @pytest.fixture
-def model(any_model, monkeypatch):
-    """A small model that reads a character as a token."""
-    model = copy.deepcopy(any_model)
+def model(monkeypatch):
+    """A small model of one's own, to be trained, that reads a character as a token."""
+    model = make_any_tiny()
 
     def read(model, texts):
         several = [texts] if isinstance(texts, str) else texts
