@@ -102,7 +102,7 @@ $(TL4)/.installed: constraints-tl4.txt pyproject.toml
 # The second environment sees the first one's packages and holds only what differs: torch is several GB.
 $(TL4)/.installed: $(VENV)/.installed
 
-# --no-compile: Python compiles what is imported, a tenth of what pip would in a minute or two.
+# --no-compile: pip would compile every module of every package, Python compiles what is imported.
 %/.installed:
 	$(call environment,$(@D))
 	@if test $(@D) = $(VENV); then \
