@@ -291,6 +291,7 @@ class _Run:
                 progress(self._progress())
             if state.batch >= len(batches):
                 state.round, state.batch = state.round + 1, 0
+                self._told.clear()  # the prototypes of the round that ended
         if self.mae.config.fingerprint_dim and not self.mae.has_fingerprint:
             self._fit_fingerprint()
         self._save()
@@ -423,8 +424,6 @@ class _Run:
         """Each head's mean fingerprint in a part of the round, by the AP-MAE of the start."""
         if part not in self._told:
             assert self.start is not None  # checked when the run was made
-            same_round = self.rounds.parts(self.state.round)
-            self._told = {other: told for other, told in self._told.items() if other in same_round}
             n_heads, d = self.rounds.shape(part)[1], self.mae.config.fingerprint_dim
             added = torch.zeros(n_heads, d, dtype=torch.float64, device=self.mae.device)
             for prompt in self.rounds.patches(part).split(n_heads):
