@@ -588,7 +588,7 @@ def _identify(
         "settings": recipe,
         "model": model,
         "prompts": prompts,
-        "other_models": others,
+        "other_models": others and {"batches": "mixed", "models": others},
         "validation": hash_tokens(held_out),
         "start": start and hash_tensors(start.state_dict()),
     }

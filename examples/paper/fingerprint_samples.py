@@ -21,6 +21,9 @@ from paper.evaluation.probes import downsample
 
 _SIDES = (16, 32)
 
+#: Prompts of random tokens that templates are scored on.
+_REPEATED = 8
+
 #: The rows of every table, and what is read for each.
 ROWS = {
     "raw pattern, 16 × 16": "raw16",
@@ -79,14 +82,16 @@ def _describe(
     return found
 
 
-def repeated_after(
-    first: Int[Tensor, ""], vocabulary: Int[Tensor, " token"], n: int, n_tokens: int
-) -> Int[Tensor, "prompt pos"]:
-    """Random tokens and the same again, after the token that the model's prompts begin with."""
+def repeated_like(prompts: Int[Tensor, "prompt pos"]) -> Int[Tensor, "repeated pos"]:
+    """Random ones of the prompts' tokens and the same again, after the token that all begin with.
+
+    Templates are scored on them.
+    """
     generator = torch.Generator().manual_seed(0)
+    vocabulary, n_tokens = prompts.unique(), prompts.shape[1]
     half = (n_tokens - 1) // 2
-    drawn = vocabulary[torch.randint(len(vocabulary), (n, half), generator=generator)]
-    again = torch.cat([first.expand(n, 1), drawn, drawn, drawn[:, :2]], dim=1)
+    drawn = vocabulary[torch.randint(len(vocabulary), (_REPEATED, half), generator=generator)]
+    again = torch.cat([prompts[:1, :1].expand(_REPEATED, 1), drawn, drawn, drawn[:, :2]], dim=1)
     return again[:, :n_tokens]
 
 

@@ -27,19 +27,16 @@ from aplens.study import Reporter
 from aplens.tables import Table
 from paper.files import open_store
 from paper.fingerprint_measures import found_again, kin
-from paper.fingerprint_samples import repeated_after
+from paper.fingerprint_samples import repeated_like
 from paper.fit_fingerprint import fit
 from paper.held_out import draw_prompts
-from paper.train_fingerprint import Recipe, train
+from paper.train_fingerprint import Recipe, draw_training, train
 
 #: Prompts of each domain that a fingerprint is fitted on where the encoder is another one.
 _FIT_PROMPTS = 16
 
 #: Prompts of each domain that the error on hidden patches is measured on.
 _ERROR_PROMPTS = 4
-
-#: Prompts of random tokens that templates are scored on.
-_REPEATED = 8
 
 
 class Trial(NamedTuple):
@@ -115,15 +112,23 @@ def run_trials(
     load = cache(load)
     n_tokens = aplens.APMAE.from_pretrained(start).config.n_ctx
     collect = cache(lambda name: _collect(load(name, "bridge"), prompts, n_tokens))
+    draw = cache(draw_training)
+
+    @cache
+    def sides() -> tuple[Scenarios, Scenarios]:
+        return _draw_error(load(evaluated[0], "bridge"), n_tokens)
 
     def try_one(name: str) -> list[float]:
         mae = start
         if name != UNTRAINED:
             recipe = Recipe(models, patterns=patterns)
-            mae = _train(start, TRIALS[name], recipe, folder / name, reporter, load)
+            mae = _train(start, TRIALS[name], recipe, folder / name, reporter, load, draw)
         reporter.start("fingerprint-trials", f"measuring: {name}")
         own, other = map(collect, evaluated)
-        return _measure(aplens.APMAE.from_pretrained(mae), load(evaluated[0], "bridge"), own, other)
+        trained = aplens.APMAE.from_pretrained(mae)
+        errors = compare_reconstruction(load(evaluated[0], "bridge"), trained, *sides())
+        error = errors.set_index("predictor").loc["AP-MAE", "ratio"]
+        return [*_measure(trained, own, other), float(error)]
 
     rows = []
     for name in (UNTRAINED, *TRIALS):
@@ -142,12 +147,13 @@ def _train(
     folder: Path,
     reporter: Reporter,
     load: Callable[[str, str], Any],
+    draw: Callable[..., Any],
 ) -> str:
     """The folder of the AP-MAE that a trial trained."""
     if trial.config:
         start = _vary(start, trial.config, recipe.models[0], folder / "start", reporter, load)
     with patch("aplens.mae.identity.TEMPERATURE", trial.temperature):
-        train(start, recipe._replace(**trial.recipe), folder, reporter, load)
+        train(start, recipe._replace(**trial.recipe), folder, reporter, load, draw)
     return str(folder / "float16")
 
 
@@ -177,8 +183,8 @@ def _collect(model: Any, n: int, n_tokens: int) -> Patterns:
         draw_prompts(model, domain, n, n_tokens, held_out=True).tokens()
         for domain in ("java", "prose")
     )
-    repeated = repeated_after(java[0, 0], torch.cat([java, prose]).unique(), _REPEATED, n_tokens)
-    ((_, patterns, _),) = stream_patterns(model, repeated, batch_size=_REPEATED)
+    repeated = repeated_like(torch.cat([java, prose]))
+    ((_, patterns, _),) = stream_patterns(model, repeated, batch_size=len(repeated))
     scores = [template_scores(x, t) for x, t in zip(patterns.values, repeated, strict=True)]
     read = (
         torch.cat([found.values for _, found, _ in stream_patterns(model, tokens)])
@@ -187,8 +193,21 @@ def _collect(model: Any, n: int, n_tokens: int) -> Patterns:
     return Patterns(*read, torch.stack(scores).mean(0)[:, : len(DETECTED)])
 
 
-def _measure(mae: aplens.APMAE, model: Any, own: Patterns, other: Patterns) -> list[float]:
-    """What a row of the table holds: the unseen model told apart, kin in it, the error."""
+def _draw_error(model: Any, n_tokens: int) -> tuple[Scenarios, Scenarios]:
+    """Prompts that the mean patch is of, and held-out ones that the error is measured on."""
+    reference, held_out = (
+        Scenarios(
+            scenario
+            for domain in ("java", "prose")
+            for scenario in draw_prompts(model, domain, _ERROR_PROMPTS, n_tokens, held_out=side)
+        )
+        for side in (False, True)
+    )
+    return reference, held_out
+
+
+def _measure(mae: aplens.APMAE, own: Patterns, other: Patterns) -> list[float]:
+    """What a row of the table holds before the error: the unseen model told apart, kin in it."""
     units = [
         torch.cat([mae.fingerprint(prompt)[None] for prompt in torch.cat([x.java, x.prose])])
         for x in (own, other)
@@ -200,14 +219,4 @@ def _measure(mae: aplens.APMAE, model: Any, own: Patterns, other: Patterns) -> l
     figures = [found_again(java, prose, n) for n in (1, min(4, len(java)))]
     figures.append(found_again(halves, java.roll(1, 0), 1))
     figures += [near[name] for name in DETECTED]
-    n_tokens = mae.config.n_ctx
-    reference, held_out = (
-        Scenarios(
-            scenario
-            for domain in ("java", "prose")
-            for scenario in draw_prompts(model, domain, _ERROR_PROMPTS, n_tokens, held_out=side)
-        )
-        for side in (False, True)
-    )
-    errors = compare_reconstruction(model, mae, reference, held_out).set_index("predictor")
-    return [*(figure.value for figure in figures), float(errors.loc["AP-MAE", "ratio"])]
+    return [figure.value for figure in figures]

@@ -30,13 +30,10 @@ from paper.evaluation.probes import LAYER, evaluate_probe
 from paper.files import open_store, write_text
 from paper.fingerprint_errors import observe_errors, predict_errors
 from paper.fingerprint_measures import chance_of_kin, found_again, kin, stability
-from paper.fingerprint_samples import ROWS, Describe, describers, repeated_after, sample, unit
+from paper.fingerprint_samples import ROWS, Describe, describers, repeated_like, sample, unit
 from paper.held_out import draw_prompts
 
 RESULTS = "results.json"
-
-#: Prompts of random tokens that templates are scored on.
-_REPEATED = 8
 
 #: Heads of a prompt that probes are fitted on.
 _PROBED = 45
@@ -121,9 +118,8 @@ def _collect(
         draw_prompts(model, domain, n, whole, held_out=True).tokens()
         for domain in ("java", "prose")
     )
-    repeated = repeated_after(java[0, 0], torch.cat([java, prose]).unique(), _REPEATED, whole)
     tokens = {"java": java, "prose": prose, "java, half": java[:, : whole // 2]}
-    tokens["repeated"] = repeated
+    tokens["repeated"] = repeated_like(torch.cat([java, prose]))
     if name == setup.models[0]:
         for domain in ("java", "prose"):
             fit = draw_prompts(model, domain, max(2, n // 2), whole, held_out=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,18 +39,30 @@ class Recipe(NamedTuple):
     seed: int = 0
 
 
+def draw_training(model: Any, n_prompts: int, n_tokens: int) -> tuple[Scenarios, Scenarios]:
+    """Prompts to train on and to validate on."""
+    training: list[Scenario] = []
+    validation: list[Scenario] = []
+    for domain in DOMAINS:
+        drawn = draw_prompts(model, domain, n_prompts, n_tokens, held_out=False)
+        for i, scenario in enumerate(drawn):
+            (training if i % _VALIDATION else validation).append(scenario)
+    return Scenarios(training), Scenarios(validation)
+
+
 def train(
     start: str,
     recipe: Recipe,
     folder: Path,
     reporter: Reporter,
     load: Callable[[str, str], Any] = aplens.load_model,
+    draw: Callable[[Any, int, int], tuple[Scenarios, Scenarios]] = draw_training,
 ) -> TrainingResult:
     """Train an AP-MAE on, and save it in float16; an interrupted run goes on."""
     before = aplens.APMAE.from_pretrained(start)
     config = dataclasses.replace(before.config, identity_weight=recipe.identity_weight)
     loaded = [load(name, "bridge") for name in recipe.models]
-    parts = [_draw(model, recipe.prompts, config.n_ctx) for model in loaded]
+    parts = [draw(model, recipe.prompts, config.n_ctx) for model in loaded]
     validation = parts[0][1]
     training = [_without_files_of(validation, drawn) for drawn, _ in parts]
     reporter.start("train-fingerprint", f"{start} on heads of {', '.join(recipe.models)}")
@@ -82,18 +93,6 @@ def train(
         f"error {result.validation_ratio:.3f} of the mean patch's, heads found {found:.2f}"
     )
     return result
-
-
-@lru_cache(maxsize=8)  # trials draw the same again
-def _draw(model: Any, n_prompts: int, n_tokens: int) -> tuple[Scenarios, Scenarios]:
-    """Prompts to train on and to validate on."""
-    training: list[Scenario] = []
-    validation: list[Scenario] = []
-    for domain in DOMAINS:
-        drawn = draw_prompts(model, domain, n_prompts, n_tokens, held_out=False)
-        for i, scenario in enumerate(drawn):
-            (training if i % _VALIDATION else validation).append(scenario)
-    return Scenarios(training), Scenarios(validation)
 
 
 def _without_files_of(validation: Scenarios, drawn: Scenarios) -> Scenarios:
