@@ -88,6 +88,13 @@ def make_any_tiny():
     return make_tiny_hooked() if HAS_HOOKED else make_tiny_bridge()
 
 
+def train_on(model):
+    """What training in place does: every parameter is another one, the name stays."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+
+
 def make_broken(kind, value=float("nan")):
     """A small model with `value` in the query weights of head L1H2."""
     model = make_tiny_hooked() if kind == "hooked" else make_tiny_bridge()

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import KINDS, make_broken
+from conftest import KINDS, make_any_tiny, make_broken, train_on
 from correctness_helpers import make_mae, make_observations, make_scenarios
 
 from aplens import _store
@@ -168,6 +168,14 @@ def test_resuming_equals_an_uninterrupted_run(any_model, mae, tmp_path):
     observe(any_model, scenarios, mae, resumed, batch_size=2, shard_size=4)
     assert (resumed / "shard-00000.safetensors").stat().st_mtime_ns == first  # not done again
     assert files_of(resumed) == files_of(whole)
+
+
+def test_a_model_that_was_trained_on_is_another_model(mae, tmp_path):
+    model, scenarios = make_any_tiny(), make_scenarios(6)
+    observe(model, scenarios, mae, tmp_path)
+    train_on(model)
+    with pytest.raises(ValueError, match=r"something else \(model_weights was [^;]*\):"):
+        observe(model, scenarios, mae, tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "parquet", "json"])

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import KINDS, make_broken
+from conftest import KINDS, make_any_tiny, make_broken, train_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -357,6 +357,15 @@ def test_a_folder_takes_more_sizes_but_no_other_sweep(any_model, tmp_path):
         run_sweep(any_model, scenarios[:20], ranking, sizes=(1,), **arguments)
     with pytest.raises(ValueError, match=r"orders\.importance was"):
         run_sweep(any_model, scenarios, make_ranking(seed=1), sizes=(1,), **arguments)
+
+
+def test_a_model_that_was_trained_on_is_another_sweep(tmp_path):
+    model, ranking = make_any_tiny(), make_ranking()
+    scenarios = make_scenarios(model)
+    run_sweep(model, scenarios, ranking, sizes=(1,), random_seeds=(), folder=tmp_path)
+    train_on(model)
+    with pytest.raises(ValueError, match=r"something else \(weights was [^;]*\):"):
+        run_sweep(model, scenarios, ranking, sizes=(1,), random_seeds=(), folder=tmp_path)
 
 
 def made_up_sweep():

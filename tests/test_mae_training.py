@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import make_any_tiny, train_on
 from mae_helpers import tiny_config
 from safetensors import SafetensorError
 
@@ -256,6 +257,16 @@ def test_another_model_is_not_gone_on_with(any_model, other_model, tmp_path):
         train(any_model, tmp_path, progress=stop_after(0))
     with pytest.raises(CheckpointError, match=r"model\.name was .*, is 'tiny-other'"):
         train(other_model, tmp_path)
+
+
+def test_a_model_that_was_trained_on_is_not_gone_on_with(tmp_path):
+    model = make_any_tiny()
+    with pytest.raises(Interrupt):
+        train(model, tmp_path, progress=stop_after(0))
+    train_on(model)
+    with pytest.raises(CheckpointError, match=r"model\.weights was") as error:
+        train(model, tmp_path)
+    assert str(error.value).count(" was ") == 1
 
 
 def test_a_damaged_checkpoint_is_refused(any_model, tmp_path):

@@ -23,7 +23,7 @@ from aplens.correctness.shards import HeldShards, ShardFolder
 from aplens.correctness.statistics import patch_statistics
 from aplens.correctness.surprise import patch_surprise
 from aplens.heads import Head
-from aplens.models import compute_in, describe_model
+from aplens.models import compute_in, describe_model, sketch_weights
 from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
 from aplens.prompts import read_prompts
 from aplens.scenarios.answers import require_answers, require_logits
@@ -311,6 +311,7 @@ def _describe_run(
         "n_heads": info.n_heads,
         "d_head": info.d_head,
         "model_dtype": str(info.dtype),
+        "model_weights": sketch_weights(model),
         "heads": [list(head) for head in info.heads],
         "mae": fingerprint_mae(mae),
         "pool": list(DEFAULT_POOL),

@@ -39,6 +39,7 @@ from aplens.models import (
     describe_model,
     keep_residuals,
     last_token_logits,
+    sketch_weights,
     start_at,
 )
 from aplens.patterns.soundness import refuse_broken_patterns
@@ -325,6 +326,7 @@ def _describe_setup(
         "model": info.name,
         "kind": info.kind,
         "dtype": str(info.dtype),
+        "weights": sketch_weights(model),
         "scenarios": hash_tokens(prompts.tokens, prompts.lengths, scenarios.targets()),
         "orders": {name: fingerprint([*map(str, heads)]) for name, heads in orders.items()},
         "method": method,

@@ -30,7 +30,7 @@ from aplens.mae.pretrained import load_weights
 from aplens.mae.rounds import PatternRounds, seeded
 from aplens.mae.settings import TrainingSettings
 from aplens.mae.validation import Validation
-from aplens.models import describe_model
+from aplens.models import describe_model, sketch_weights
 from aplens.patterns import crop_patches, depth_scales
 
 if TYPE_CHECKING:
@@ -578,10 +578,13 @@ def _identify(
                 "n_layers": info.n_layers,
                 "n_heads": info.n_heads,
                 "d_head": info.d_head,
+                "weights": weights,
             },
             hash_tokens(tokens),
         )
-        for info, tokens in ((describe_model(model), tokens) for model, tokens in sources)
+        for info, weights, tokens in (
+            (describe_model(model), sketch_weights(model), tokens) for model, tokens in sources
+        )
     ]
     return {
         "config": config.to_dict(),

@@ -10,7 +10,7 @@ from aplens.models.hooks import (
     run_until,
     z_hook_name,
 )
-from aplens.models.info import ModelInfo, UnsupportedModelError, describe_model
+from aplens.models.info import ModelInfo, UnsupportedModelError, describe_model, sketch_weights
 from aplens.models.loading import load_model
 from aplens.models.resuming import Residuals, can_start_midway, keep_residuals, start_at
 from aplens.models.writing import require_acting
@@ -31,6 +31,7 @@ __all__ = [
     "require_acting",
     "run_model",
     "run_until",
+    "sketch_weights",
     "start_at",
     "z_hook_name",
 ]

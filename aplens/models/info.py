@@ -10,9 +10,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from aplens._io import fingerprint, hash_tensors
 from aplens.heads import Head, ModelShape
 from aplens.models.classes import ModelKind, UnsupportedModelError, first_parameter, kind_of
 from aplens.models.hooks import attach_hooks, pattern_hook_name, run_until
+
+#: Values of a parameter that `sketch_weights` reads.
+_SKETCHED = 1024
 
 _described: weakref.WeakKeyDictionary[Any, ModelInfo] = weakref.WeakKeyDictionary()
 
@@ -69,6 +73,25 @@ def describe_model(model: Any) -> ModelInfo:
     info = _inspect(model, kind)
     _described[model] = info
     return info
+
+
+def sketch_weights(model: Any) -> str:
+    """A short hash of the model's parameters: of their shapes, and of values spread over each.
+
+    Whoever trains on changes every parameter, so that this tells, without reading gigabytes. The
+    same weights as a HookedTransformer and as a TransformerBridge differ in it. Of parameters that
+    are offloaded only the shape counts.
+    """
+    parameters = dict(model.named_parameters())
+    shapes = {name: list(value.shape) for name, value in parameters.items()}
+    some = {name: _spread(value) for name, value in parameters.items() if not value.is_meta}
+    return fingerprint([shapes, hash_tensors(some)])
+
+
+def _spread(value: Tensor) -> Tensor:
+    """At most twice `_SKETCHED` of a tensor's values, at even steps."""
+    flat = value.detach().flatten()
+    return flat[:: max(1, len(flat) // _SKETCHED)]
 
 
 def _inspect(model: Any, kind: ModelKind) -> ModelInfo:
