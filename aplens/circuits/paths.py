@@ -194,7 +194,8 @@ def _write_hooks(model: Any, layers: Iterable[int]) -> set[str]:
     """What `_require_plain_writes` reads; an attention-only model has no `mlp_out`."""
     wanted = ("z", "resid_pre", "resid_post", "mlp_out")
     names = {hook_name(activation, layer) for layer in layers for activation in wanted}
-    return {name for name in names if name in model.hook_dict or not name.endswith("mlp_out")}
+    points = model.hook_dict  # a bridge gathers them anew each time
+    return {name for name in names if name in points or not name.endswith("mlp_out")}
 
 
 def _require_plain_writes(model: Any, cache: dict[str, Tensor], layers: Iterable[int]) -> None:

@@ -62,10 +62,11 @@ def _find_inert(model: Any, activation: str) -> frozenset[int]:
     outputs: dict[int, tuple[Tensor, Tensor]] = {}
     hooks: list[tuple[str, HookFunction]] = []
     readers = []
+    points = model.hook_dict  # a bridge gathers them anew each time
     for row, layer in enumerate(info.attention_layers, start=1):
         hooks.append((_hook_name(activation, layer), _changing_row(row, activation)))
         # Before the hooks there, which may be somebody's that replaces what heads write.
-        point = model.hook_dict[z_hook_name(layer)]
+        point = points[z_hook_name(layer)]
         readers.append(point.register_forward_pre_hook(_keeping_rows(outputs, layer, row)))
     try:
         with warnings.catch_warnings(), attach_hooks(model, hooks):

@@ -38,10 +38,11 @@ def refuse_broken_patterns(model: Any, layers: Iterable[int] | None = None) -> I
         ValueError: In the forward pass; layer, head, prompt, query and the sum are named.
     """
     info = describe_model(model)
+    points = model.hook_dict  # a bridge gathers them anew each time
     with ExitStack() as stack:
         for layer in info.attention_layers if layers is None else layers:
             check = partial(_check, layer=layer, name=info.name)
-            point = model.hook_dict[pattern_hook_name(layer)]
+            point = points[pattern_hook_name(layer)]
             # Not add_hook, which adds to the end: others' hooks would have acted before.
             stack.enter_context(point.register_forward_hook(check, prepend=True))
         yield
