@@ -109,7 +109,8 @@ def test_variation_is_the_mean_cosine_distance_at_the_middle_prompts_length(any_
     embeddings = mae.encode(collect_patterns(any_model, cut)).double()
     unit = embeddings / embeddings.norm(dim=-1, keepdim=True)
     cosine = torch.cosine_similarity(unit, unit.mean(0, keepdim=True), dim=-1)
-    np.testing.assert_allclose(frame["variation"], 1 - cosine.mean(0), atol=1e-5)
+    # The encoder may compute in bfloat16, and padding changes the last digits of what it reads.
+    np.testing.assert_allclose(frame["variation"], 1 - cosine.mean(0), atol=1e-3)
 
 
 def test_template_columns_are_averages_over_prompts(any_model, mae):
