@@ -84,7 +84,8 @@ class _Design(NamedTuple):
         self, effects: Float[Tensor, "pattern block p"], k: int
     ) -> Float[Tensor, "pattern patch effect"]:
         """Hand every one of the first k patches the effects it meets."""
-        return rearrange(effects[:, self.blocks[:k]], "n k four p -> n k (four p)")
+        met = effects.index_select(1, self.blocks[:k].flatten())
+        return rearrange(met, "n (k four) p -> n k (four p)", four=4)
 
     def collect(
         self, per_patch: Float[Tensor, "pattern patch effect"]
@@ -101,8 +102,7 @@ class _Design(NamedTuple):
         """Sum, under each effect of a patch, the pixels that the patch's effects make."""
         out = local @ self.gram
         diagonal = self.on_diagonal[self.on_diagonal < local.shape[1]]
-        out[:, diagonal] = local[:, diagonal] @ self.gram_diagonal
-        return out
+        return out.index_copy_(1, diagonal, local.index_select(1, diagonal) @ self.gram_diagonal)
 
 
 @lru_cache(maxsize=16)

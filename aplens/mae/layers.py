@@ -162,8 +162,11 @@ def take(
     values: Float[Tensor, "pattern many dim"], index: Int[Tensor, "pattern some"]
 ) -> Float[Tensor, "pattern some dim"]:
     """Pick from every pattern its own rows."""
-    # Copies whole rows; `gather` goes number by number, which takes a CPU three times as long.
-    return values[torch.arange(len(values), device=values.device)[:, None], index]
+    # Copies whole rows; `gather` and indexing go number by number, which takes twice as long.
+    n, many, dim = values.shape
+    rows = index + many * torch.arange(n, device=values.device)[:, None]
+    taken = values.reshape(n * many, dim).index_select(0, rows.flatten())
+    return taken.view(*index.shape, dim)
 
 
 class _Attention(Attention):

@@ -74,7 +74,7 @@ def complete(
         keys = _regress(seen.values.mT, queries, seen.key_block, seen.query_block, damping)
         seen.fill_above_diagonal(queries, keys)
     queries, keys = queries.unflatten(0, (n, n_rows)), keys.unflatten(0, (n, n_rows))
-    products = queries[:, rows] @ keys[:, columns].mT
+    products = queries.index_select(1, rows) @ keys.index_select(1, columns).mT
     products[:, rows == columns] *= 1 - seen.above
     return products.flatten(-2)
 
@@ -104,7 +104,8 @@ class _Seen(NamedTuple):
         p = math.isqrt(remainder.shape[-1])
         above = torch.ones(p, p, device=mask.device).triu(1)
         n_cut, pattern, patch = _visible(mask, rows == columns)
-        values = remainder[pattern, patch].unflatten(-1, (p, p))
+        place = pattern * remainder.shape[1] + patch
+        values = remainder.flatten(0, 1).index_select(0, place).unflatten(-1, (p, p))
         values[:n_cut] *= 1 - above
         pixels = torch.where(rows == columns, p * (p + 1) / 2, float(p * p))
         squares, counts = (
@@ -131,7 +132,8 @@ class _Seen(NamedTuple):
         equations.
         """
         n_cut = len(self.cut)
-        products = queries[self.query_block[:n_cut]] @ keys[self.key_block[:n_cut]].mT
+        queries = queries.index_select(0, self.query_block[:n_cut])
+        products = queries @ keys.index_select(0, self.key_block[:n_cut]).mT
         torch.addcmul(self.cut, products, self.above, out=self.values[:n_cut])
 
 
@@ -152,9 +154,11 @@ def _regress(
     damping: Float[Tensor, "block rank rank"],
 ) -> Float[Tensor, "block p rank"]:
     """Ridge regression of every query on the keys it was seen with; or of keys on queries."""
-    gram = others.mT @ others
-    normal = damping.index_add(0, own_block, gram[other_block])
-    target = torch.zeros_like(others).index_add_(0, own_block, values @ others[other_block])
+    # `index_select` copies whole blocks; indexing, number by number, takes twice as long.
+    gram = (others.mT @ others).index_select(0, other_block)
+    normal = damping.index_add(0, own_block, gram)
+    seen = values @ others.index_select(0, other_block)
+    target = torch.zeros_like(others).index_add_(0, own_block, seen)
     # Many small systems: inverting the triangles, then products, takes half as long as solving.
     triangle = torch.linalg.cholesky(normal)
     identity = torch.eye(normal.shape[-1], device=normal.device).expand_as(normal)

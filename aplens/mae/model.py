@@ -289,7 +289,8 @@ class APMAE(nn.Module):
             else:
                 residual = self.decoder.from_cls(encoded, places[visible], places[masked])
         predicted = residual.float() if fit is None else take(fit, masked) + residual.float()
-        return predicted * prompt.inside[masked], encoded, _Places(visible, masked)
+        predicted = predicted * F.embedding(masked, prompt.inside)
+        return predicted, encoded, _Places(visible, masked)
 
     def _masked_fingerprint(
         self,
