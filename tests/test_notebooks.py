@@ -12,6 +12,14 @@ nbformat = pytest.importorskip("nbformat", reason="the group `docs` is not insta
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 EXECUTED = ROOT / "runs" / "notebooks"
+#: What the kernel runs before each notebook: its names are gone, a model that was loaded is kept.
+AFRESH = """
+get_ipython().run_line_magic("reset", "-f")
+import functools, aplens
+if not hasattr(aplens.load_model, "cache_info"):
+    aplens.load_model = functools.cache(aplens.load_model)
+del functools, aplens
+"""
 
 
 def code_cells(path):
@@ -46,17 +54,36 @@ def test_the_output_is_kept_and_clean(path):
     assert path.stat().st_size < 2_000_000
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_as_it_stands(path, monkeypatch):
+@pytest.fixture(scope="module")
+def execute():
+    """Executes notebooks in one kernel, which imports and loads the model once for all of them."""
+    from jupyter_client.manager import KernelManager
     from nbclient import NotebookClient
 
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
+    manager = KernelManager()
+
+    def in_kernel(notebook):  # raises what a cell raises
+        client = NotebookClient(notebook, km=manager, timeout=900)
+        try:
+            client.execute(cwd=str(ROOT / "examples"))
+        finally:
+            client.kc.stop_channels()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TQDM_DISABLE", "1")
+        patch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
+        yield in_kernel
+    if manager.has_kernel:
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_as_it_stands(path, execute):
+    v4 = nbformat.v4
+    execute(v4.new_notebook(cells=[v4.new_code_cell(AFRESH)]))
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}
-    ).execute()  # raises what a cell raises
+    execute(notebook)
     EXECUTED.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, EXECUTED / path.name)
     for cell, stored in zip(code_cells(EXECUTED / path.name), code_cells(path), strict=True):
