@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import html
 import json
 import re
 import time
@@ -627,7 +626,7 @@ def test_a_figure_of_clusters_has_a_row_each_and_words_that_fit(
             np.testing.assert_allclose(drawn.filled(0), np.tril(pattern))
         boxes = [axes.xaxis.label.get_window_extent() for axes in row.axes]
         assert not any(box.overlaps(other) for box, other in pairwise(boxes))
-        assert all(0 <= box.x0 and box.x1 <= figure.bbox.width for box in boxes)
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
         caption = row.axes[columns - 3].get_xlabel()
         assert "".join(caption.split()).endswith("".join(last_text.split()))
 

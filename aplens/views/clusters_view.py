@@ -89,11 +89,11 @@ def show_clusters(
         f"{count(len(scenarios), 'scenario')} of up to {count(longest, 'token')}. "
         "Queries run down, keys to the right.",
         fontsize=11,
+        parse_math=False,
     )
-    n_columns = N_TYPICAL + (2 if len(clusters) > 1 else 1)
     # A row is a figure of its own, or its title would widen the first column.
     heights = [_ROW] * len(clusters) + [_SCALES]
-    *rows, below = figure.subfigures(len(heights), 1, height_ratios=heights)
+    *rows, below = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for number, (row, cluster) in enumerate(zip(rows, clusters, strict=True), start=1):
         name = "In no cluster" if cluster.label < 0 else f"Cluster {number}"
         row.suptitle(

@@ -24,6 +24,6 @@ def draw_pattern(pattern: Float[np.ndarray, "query key"]) -> str:
     pixels = colors(np.clip(pattern, 0, 1), bytes=True)
     pixels[~np.tri(len(pattern), dtype=bool)] = 0
     buffer = BytesIO()
-    # Without matplotlib's version in it, so that the same pattern is the same page.
-    imsave(buffer, pixels, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    about = {"Software": "aplens"}  # not matplotlib's version: the same pattern is the same page
+    imsave(buffer, pixels, format="png", metadata=about, pil_kwargs={"optimize": True})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
