@@ -7,6 +7,7 @@ from . import interventions as interventions
 from . import mae as mae
 from . import models as models
 from . import patterns as patterns
+from . import plots as plots
 from . import prompts as prompts
 from . import scenarios as scenarios
 from . import study as study
@@ -45,7 +46,6 @@ from .views import map_heads as map_heads
 from .views import show_clusters as show_clusters
 from .views import show_heads as show_heads
 from .views import show_in_circuitsvis as show_in_circuitsvis
-from .views import show_reconstruction as show_reconstruction
 
 __version__: str
 __all__: list[str]

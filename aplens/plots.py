@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from aplens._words import split_features
 from aplens.style import (
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from aplens.circuits import PatchingTable
     from aplens.heads import HeadRanking
     from aplens.mae import Reconstruction
+
+#: Shapes of models: circle, triangle, square, diamond, triangle upside down, as in map.js.
+MODEL_MARKERS = "o^sDv"
 
 #: The predictors' features that need no AP-MAE.
 PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics", "regions")
@@ -67,6 +72,12 @@ _LEAST_FULL_SHARE = 0.25
 
 #: Names that a map of shares has room for, and the inches that one of their characters takes.
 _MOST_COLUMNS, _MOST_ROWS, _CHARACTER = 30, 45, 0.07
+
+#: More patterns than this no one looks at.
+_MOST_PATTERNS = 24
+
+#: Indices that an axis of heads or layers has room for.
+_MOST_TICKS = 16
 
 #: Colours and markers of the orders in which heads are ablated; the first two have their meaning.
 _TOWARD = {"toward incorrect": (INCORRECT, "o"), "toward correct": (CORRECT, "s")}
@@ -108,7 +119,7 @@ def plot_head_map(scores: HeadRanking | pd.DataFrame, column: str = "importance"
         vmin=-largest if signed else 0,
         vmax=largest,
     )
-    _index_ticks(axes, n_heads, n_layers)
+    _index_ticks(axes)
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
     figure.colorbar(image, ax=axes, label=_label(scores, column))
@@ -143,13 +154,16 @@ def _read_scores(scores: HeadRanking | pd.DataFrame) -> tuple[pd.DataFrame, int,
 def plot_head_places(frame: pd.DataFrame) -> Figure:
     """Heads in a plane, one dot each: its colour is the template, its shape the model.
 
+    Shapes are those of the page of a map. There are five; from the sixth model on they repeat, and
+    the legend names all models of a shape.
+
     Args:
         frame: One row a head: `x`, `y`, `template` (of `aplens.patterns.TEMPLATES`, or "mixed") and
             `model`.
     """
     figure = new_figure(WIDTH, 5.0)
     axes = figure.subplots()
-    markers = dict(zip(dict.fromkeys(frame["model"]), cycle("o^sDPX")))
+    markers = dict(zip(dict.fromkeys(frame["model"]), cycle(MODEL_MARKERS)))
     for (model, template), rows in frame.groupby(["model", "template"], sort=False):
         axes.scatter(
             rows["x"],
@@ -166,7 +180,9 @@ def plot_head_places(frame: pd.DataFrame) -> Figure:
     shown = [name for name in TEMPLATE_COLORS if name in set(frame["template"])]
     entries = [("o", TEMPLATE_COLORS[name], name.replace("_", " ")) for name in shown]
     if len(markers) > 1:
-        entries += [(marker, INK, str(model)) for model, marker in markers.items()]
+        for marker in dict.fromkeys(markers.values()):
+            models = [str(model) for model, of_model in markers.items() if of_model == marker]
+            entries.append((marker, INK, ", ".join(models)))
     handles = [
         Line2D([], [], marker=marker, color=color, linestyle="", markersize=6, label=label)
         for marker, color, label in entries
@@ -178,16 +194,16 @@ def plot_head_places(frame: pd.DataFrame) -> Figure:
 
 
 def plot_reconstruction(
-    reconstruction: Reconstruction, labels: Sequence[str] | None = None
+    reconstruction: Reconstruction, labels: Sequence[object] | None = None
 ) -> Figure:
-    """Original, masked and reconstructed patterns side by side, one row a pattern.
+    """What `Reconstruction.plot` draws: patterns, what was hidden of them, and what was made of it.
 
     Args:
-        reconstruction: What `APMAE.reconstruct` returned, cut to the few patterns to be drawn.
-        labels: A name for each pattern, such as "L5H3".
+        reconstruction: What `APMAE.reconstruct` returned of at most 24 patterns.
+        labels: A name for each pattern, such as its head.
 
     Raises:
-        ValueError: When the number of labels is not the number of patterns.
+        ValueError: When there are more patterns, or not as many labels as patterns.
     """
     columns = {
         name: values.reshape(-1, *values.shape[-2:]).detach().cpu().float().numpy()
@@ -198,6 +214,10 @@ def plot_reconstruction(
         )
     }
     errors = reconstruction.error.reshape(-1).tolist()
+    if len(errors) > _MOST_PATTERNS:
+        raise ValueError(
+            f"{len(errors)} patterns are too many to look at: reconstruct up to {_MOST_PATTERNS}"
+        )
     names = [f"pattern {index}" for index in range(len(errors))] if labels is None else labels
     if len(names) != len(errors):
         raise ValueError(f"expected a label for each of {len(errors)} patterns, got {len(names)}")
@@ -205,7 +225,7 @@ def plot_reconstruction(
     grid = figure.subplots(len(errors), 3, squeeze=False, sharex=True, sharey=True)
     for row, (label, error) in enumerate(zip(names, errors, strict=True)):
         for axes, (title, patterns) in zip(grid[row], columns.items(), strict=True):
-            image = _draw_pattern(axes, patterns[row])
+            image = draw_pattern(axes, patterns[row])
             if row == 0:
                 axes.set_title(title, fontsize=10)
         grid[row, 0].set_ylabel(f"{label}\nquery position", fontsize=9)
@@ -315,11 +335,7 @@ def _order_styles(names: Collection[str]) -> dict[str, tuple[str, str]]:
 
 
 def plot_patching(table: PatchingTable, k: int = 30) -> Figure:
-    """How much of the clean metric each patch recovers.
-
-    A map of senders × receivers for paths between heads, of heads × positions for patches by
-    position (grey: not patched); else a bar for each of the `k` heads that moved the metric
-    furthest. The scale reaches at least 0.25, so that small shares look small.
+    """How much of the clean metric each patch recovers: what `PatchingTable.plot` draws.
 
     Args:
         table: What `activation_patch` or `path_patch` returned.
@@ -397,101 +413,52 @@ def _plot_recovery_bars(frame: pd.DataFrame, name: str, k: int) -> Figure:
     return figure
 
 
-def plot_task_accuracy(frame: pd.DataFrame) -> Figure:
-    """The model's accuracy on each task.
-
-    Args:
-        frame: Columns `task`, `n`, `accuracy`, `low`, `high`.
-    """
-    ordered = frame.sort_values("accuracy")
-    names = [f"{row.task} ({row.n})" for row in ordered.itertuples()]
-    figure = _plot_intervals(ordered, names, "accuracy", "low", "high", "accuracy (95 % interval)")
-    axes = figure.axes[0]
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylabel("task (scenarios)")
-    return figure
-
-
-def plot_predictors(
-    frame: pd.DataFrame, baselines: Collection[str] = PREDICTOR_BASELINES
-) -> Figure:
-    """How well each set of features tells correct predictions from incorrect ones.
-
-    Args:
-        frame: Columns `features`, `auc`, `auc_low`, `auc_high`.
-        baselines: Which features need no AP-MAE; they, and sets of them joined by "+", are grey.
-    """
-    ordered = frame.sort_values("auc")
-    colors = [_color_of(name, baselines) for name in ordered["features"]]
-    figure = _plot_intervals(
-        ordered,
-        list(ordered["features"]),
-        "auc",
-        "auc_low",
-        "auc_high",
-        "AUC (95 % interval; 0.5 is chance)",
-        colors,
-    )
-    figure.axes[0].axvline(0.5, color=INK, linewidth=1, linestyle=":")
-    figure.axes[0].set_ylabel("features")
-    _explain_baselines(figure.axes[0], colors)
-    return figure
-
-
-def plot_reconstruction_error(frame: pd.DataFrame, baselines: Collection[str] = ()) -> Figure:
-    """The error on masked patches beside that of simpler predictors.
-
-    Args:
-        frame: Columns `predictor`, `error` (mean squared error, log-normalized units), `low`,
-            `high`.
-        baselines: Which predictors are not AP-MAE; they are drawn grey.
-    """
-    ordered = frame.sort_values("error", ascending=False)
-    colors = [_color_of(name, baselines) for name in ordered["predictor"]]
-    figure = _plot_intervals(
-        ordered,
-        list(ordered["predictor"]),
-        "error",
-        "low",
-        "high",
-        "mean squared error on masked patches (95 % interval; lower is better)",
-        colors,
-    )
-    figure.axes[0].set_xlim(left=0)
-    figure.axes[0].set_ylabel("predictor")
-    _explain_baselines(figure.axes[0], colors)
-    return figure
-
-
-def _plot_intervals(
+def plot_intervals(
     frame: pd.DataFrame,
-    names: Sequence[str],
     value: str,
-    low: str,
-    high: str,
     label: str,
-    colors: Sequence[str] | None = None,
+    baselines: Collection[str] = (),
+    chance: float | None = None,
 ) -> Figure:
-    """One dot with its interval a row, the first row at the bottom."""
+    """Figures with their intervals, one dot a row, the first row on top.
+
+    Args:
+        frame: The columns `value`, and `{value}_low` and `{value}_high` for the interval's ends;
+            no bar is drawn where an end is NaN. Its index names the rows, and the index's name the
+            axis.
+        value: Which column to draw, such as "auc".
+        label: What the figures are, such as "AUC (95 % interval)".
+        baselines: Which rows are no AP-MAE; they, and names joined of them by "+", are grey.
+        chance: Where to draw a dotted line, such as the AUC of a guess.
+    """
+    names = [str(name) for name in frame.index]
+    colors = [GREY if is_baseline(name, baselines) else CORRECT for name in names]
+    places = range(len(frame) - 1, -1, -1)
     figure = new_figure(WIDTH, 1.0 + 0.32 * len(frame))
     axes = figure.subplots()
-    errors = _error_bars(frame, value, low, high)
-    for place, color in enumerate(colors or [CORRECT] * len(frame)):
+    errors = _error_bars(frame, value, f"{value}_low", f"{value}_high")
+    for row, (place, color) in enumerate(zip(places, colors, strict=True)):
         axes.errorbar(
-            frame[value].iloc[place],
+            frame[value].iloc[row],
             place,
-            xerr=errors[:, place : place + 1],
+            xerr=errors[:, row : row + 1],
             fmt="o",
             color=color,
             markersize=6,
             elinewidth=1.5,
             capsize=3,
         )
-    axes.set_yticks(range(len(frame)), names)
+    axes.set_yticks(places, names)
     axes.set_ylim(-0.6, len(frame) - 0.4)
     axes.set_xlabel(label)
+    axes.set_ylabel(str(frame.index.name or ""))
     tidy(axes, grid="x")
+    if chance is not None:
+        axes.axvline(chance, color=INK, linewidth=1, linestyle=":")
+    if len(set(colors)) > 1:
+        axes.plot([], [], "o", color=CORRECT, label="AP-MAE")
+        axes.plot([], [], "o", color=GREY, label="baseline")
+        _legend_above(axes, 2)
     return figure
 
 
@@ -501,34 +468,23 @@ def _error_bars(frame: pd.DataFrame, value: str, low: str, high: str) -> Any:
     return np.nan_to_num(distances).clip(min=0)
 
 
-def _color_of(name: str, baselines: Collection[str]) -> str:
-    return GREY if is_baseline(name, baselines) else CORRECT
-
-
-def _explain_baselines(axes: Axes, colors: Sequence[str]) -> None:
-    if len(set(colors)) < 2:
-        return
-    axes.plot([], [], "o", color=CORRECT, label="AP-MAE")
-    axes.plot([], [], "o", color=GREY, label="baseline")
-    _legend_above(axes, 2)
-
-
 def _legend_above(axes: Axes, columns: int) -> None:
     axes.legend(
         loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=9
     )
 
 
-def _index_ticks(axes: Axes, n_columns: int, n_rows: int) -> None:
-    """Every index while there is room for it, else every second or fifth."""
-    for axis, count in ((axes.xaxis, n_columns), (axes.yaxis, n_rows)):
-        step = next(step for step in (1, 2, 5, 10) if count / step <= 16 or step == 10)
-        axis.set_ticks(range(0, count, step))
+def _index_ticks(axes: Axes) -> None:
+    """Every index while there is room for it, else every second, fifth, or tenth."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(
+            MaxNLocator(_MOST_TICKS, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+        )
     axes.tick_params(labelsize=9)
 
 
-def _draw_pattern(axes: Axes, pattern: Any) -> Any:
-    """A causal pattern: nothing above the diagonal, grey where it is hidden (NaN)."""
+def draw_pattern(axes: Axes, pattern: Float[np.ndarray, "query key"]) -> AxesImage:
+    """A log-normalized pattern: nothing above the diagonal, grey where it is hidden (NaN)."""
     below = np.tri(len(pattern), dtype=bool)
     hidden = below & np.isnan(pattern)
     image = axes.imshow(

@@ -21,9 +21,9 @@ from PIL import Image
 import aplens
 from aplens.correctness import HeadClusters, Observations, split_by_file
 from aplens.mae import Reconstruction
+from aplens.plots import plot_head_map, plot_shap_summary
 from aplens.scenarios import python_standard_library
 from aplens.style import INK, new_figure
-from aplens.views import plot_head_map, plot_reconstruction, plot_shap_summary
 
 FOLDER = Path(__file__).parent / "images"
 DPI = 110
@@ -58,7 +58,7 @@ def draw_all(
     FOLDER.mkdir(exist_ok=True)
     save(draw_overview(reconstruction, ranking), "overview")
     save(draw_preparation(patterns.values[0, 0], mae), "preparation")
-    save(plot_reconstruction(reconstruction, labels=SHOWN_HEADS), "reconstruction")
+    save(reconstruction.plot(labels=SHOWN_HEADS), "reconstruction")
     save(draw_clusters(of_one_head.values[:, 0], mae), "clusters")
     save(plot_shap_summary(rank_by_shap(mae, observations), k=10), "shap")
     save(plot_head_map(ranking), "ranking")

@@ -31,7 +31,7 @@ clean = "When Mary and John went to the store, John gave a drink to"
 corrupted = clean.replace("John gave", "Mary gave")
 aplens.show_heads(model, clean, "L2H1, L9H6, L11H1", mae=mae)""",
     """patterns = aplens.collect_patterns(model, clean, "L2H1, L9H6")
-aplens.show_reconstruction(mae, patterns)""",
+mae.reconstruct(patterns).plot(labels=patterns.heads)""",
     """scenarios = aplens.make_scenarios(model, [clean], [" Mary"], [" John"])
 metric = aplens.logit_difference(scenarios.targets(), scenarios.wrong_targets())
 heads = "L11H1, L17H6"
@@ -146,14 +146,9 @@ def use_views(page):
     page.emulate_media(color_scheme="dark")
     page.screenshot(path=PICTURES / "heads-dark.png")
 
-    reconstruction = view_of(page, 1)
-    widths = reconstruction.evaluate("[...document.images].map(image => image.naturalWidth)")
-    assert len(widths) == 2 * 3 + 1
-    assert min(widths) > 10
-    page.screenshot(path=PICTURES / "reconstruction-dark.png")
-
-    plot = page.locator(".jp-CodeCell").nth(2).locator(".jp-RenderedImage img")
-    plot.wait_for(timeout=400_000)
-    plot.scroll_into_view_if_needed()
-    assert plot.evaluate("image => image.naturalWidth") > 300
-    page.screenshot(path=PICTURES / "patching.png")
+    for cell, name in ((1, "reconstruction-dark"), (2, "patching")):
+        plot = page.locator(".jp-CodeCell").nth(cell).locator(".jp-RenderedImage img")
+        plot.wait_for(timeout=400_000)
+        plot.scroll_into_view_if_needed()
+        assert plot.evaluate("image => image.naturalWidth") > 300
+        page.screenshot(path=PICTURES / f"{name}.png")

@@ -13,16 +13,19 @@ from matplotlib.figure import Figure
 from aplens import HeadRanking
 from aplens.heads import ModelShape
 from aplens.interventions import AblationSweep, Setting, SettingResult
-from aplens.style import CORRECT, GREY, INCORRECT, to_svg
-from aplens.views import (
+from aplens.mae import Reconstruction
+from aplens.plots import (
+    MODEL_MARKERS,
+    PREDICTOR_BASELINES,
     plot_ablation_curve,
     plot_head_map,
-    plot_predictors,
+    plot_head_places,
+    plot_intervals,
     plot_reconstruction,
-    plot_reconstruction_error,
     plot_shap_summary,
-    plot_task_accuracy,
 )
+from aplens.style import CORRECT, GREY, INCORRECT, to_svg
+from aplens.views.embed import read_script
 
 
 def make_ranking():
@@ -161,42 +164,44 @@ def test_every_order_of_heads_has_a_colour_of_its_own():
 
 def test_interval_plots_draw_every_row_with_its_bounds():
     tasks = pd.DataFrame(
-        {
-            "task": ["eol", "random"],
-            "n": [20, 30],
-            "accuracy": [0.8, 0.5],
-            "low": [0.7, 0.4],
-            "high": [0.9, np.nan],
-        }
+        {"accuracy": [0.8, 0.5], "accuracy_low": [0.7, 0.4], "accuracy_high": [0.9, np.nan]},
+        index=pd.Index(["eol (20)", "random (30)"], name="task (scenarios)"),
     )
-    axes = plot_task_accuracy(tasks).axes[0]
-    assert labels(axes.yaxis) == ["random (30)", "eol (20)"]
+    axes = plot_intervals(tasks, "accuracy", "accuracy (95 % interval)").axes[0]
+    assert labels(axes.yaxis) == ["eol (20)", "random (30)"]
+    places = [container.lines[0].get_ydata()[0] for container in axes.containers]
+    assert places == [1, 0]  # the first on top
+    assert axes.get_ylabel() == "task (scenarios)"
+    assert axes.get_xlabel() == "accuracy (95 % interval)"
     dots = [container.lines[0].get_xdata()[0] for container in axes.containers]
-    assert dots == [0.5, 0.8]
-    (bounds,) = axes.containers[1].lines[2]
+    assert dots == [0.8, 0.5]
+    (bounds,) = axes.containers[0].lines[2]
     np.testing.assert_allclose(bounds.get_segments()[0][:, 0], [0.7, 0.9])
+    assert axes.get_legend() is None
 
 
 def test_baselines_look_different():
     frame = pd.DataFrame(
-        {
-            "features": ["confidence", "embedding"],
-            "auc": [0.8, 0.7],
-            "auc_low": [0.75, 0.65],
-            "auc_high": [0.85, 0.75],
-        }
+        {"auc": [0.8, 0.7], "auc_low": [0.75, 0.65], "auc_high": [0.85, 0.75]},
+        index=["confidence", "embedding"],
     )
-    axes = plot_predictors(frame).axes[0]
-    embedding, confidence = (container.lines[0].get_color() for container in axes.containers)
-    assert embedding != confidence
+    axes = plot_intervals(frame, "auc", "AUC", PREDICTOR_BASELINES, chance=0.5).axes[0]
+    confidence, embedding = (container.lines[0].get_color() for container in axes.containers)
+    assert (confidence, embedding) == (GREY, CORRECT)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["AP-MAE", "baseline"]
+    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in axes.lines)
 
-    errors = pd.DataFrame(
-        {"predictor": ["additive fit", "AP-MAE"], "error": [0.2, 0.1], "low": np.nan, "high": 1.0}
-    )
-    axes = plot_reconstruction_error(errors, ["additive fit"]).axes[0]
-    assert labels(axes.yaxis) == ["additive fit", "AP-MAE"]
-    assert axes.get_xlim()[0] == 0
+
+def test_a_figure_of_heads_has_the_shapes_of_the_page_and_says_when_they_repeat():
+    listed = read_script("map.js").split("const SHAPES = [")[1].split("];")[0]
+    shapes = [line.rpartition("// ")[2] for line in listed.strip().splitlines()]
+    assert shapes == ["circle", "triangle", "square", "diamond", "triangle upside down"]
+    assert MODEL_MARKERS == "o^sDv"
+    names = [f"model {number}" for number in range(6)]
+    frame = pd.DataFrame({"x": range(6), "y": 0.0, "template": "self", "model": names})
+    texts = plot_head_places(frame).axes[0].get_legend().get_texts()
+    shown = [text.get_text() for text in texts]
+    assert shown == ["self", "model 0, model 5", *names[1:5]]
 
 
 def make_reconstruction():
@@ -232,6 +237,13 @@ def test_reconstruction_needs_a_label_a_pattern():
         plot_reconstruction(make_reconstruction(), ["L5H3"])
 
 
+def test_more_patterns_than_anyone_looks_at_are_refused():
+    many = torch.zeros(5, 5, 8, 8)
+    result = Reconstruction(many, many, many, many[..., 0] > 0, many[..., 0, 0])
+    with pytest.raises(ValueError, match="25 patterns are too many to look at: reconstruct up to"):
+        result.plot()
+
+
 def test_figures_show_themselves_in_notebooks_and_are_reproducible():
     figure, again = (plot_ablation_curve(make_sweep().summary(), 0.5) for _ in range(2))
     assert isinstance(figure, Figure)
@@ -243,10 +255,10 @@ def test_no_pyplot_and_no_global_settings():
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
         "import pandas as pd\n"
-        "from aplens.views import plot_task_accuracy\n"
+        "from aplens.plots import plot_intervals\n"
         "from aplens.style import to_svg\n"
-        "row = {'task': 'eol', 'n': 3, 'accuracy': 0.5, 'low': 0.4, 'high': 0.6}\n"
-        "to_svg(plot_task_accuracy(pd.DataFrame([row])))\n"
+        "row = {'auc': 0.5, 'auc_low': 0.4, 'auc_high': 0.6}\n"
+        "to_svg(plot_intervals(pd.DataFrame([row]), 'auc', 'AUC'))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert matplotlib.rcParams.copy() == before\n"
     )

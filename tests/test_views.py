@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import base64
 import gzip
-import html
 import json
 import re
 import time
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
@@ -29,13 +29,8 @@ from aplens.correctness.clusters import HeadClusters
 from aplens.heads import ModelShape
 from aplens.patterns import log_normalize
 from aplens.scenarios import Scenarios
-from aplens.views import (
-    View,
-    show_clusters,
-    show_heads,
-    show_in_circuitsvis,
-    show_reconstruction,
-)
+from aplens.style import to_svg
+from aplens.views import View, show_clusters, show_heads, show_in_circuitsvis
 from aplens.views.apart import count_tasks, tell_apart
 from aplens.views.embed import to_json
 from aplens.views.heads_view import _build_heads_view, quantize
@@ -259,7 +254,8 @@ def test_views_name_pieces_of_characters(any_model, monkeypatch):
         replace(scenario, prompt=(0, 1, 2, 3, 4, 1, 2)) for scenario in ragged_scenarios()
     )
     clusters = show_clusters(any_model, scenarios, "L0H0", mae=make_mae(), reducer="pca")
-    assert {text.strip() for _, text in Page(clusters.html).all("code")} == {r"a 日b \xE6\x97"}
+    captions = [axes.get_xlabel() for axes in clusters.axes if "scenario" in axes.get_xlabel()]
+    assert {caption.splitlines()[-1] for caption in captions} == {r"a 日b \xE6\x97"}
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=())), max_size=5))
@@ -478,12 +474,7 @@ def test_of_a_prompt_longer_than_the_ap_mae_the_model_reads_the_last_tokens(spok
     assert data_of(view)["positions"] == [0, *tokens[25:]]
 
 
-# show_reconstruction
-
-
-def make_patterns(n_prompts=2, n_tokens=16):
-    heads = (Head(0, 1), Head(2, 0), Head(5, 3))
-    return AttentionPatterns(softmax_patterns(n_prompts, 3, n_tokens=n_tokens), heads)
+# Pictures of patterns
 
 
 def pixels_of(address):
@@ -507,38 +498,6 @@ def test_pictures_have_a_pixel_a_cell_in_the_colours_of_the_figures():
     seen = ~above & ~np.isnan(pattern)
     expected = np.asarray(colormaps["magma"](pattern[seen]))[:, :3] * 255
     assert np.abs(pixels[seen][:, :3] - expected).max() < 4
-
-
-def test_reconstructions_stand_beside_what_was_hidden_with_their_errors():
-    mae, patterns = tiny_mae(), make_patterns()
-    view = show_reconstruction(mae, patterns, heads="L5H3, L0H1", prompt=1, seed=3)
-    page = Page(view.html)
-    images = [attributes for attributes, _ in page.all("img")][1:]  # the first is the scale
-    assert [image["alt"] for image in images] == [
-        f"{head}: {step}"
-        for head in ("L5H3", "L0H1")
-        for step in ("original", "masked", "reconstructed")
-    ]
-    result = mae.reconstruct(patterns.prompt(1)[[2, 0]], seed=3)
-    assert images[1]["src"] == draw_pattern(result.masked[0].numpy())
-    for error in result.error.tolist():
-        assert f"squared error {error:.4f}" in view.html
-    grey = (pixels_of(images[1]["src"])[..., :3] == (0xC4, 0xC8, 0xCC)).all(-1)
-    assert (grey == result.masked[0].isnan().numpy() & np.tri(16, dtype=bool)).all()
-    assert grey.any()
-    assert not view.runs_scripts
-    assert "<script" not in view.html
-
-
-def test_a_prompt_or_head_that_is_not_there_is_refused():
-    mae, patterns = tiny_mae(), make_patterns()
-    for prompt in (2, -1):
-        with pytest.raises(ValueError, match=f"prompt must be 0 to 1, got {prompt}"):
-            show_reconstruction(mae, patterns, prompt=prompt)
-    with pytest.raises(KeyError, match="L1H1 not collected; these were: L0H1, L2H0, L5H3"):
-        show_reconstruction(mae, patterns, heads="L1H1")
-    with pytest.raises(ValueError, match="selection is empty"):
-        show_reconstruction(mae, patterns, heads=[])
 
 
 # show_clusters
@@ -617,19 +576,59 @@ def test_a_view_of_clusters_says_what_observing_finds(any_model, tmp_path):
     from aplens import observe
 
     scenarios, mae = ragged_scenarios(), make_mae()
-    view = show_clusters(any_model, scenarios, "L1H2", mae=mae, reducer="pca")
+    figure = show_clusters(any_model, scenarios, "L1H2", mae=mae, reducer="pca")
     observed = observe(any_model, scenarios, mae, tmp_path)
     clusters = find_typical_patterns(any_model, scenarios, Head(1, 2), mae=mae, reducer="pca")
     assert sum(len(cluster.members) for cluster in clusters) == 24
     right = sum(len(cluster.members) * cluster.accuracy for cluster in clusters)
     assert right == pytest.approx(observed.table["correct"].sum())
-    for cluster in clusters:
+    titles = [row.get_suptitle() for row in figure.subfigs[:-1]]  # the last holds the colours
+    for number, (cluster, title) in enumerate(zip(clusters, titles, strict=True), start=1):
         size = len(cluster.members)
-        assert f"{size} scenarios ({size / 24:.0%})" in html.unescape(view.html)
-    titles = [text.split(" ·")[0].strip() for _, text in Page(view.html).all("h2")]
-    numbers = [f"Cluster {i + 1}" for i, cluster in enumerate(clusters) if cluster.label >= 0]
-    assert titles == numbers + ["In no cluster"] * (len(clusters) - len(numbers))
-    assert view == show_clusters(any_model, scenarios, "L1H2", mae=mae, reducer="pca")
+        name = "In no cluster" if cluster.label < 0 else f"Cluster {number}"
+        assert title.startswith(f"{name} · {size} scenarios ({size / 24:.0%}) · ")
+        assert f"{cluster.accuracy:.0%} answered correctly" in title
+        assert all(fact in title.replace("\n", " ") for fact in cluster.apart)
+    assert f"{sum(cluster.label >= 0 for cluster in clusters)} cluster" in figure.get_suptitle()
+    again = show_clusters(any_model, scenarios, "L1H2", mae=mae, reducer="pca")
+    assert to_svg(figure) == to_svg(again)
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns"), [([0] * 24, 4), ([0] * 12 + [1] * 10 + [-1] * 2, 5)]
+)
+def test_a_figure_of_clusters_has_a_row_each_and_words_that_fit(
+    tiny_model, monkeypatch, labels, columns
+):
+    def fit(self, embeddings):
+        self.labels_ = np.array(labels)[:, None]
+        return self
+
+    monkeypatch.setattr(HeadClusters, "fit", fit)
+    last_text = "…codecs.IncrementalDecoder(↵    costs $5_ or $6"
+    monkeypatch.setattr("aplens.views.clusters_view.last_text", lambda *_: last_text)
+    scenarios = make_scenarios(24, n_tokens=12)
+    figure = show_clusters(tiny_model, scenarios, "L0H0", mae=make_mae(), reducer="pca")
+    *rows, _ = figure.subfigs
+    clusters = find_typical_patterns(
+        tiny_model, scenarios, Head(0, 0), mae=make_mae(), reducer="pca"
+    )
+    assert len(rows) == len(clusters)
+    to_svg(figure)  # which lays it out
+    for row, cluster in zip(rows, clusters, strict=True):
+        assert len(row.axes) == columns
+        shown = [axes.images[0].get_array() for axes in row.axes if axes.images]
+        patterns = [cluster.mean, *(pattern for _, pattern in cluster.typical)]
+        if columns == 5:
+            difference = shown.pop(1)
+            np.testing.assert_allclose(difference.filled(0), np.tril(cluster.difference))
+        for drawn, pattern in zip(shown, patterns, strict=True):
+            np.testing.assert_allclose(drawn.filled(0), np.tril(pattern))
+        boxes = [axes.xaxis.label.get_window_extent() for axes in row.axes]
+        assert not any(box.overlaps(other) for box, other in pairwise(boxes))
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
+        caption = row.axes[columns - 3].get_xlabel()
+        assert "".join(caption.split()).endswith("".join(last_text.split()))
 
 
 @pytest.mark.parametrize(
@@ -651,19 +650,13 @@ def test_the_end_of_a_prompt_begins_with_a_word_if_it_can(text, shown):
     assert last_text(SimpleNamespace(tokenizer=Pieces(text)), [0]) == shown
 
 
-def test_hostile_prompts_stay_text_in_clusters(spoken):
+def test_hostile_prompts_are_drawn_in_clusters(spoken):
     scenarios = ragged_scenarios()
-    view = show_clusters(spoken, scenarios, "L0H0", mae=make_mae(), reducer="pca")
-    page = Page(view.html)
-    assert not page.all("script")
-    assert not page.all("iframe")
-    assert set(page.tags) <= {
-        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "i", "img", "section"),
-        *("div", "figure", "figcaption", "code", "span"),
-    }
-    of_clusters = 2 * len(page.all("section"))  # the mean and its difference; and two scales
-    assert len(page.all("code")) == len(page.all("img")) - 2 - of_clusters
-    assert any("script" in text for _, text in page.all("code"))
+    figure = show_clusters(spoken, scenarios, "L0H0", mae=make_mae(), reducer="pca")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        assert figure._repr_png_().startswith(b"\x89PNG")
+    assert any("script" in axes.get_xlabel() for axes in figure.axes)
 
 
 def test_wrong_clusterings_are_refused_before_the_model_runs(any_model, monkeypatch):
@@ -726,60 +719,46 @@ def assert_drawn(element, n_colors=20):
 
 
 @pytest.fixture
-def three_views(spoken):
-    scenarios = ragged_scenarios()
-    return {
-        "heads": show_heads(spoken, list(range(20)), "L0H0, L1H1, L2H2"),
-        "reconstruction": show_reconstruction(tiny_mae(), make_patterns()),
-        "clusters": show_clusters(spoken, scenarios, "L0H0", mae=make_mae(), reducer="pca"),
-    }
+def three_heads(spoken):
+    return show_heads(spoken, list(range(20)), "L0H0, L1H1, L2H2")
 
 
 @pytest.mark.browser
 def test_views_draw_alone_without_network_or_errors_and_hostile_tokens_do_not_run(
-    chromium, three_views, tmp_path
+    chromium, three_heads, tmp_path
 ):
-    for name, view in three_views.items():
-        path = view.save(tmp_path / f"{name}.html")
-        page, logged, requested = open_page(chromium, path)
-        if name == "heads":
-            wait_until_drawn(page)
-            for canvas in page.locator("#heads canvas").all():
-                assert_drawn(canvas, n_colors=8)
-            assert_drawn(page.locator("#pattern canvas:visible"))
-        else:
-            images = page.locator("figure img")
-            assert images.count() >= 4
-            for image in images.all():
-                assert image.evaluate("image => image.naturalWidth") >= 12
-                assert_drawn(image)
-        assert page.title() == view.title
-        assert page.evaluate("window.pwned") is None
-        assert logged == []
-        assert requested == [path.as_uri()]
-        page.close()
+    path = three_heads.save(tmp_path / "heads.html")
+    page, logged, requested = open_page(chromium, path)
+    wait_until_drawn(page)
+    for canvas in page.locator("#heads canvas").all():
+        assert_drawn(canvas, n_colors=8)
+    assert_drawn(page.locator("#pattern canvas:visible"))
+    assert page.title() == three_heads.title
+    assert page.evaluate("window.pwned") is None
+    assert logged == []
+    assert requested == [path.as_uri()]
+    page.close()
 
 
 @pytest.mark.browser
-def test_views_draw_in_frames_of_an_exported_notebook(chromium, three_views, tmp_path):
-    outputs = "".join(
-        f'<div class="jp-OutputArea-output jp-RenderedHTMLCommon">{view._repr_html_()}</div>'
-        for view in three_views.values()
+def test_views_draw_in_frames_of_an_exported_notebook(chromium, three_heads, tmp_path):
+    output = (
+        f'<div class="jp-OutputArea-output jp-RenderedHTMLCommon">{three_heads._repr_html_()}</div>'
     )
     path = tmp_path / "notebook.html"
     path.write_text(
-        f'<!DOCTYPE html><meta charset="utf-8"><title>notebook</title>{outputs}<p id="end">end',
+        f'<!DOCTYPE html><meta charset="utf-8"><title>notebook</title>{output * 2}<p id="end">end',
         encoding="utf-8",
     )
     page, logged, requested = open_page(chromium, path)
     frames = page.frames[1:]
-    assert len(frames) == 3
+    assert len(frames) == 2
     wait_until_drawn(frames[0])
     for frame in page.locator("iframe").all():
         assert frame.bounding_box()["width"] > 800
         assert_drawn(frame)
     needed = frames[0].evaluate("document.documentElement.scrollHeight")
-    assert needed <= three_views["heads"].height  # nothing of the pattern is out of sight
+    assert needed <= three_heads.height  # nothing of the pattern is out of sight
     assert page.title() == "notebook"
     assert all(frame.evaluate("window.pwned") is None for frame in page.frames)
     assert page.locator("#end").is_visible()
@@ -807,10 +786,10 @@ def test_circuitsvis_draws_the_heads_offline_and_hostile_tokens_do_not_run(
 
 
 @pytest.mark.browser
-def test_pointing_shows_a_head_large_and_clicking_keeps_it(chromium, three_views, tmp_path):
-    page, logged, _ = open_page(chromium, three_views["heads"].save(tmp_path / "heads.html"))
+def test_pointing_shows_a_head_large_and_clicking_keeps_it(chromium, three_heads, tmp_path):
+    page, logged, _ = open_page(chromium, three_heads.save(tmp_path / "heads.html"))
     wait_until_drawn(page)
-    labels = data_of(three_views["heads"])["labels"]
+    labels = data_of(three_heads)["labels"]
     large = page.locator("#pattern canvas:visible")
     shown = [colors_of(large)]
     assert large.bounding_box()["width"] > 400
@@ -1070,17 +1049,14 @@ def test_attention_before_the_tokens_shown_and_of_a_cell_is_told(chromium, any_m
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [560, 1280])
-def test_every_view_fits_its_width(chromium, three_views, tmp_path, width):
-    for name, view in three_views.items():
-        page, *_ = open_page(chromium, view.save(tmp_path / f"{name}.html"))
-        page.set_viewport_size({"width": width, "height": 900})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        boxes = [shown.bounding_box() for shown in page.locator("figure, #cells").all()]
-        assert boxes
-        assert all(box["x"] + box["width"] <= width for box in boxes)
-        if name == "reconstruction":  # side by side, as they are to be compared
-            assert len({box["y"] for box in boxes}) == len(boxes) / 3
-        page.close()
+def test_every_view_fits_its_width(chromium, three_heads, tmp_path, width):
+    page, *_ = open_page(chromium, three_heads.save(tmp_path / "heads.html"))
+    page.set_viewport_size({"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = [shown.bounding_box() for shown in page.locator("figure, #cells").all()]
+    assert boxes
+    assert all(box["x"] + box["width"] <= width for box in boxes)
+    page.close()
 
 
 @pytest.mark.browser
@@ -1178,18 +1154,17 @@ def test_habits_are_legible_in_both_schemes_and_fit_narrow_and_wide(
 
 
 @pytest.mark.browser
-def test_even_a_script_that_got_in_could_not_run_or_fetch(chromium, three_views, tmp_path):
-    for name, view in three_views.items():
-        page, *_ = open_page(chromium, view.save(tmp_path / f"{name}.html"))
-        page.evaluate(
-            "const s = document.createElement('script'); s.textContent = 'window.pwned = 1';"
-            "document.head.append(s)"
-        )
-        assert page.evaluate("window.pwned") is None
-        assert page.evaluate("fetch('data:text/plain,x').then(() => 'got', () => 'refused')") == (
-            "refused"
-        )
-        page.close()
+def test_even_a_script_that_got_in_could_not_run_or_fetch(chromium, three_heads, tmp_path):
+    page, *_ = open_page(chromium, three_heads.save(tmp_path / "heads.html"))
+    page.evaluate(
+        "const s = document.createElement('script'); s.textContent = 'window.pwned = 1';"
+        "document.head.append(s)"
+    )
+    assert page.evaluate("window.pwned") is None
+    assert page.evaluate("fetch('data:text/plain,x').then(() => 'got', () => 'refused')") == (
+        "refused"
+    )
+    page.close()
 
 
 @pytest.mark.browser
@@ -1219,24 +1194,22 @@ def test_ten_heads_of_256_tokens_are_drawn_soon(chromium, tmp_path):
 
 
 @pytest.mark.browser
-def test_dark_readers_get_dark_views_and_readable_patterns(chromium, three_views, tmp_path):
+def test_dark_readers_get_dark_views_and_readable_patterns(chromium, three_heads, tmp_path):
     def brightness(page, selector):
         rgb = page.evaluate(
             f"getComputedStyle(document.querySelector('{selector}')).backgroundColor"
         )
         return sum(int(number) for number in re.findall(r"\d+", rgb)[:3]) / 3
 
-    for name, view in three_views.items():
-        path = view.save(tmp_path / f"{name}.html")
-        dark, *_ = open_page(chromium, path, color_scheme="dark")
-        light, *_ = open_page(chromium, path, color_scheme="light")
-        assert brightness(dark, "body") < 60
-        assert brightness(light, "body") > 200
-        if name == "heads":
-            assert brightness(dark, "#cells canvas") < 60
-            assert colors_of(dark.locator("#pattern")).mean() < 90
-        dark.close()
-        light.close()
+    path = three_heads.save(tmp_path / "heads.html")
+    dark, *_ = open_page(chromium, path, color_scheme="dark")
+    light, *_ = open_page(chromium, path, color_scheme="light")
+    assert brightness(dark, "body") < 60
+    assert brightness(light, "body") > 200
+    assert brightness(dark, "#cells canvas") < 60
+    assert colors_of(dark.locator("#pattern")).mean() < 90
+    dark.close()
+    light.close()
 
 
 @pytest.mark.real

@@ -30,6 +30,7 @@ from aplens.tables import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from transformer_lens import ActivationCache
 
 Pool: TypeAlias = Literal["cls", "mean", "last_query"]
@@ -122,6 +123,20 @@ class Reconstruction(Shown):
 
         places = [", ".join(map(str, place)) for place in np.ndindex(tuple(self.error.shape))]
         return pd.DataFrame({"pattern": places, "error": self.error.flatten().tolist()})
+
+    def plot(self, labels: Sequence[object] | None = None) -> Figure:
+        """Original, masked and reconstructed patterns side by side, one row a pattern.
+
+        Args:
+            labels: A name for each pattern, such as its head: `labels=patterns.heads` for one
+                prompt (default: their places).
+
+        Raises:
+            ValueError: When there are more than 24 patterns, or not as many labels as patterns.
+        """
+        from aplens.plots import plot_reconstruction
+
+        return plot_reconstruction(self, labels)
 
 
 class APMAE(nn.Module):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from aplens import plots
 from aplens._tokens import displayable_token
@@ -243,7 +244,7 @@ def show_tasks(frame: pd.DataFrame) -> Section:
         ],
         pictures=[
             _picture(
-                plots.plot_task_accuracy(frame),
+                _plot_tasks(frame),
                 f"Dot plot: accuracy on each of {len(frame)} tasks with 95 % intervals.",
                 "Share of scenarios whose first token the model predicts, by task. Intervals are "
                 "bootstrapped over source files.",
@@ -253,11 +254,24 @@ def show_tasks(frame: pd.DataFrame) -> Section:
     )
 
 
+def _plot_tasks(frame: pd.DataFrame) -> Figure:
+    ordered = _with_ends(frame, "accuracy").sort_values("accuracy", ascending=False)
+    named = [f"{row.task} ({row.n})" for row in ordered.itertuples()]
+    figure = plots.plot_intervals(
+        ordered.set_axis(named).rename_axis("task (scenarios)"),
+        "accuracy",
+        "accuracy (95 % interval)",
+    )
+    figure.axes[0].set_xlim(0, 1)
+    figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
+
+
 def show_reconstruction(
     reconstruction: Reconstruction, labels: Sequence[str], errors: pd.DataFrame
 ) -> Section:
     """Some patterns that AP-MAE filled in, and its error beside that of simpler predictors."""
-    ordered = errors.sort_values("error")
+    ordered = _with_ends(errors, "error").sort_values("error")
     return Section(
         "reconstruction",
         "Reconstruction of masked attention patterns",
@@ -271,7 +285,7 @@ def show_reconstruction(
                 "Nothing lies above the diagonal: no token attends to a later one.",
             ),
             _picture(
-                plots.plot_reconstruction_error(ordered, BASELINES),
+                _plot_errors(ordered),
                 f"Dot plot: squared error on masked patches of {len(errors)} predictors.",
                 "Mean squared error on masked patches, on source files never trained on. Grey: "
                 "predictors that are no AP-MAE.",
@@ -280,13 +294,24 @@ def show_reconstruction(
         folded=[
             _tabulate_patterns(reconstruction, labels),
             Table.from_frame(
-                _with_ends(ordered, "error"),
+                ordered,
                 {"predictor": "predictor", "error": "squared error"},
                 caption="Reconstruction error",
                 formats={"error": ".4f"},
             ),
         ],
     )
+
+
+def _plot_errors(ordered: pd.DataFrame) -> Figure:
+    figure = plots.plot_intervals(
+        ordered.set_index("predictor"),
+        "error",
+        "mean squared error on masked patches (95 % interval; lower is better)",
+        BASELINES,
+    )
+    figure.axes[0].set_xlim(left=0)
+    return figure
 
 
 def _tabulate_patterns(reconstruction: Reconstruction, labels: Sequence[str]) -> Table:
@@ -301,6 +326,13 @@ def _tabulate_patterns(reconstruction: Reconstruction, labels: Sequence[str]) ->
 
 def show_predictors(frame: pd.DataFrame) -> Section:
     """What predicts whether the model is right."""
+    figure = plots.plot_intervals(
+        frame.sort_values("auc", ascending=False).set_index("features"),
+        "auc",
+        "AUC (95 % interval; 0.5 is chance)",
+        plots.PREDICTOR_BASELINES,
+        chance=0.5,
+    )
     return Section(
         "predictors",
         "Predicting whether the model is right",
@@ -310,7 +342,7 @@ def show_predictors(frame: pd.DataFrame) -> Section:
         ],
         pictures=[
             _picture(
-                plots.plot_predictors(frame),
+                figure,
                 f"Dot plot: AUC of {len(frame)} sets of features with 95 % intervals.",
                 "Area under the ROC curve. Grey: features that need no AP-MAE. Intervals are "
                 "bootstrapped over source files.",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BATCH_SIZE = 8
 
 #: Patterns shown of a cluster.
-_N_TYPICAL = 3
+N_TYPICAL = 3
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _nearest_to_centre(
     """Places of the members whose direction is nearest to that of the members' mean."""
     rows = unit_rows(embeddings[members])
     order = np.argsort(-(rows @ rows.mean(axis=0)), kind="stable")
-    return members[order[:_N_TYPICAL]].tolist()
+    return members[order[:N_TYPICAL]].tolist()
 
 
 class _Read(NamedTuple):
