@@ -75,9 +75,7 @@ def test_a_wrong_prompt_file_is_refused_by_line(model, tmp_path, name, text, mes
         read_prompt_file(model, tmp_path / name)
 
 
-def test_rank_prints_a_table_or_json_of_what_rank_heads_finds(
-    model, tiny_saved, prompts, tmp_path
-):
+def test_rank_prints_a_table_or_json_of_what_rank_heads_finds(model, tiny_saved, prompts, tmp_path):
     command = ["rank", "--model", tiny_saved, "--kind", "bridge", "--prompts", prompts]
     expected = aplens.rank_heads(model, read_prompt_file(model, prompts))
     printed = run(*command, "--json")
