@@ -336,8 +336,9 @@ class HeadRanking(Shown):
         return f"{self.verdict}\n\n{table.to_text()}"
 
     def to_json(self) -> str:
-        """What `save` writes: the verdict, the facts and every head with its scores."""
-        return json.dumps(self._document(), indent=2)
+        """What `save` writes, with the verdict before it; `load` reads it as well."""
+        verdict = {"verdict": self.verdict, "at_chance": self.is_at_chance}
+        return json.dumps(verdict | self._document(), indent=2)
 
     def _document(self) -> dict[str, Any]:
         return {
@@ -346,8 +347,6 @@ class HeadRanking(Shown):
             "model_name": self.model.name,
             "n_layers": self.model.n_layers,
             "n_heads": self.model.n_heads,
-            "verdict": self.verdict,
-            "at_chance": self.is_at_chance,
             "metadata": self.metadata,
             "heads": list(self._records()),
         }
@@ -370,7 +369,7 @@ class HeadRanking(Shown):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HeadRanking:
-        """Read what `save` wrote, or what `aplens rank --json` printed.
+        """Read what `save` wrote, or `aplens rank --json` printed.
 
         Raises:
             OSError: When the file cannot be read.
@@ -404,7 +403,7 @@ class HeadRanking(Shown):
             raise ValueError(f"{path} is a damaged head ranking: {error}") from error
 
 
-def _read_row(row: dict[str, Any], index: int) -> Head:
+def _read_row(row: Mapping[Any, Any], index: int) -> Head:
     """The head of a ranking's row, whose scores are checked."""
     where = f"heads[{index}]."
     for column in HeadRanking.COLUMNS[2:]:

@@ -129,9 +129,8 @@ def test_a_document_with_one_wrong_node(kind, documents, folder, data):
 
 
 #: Keys under which anything may stand, or that files of older versions lack.
-FOR_READERS = {"verdict", "at_chance", "name"}  # of a ranking, which has them anew
-FREE = {"ranking": {"method"} | FOR_READERS, "sweep": {"model", "seed", "method"}}
-FREE |= {"study shap": {"signed"} | FOR_READERS, "study effects": {"low", "high"} | FOR_READERS}
+FREE = {"ranking": {"method", "name"}, "sweep": {"model", "seed", "method"}}
+FREE |= {"study shap": {"signed", "name"}, "study effects": {"low", "high", "name"}}
 FREE |= {"study sweep": {"model", "seed"}, "corpora": {"language"}}
 
 

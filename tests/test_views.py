@@ -1239,5 +1239,5 @@ def test_a_real_model_shows_its_tokens_and_a_head_that_repeats(smollm2):
 @pytest.mark.real
 def test_a_real_model_shows_pieces_of_characters_as_their_bytes(smollm2):
     view = show_heads(smollm2, smollm2.to_tokens("日本 👩", prepend_bos=False), "L0H0")
-    pieces = ["日¹⁄₂", "日²⁄₂", "本", "·👩¹⁄₃", "👩²⁄₃", "👩³⁄₃"]
+    pieces = [r"\xe6\x97", r"\xa5", "本", r"·\xf0\x9f", r"\x91", r"\xa9"]
     assert data_of(view)["tokens"] == pieces
