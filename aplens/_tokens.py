@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from aplens._words import displayable, spell_out
+from aplens._words import displayable
 
 #: Characters shown of a prompt's end, which begins with a whole word if one begins among the first.
 _TEXT_LENGTH = 44
@@ -23,7 +22,6 @@ _MARKS = {"\n": "↵", "\t": "→", " ": "·", "\x7f": "␡"} | {
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
-_ABOVE, _BELOW = "⁰¹²³⁴", "₀₁₂₃₄"
 
 
 def label_tokens(model: Any, ids: Sequence[int]) -> list[str]:
@@ -41,12 +39,10 @@ def displayable_token(token: str) -> str:
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    r"""Each token of a prompt as text.
+    r"""Each token of a prompt as text; bytes that are no whole character as numbers (`\xe6`).
 
-    A token that holds a piece of a character reads as the character and which of its pieces this is
-    ("日¹⁄₃", the first of three tokens): its neighbours hold the rest. Where they do not, because
-    the prompt begins or ends inside the character, it reads as its bytes (`\xE6`). So U+FFFD, which
-    a tokenizer writes for a piece alone, is there only where the prompt's text has it.
+    So U+FFFD, which a tokenizer writes for such bytes, is there only where the prompt's text has
+    it.
 
     Args:
         tokenizer: A Hugging Face tokenizer: of bytes (GPT-2, Llama 3), of text with bytes for what
@@ -55,25 +51,20 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """
     texts = [tokenizer.decode([token]) for token in ids]
     pieces = _read_pieces(tokenizer, ids, texts)
-    for places in _runs(pieces):
-        if pieces[places[0]]:
-            for place, text in zip(places, _name(pieces[places[0] : places[-1] + 1]), strict=True):
-                texts[place] = text
-    return texts
+    return [_as_text(piece) or text for piece, text in zip(pieces, texts, strict=True)]
 
 
 def readable_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    r"""The text of a prompt, with the bytes of a character that it cuts through (`\xE6`)."""
+    r"""The text of a prompt, with the bytes of a character that it cuts through (`\xe6`)."""
     whole = tokenizer.decode(list(ids))
     if _REPLACEMENT not in whole:
         return whole
     pieces = _read_pieces(tokenizer, ids, [tokenizer.decode([token]) for token in ids])
-    return "".join(
-        "".join(text for text, *_ in _characters(b"".join(pieces[place] for place in places)))
-        if pieces[places[0]]
-        else tokenizer.decode([ids[place] for place in places])
-        for places in _runs(pieces)
-    )
+    parts = []
+    for in_bytes, run in groupby(zip(ids, pieces, strict=True), lambda pair: bool(pair[1])):
+        tokens, data = zip(*run, strict=True)
+        parts.append(_as_text(b"".join(data)) if in_bytes else tokenizer.decode(list(tokens)))
+    return "".join(parts)
 
 
 def last_text(model: Any, prompt: Sequence[int]) -> str:
@@ -109,41 +100,5 @@ def _read_bytes(written: str | bytes) -> bytes:
     return bytes(map(byte_of.__getitem__, written)) if byte_of.keys() >= set(written) else b""
 
 
-def _runs(pieces: Sequence[bytes]) -> Iterator[list[int]]:
-    """Places of tokens that follow each other, either all of bytes or all of text."""
-    for _, run in groupby(range(len(pieces)), lambda place: bool(pieces[place])):
-        yield list(run)
-
-
-def _name(pieces: Sequence[bytes]) -> list[str]:
-    owners = [place for place, piece in enumerate(pieces) for _ in piece]
-    names = [""] * len(pieces)
-    for text, start, stop in _characters(b"".join(pieces)):
-        first, last = owners[start], owners[stop - 1]
-        n = last - first + 1
-        for part in range(1, n + 1):
-            names[first + part - 1] += text if n == 1 else _name_part(text, part, n)
-    return names
-
-
-def _name_part(character: str, part: int, n: int) -> str:
-    if unicodedata.category(character) == "Cf":  # such as what joins emoji, which shows nothing
-        character = spell_out(character)
-    return f"{character}{_ABOVE[part]}⁄{_BELOW[n]}"
-
-
-def _characters(data: bytes) -> Iterator[tuple[str, int, int]]:
-    r"""Each character with its first byte and the byte after its last; a byte of none as `\xE6`."""
-    start = 0
-    while start < len(data):
-        for stop in range(start + 1, min(start + 4, len(data)) + 1):
-            try:
-                text = data[start:stop].decode()
-            except UnicodeDecodeError:
-                continue
-            break
-        else:
-            stop = start + 1
-            text = rf"\x{data[start]:02X}"
-        yield text, start, stop
-        start = stop
+def _as_text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")

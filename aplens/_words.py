@@ -42,14 +42,10 @@ def displayable(text: str, keep: str = "") -> str:
     return "".join(c if c in keep else _show_character(c) for c in text)
 
 
-def spell_out(character: str) -> str:
-    """A character as its number."""
-    return f"\\u{{{ord(character):04X}}}"
-
-
 def _show_character(character: str) -> str:
     hidden = character != " " and unicodedata.category(character) in _UNSEEN
-    return spell_out(character) if hidden and character not in _JOINING else character
+    is_shown = not hidden or character in _JOINING
+    return character if is_shown else f"\\u{{{ord(character):04X}}}"
 
 
 _SHORT = reprlib.Repr()

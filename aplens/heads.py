@@ -41,10 +41,7 @@ class Head(NamedTuple):
 HeadsLike: TypeAlias = (
     "Head | tuple[int, int] | str | Mapping[int, Sequence[int]] | HeadRanking | Iterable[Any]"
 )
-RankBy: TypeAlias = Literal["importance", "toward_incorrect", "toward_correct", "neutral"]
-
-#: Below this mean |SHAP| a head pushes neither way (docs/method.md, step 10).
-NEUTRAL_THRESHOLD = 1e-5
+RankBy: TypeAlias = Literal["importance", "toward_incorrect", "toward_correct"]
 
 _NAMED_HEAD = re.compile(
     r"\s*(?:[lL]\s*(\d{1,9})\s*[hH]\s*(\d{1,9})|(\d{1,9})\s*\.\s*(\d{1,9}))\s*"
@@ -186,8 +183,8 @@ class HeadRanking(Shown):
         metadata: JSON-able facts about how the ranking was made.
 
     Raises:
-        ValueError: When a column is missing, a score is not finite, or a head is no whole number,
-            out of range or listed twice.
+        ValueError: When a column is missing, a score is not finite, `measured` is not true or
+            false, or a head is no whole number, out of range or listed twice.
 
     Attributes:
         model: The model's name, layers and heads a layer.
@@ -207,20 +204,13 @@ class HeadRanking(Shown):
         missing = [column for column in self.COLUMNS if column not in frame.columns]
         if missing:
             raise ValueError(f"a ranking needs the columns {list(self.COLUMNS)}; missing {missing}")
-        scores = frame[list(self.COLUMNS[2:])].to_numpy(dtype=float)
-        if not np.isfinite(scores).all():
-            raise ValueError("a ranking's scores must be finite; found NaN or infinity")
-        heads = parse_heads(
-            [
-                (_whole(layer), _whole(head))
-                for layer, head in zip(frame["layer"], frame["head"], strict=True)
-            ],
-            model,
-        )
+        columns = [*self.COLUMNS, *(name for name in self.EFFECT_COLUMNS if name in frame)]
+        rows = frame[columns].to_dict(orient="records")
+        heads = parse_heads([_read_row(row, index) for index, row in enumerate(rows)], model)
         if len(heads) != len(frame):
             raise ValueError(f"a ranking lists a head once; {len(frame) - len(heads)} are repeated")
         self._frame = (
-            frame[[*self.COLUMNS, *_effect_columns(frame)]]
+            frame[columns]
             .astype({"layer": int, "head": int})
             .sort_values(
                 ["importance", "layer", "head"], ascending=[False, True, True], kind="stable"
@@ -306,7 +296,7 @@ class HeadRanking(Shown):
 
         Args:
             k: How many. Fewer come back when fewer qualify: `toward_*` lists only heads that push
-                that way at all, `neutral` only heads with |mean| ≤ 1e-5, least important first.
+                that way at all.
             by: The score.
 
         Raises:
@@ -315,13 +305,9 @@ class HeadRanking(Shown):
         if k < 0:
             raise ValueError(f"k must be 0 or more, got {k}")
         require_choice("by", by, get_args(RankBy))
-        if by == "neutral":
-            chosen = self._frame[self._frame["mean"].abs() <= NEUTRAL_THRESHOLD]
-            chosen = chosen.sort_values("importance", kind="stable")
-        else:
-            chosen = self._frame.sort_values(by, ascending=False, kind="stable")
-            if by != "importance":
-                chosen = chosen[chosen[by] > 0]
+        chosen = self._frame.sort_values(by, ascending=False, kind="stable")
+        if by != "importance":
+            chosen = chosen[chosen[by] > 0]
         return _heads_of(chosen.head(k))
 
     def random(self, k: int, seed: int = 0) -> tuple[Head, ...]:
@@ -350,22 +336,26 @@ class HeadRanking(Shown):
         return f"{self.verdict}\n\n{table.to_text()}"
 
     def to_json(self) -> str:
-        """The verdict, the facts and every head with its scores, as JSON."""
-        return json.dumps(
-            {
-                "model": self.model.name,
-                "verdict": self.verdict,
-                "at_chance": self.is_at_chance,
-                "metadata": self.metadata,
-                "heads": [{"name": str(head)} | row for head, row in self._records()],
-            },
-            indent=2,
-        )
+        """What `save` writes, with the verdict before it; `load` reads it as well."""
+        verdict = {"verdict": self.verdict, "at_chance": self.is_at_chance}
+        return json.dumps(verdict | self._document(), indent=2)
 
-    def _records(self) -> Iterator[tuple[Head, dict[str, Any]]]:
+    def _document(self) -> dict[str, Any]:
+        return {
+            "format": self._FORMAT,
+            "version": 1,
+            "model_name": self.model.name,
+            "n_layers": self.model.n_layers,
+            "n_heads": self.model.n_heads,
+            "metadata": self.metadata,
+            "heads": list(self._records()),
+        }
+
+    def _records(self) -> Iterator[dict[str, Any]]:
         """Each head's scores as JSON takes them: None for what is not known."""
         for head, row in zip(self, self._frame.to_dict(orient="records"), strict=True):
-            yield head, {str(key): None if value != value else value for key, value in row.items()}
+            known = {str(key): None if value != value else value for key, value in row.items()}
+            yield {"name": str(head)} | known
 
     def plot(self, column: str = "importance") -> Figure:
         """The layer × head map of one score."""
@@ -375,22 +365,11 @@ class HeadRanking(Shown):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ranking as JSON."""
-        write_json(
-            path,
-            {
-                "format": self._FORMAT,
-                "version": 1,
-                "model_name": self.model.name,
-                "n_layers": self.model.n_layers,
-                "n_heads": self.model.n_heads,
-                "metadata": self.metadata,
-                "heads": [row for _, row in self._records()],
-            },
-        )
+        write_json(path, self._document())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HeadRanking:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or `aplens rank --json` printed.
 
         Raises:
             OSError: When the file cannot be read.
@@ -401,8 +380,18 @@ class HeadRanking(Shown):
 
         data = read_document(path, "a head ranking", cls._FORMAT, 1)
         try:
+            rows = [
+                {
+                    key: math.nan if value is None else value  # as `_records` writes it
+                    for key, value in check(row, dict, f"heads[{index}]").items()
+                }
+                for index, row in enumerate(take(data, "heads", list))
+            ]
+            if not rows:
+                raise ValueError("heads must list at least one head")
+            effects = cls.EFFECT_COLUMNS if any("measured" in row for row in rows) else ()
             return cls(
-                pd.DataFrame(list(_read_rows(data))),
+                pd.DataFrame(rows, columns=[*cls.COLUMNS, *effects]),
                 ModelShape(
                     take(data, "model_name", str),
                     take(data, "n_layers", int),
@@ -414,32 +403,24 @@ class HeadRanking(Shown):
             raise ValueError(f"{path} is a damaged head ranking: {error}") from error
 
 
-def _read_rows(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A saved ranking's table, a head a row."""
-    for index, entry in enumerate(take(data, "heads", list)):
-        where = f"heads[{index}]."
-        row = check(entry, dict, where[:-1])
-        read: dict[str, Any] = {
-            column: take(row, column, int if column in Head._fields else float, where)
-            for column in HeadRanking.COLUMNS
-        }
-        if "measured" in row:
-            read["measured"] = take(row, "measured", bool, where)
-            for end in ("low", "high"):  # null where a single group leaves no interval
-                known = row.get(end) is not None
-                read[end] = take(row, end, float, where) if known else math.nan
-        yield read
+def _read_row(row: Mapping[Any, Any], index: int) -> Head:
+    """The head of a ranking's row, whose scores are checked."""
+    where = f"heads[{index}]."
+    for column in HeadRanking.COLUMNS[2:]:
+        check(row[column], float, f"{where}{column}")
+    if "measured" in row:
+        check(row["measured"], bool, f"{where}measured")
+    for end in ("low", "high"):  # unknown where a single group leaves no interval
+        value = row.get(end, math.nan)
+        if not (isinstance(value, float) and math.isnan(value)):
+            check(value, float, f"{where}{end}")
+    return Head(_whole(row["layer"], f"{where}layer"), _whole(row["head"], f"{where}head"))
 
 
-def _effect_columns(frame: pd.DataFrame) -> list[str]:
-    return [column for column in HeadRanking.EFFECT_COLUMNS if column in frame]
-
-
-def _whole(number: Any) -> int:
+def _whole(number: Any, name: str) -> int:
     """A column of whole numbers may have become one of floats; 1.5 was never one."""
-    if int(number) != number:
-        raise ValueError(f"layers and heads must be whole numbers, got {shorten(number)}")
-    return int(number)
+    is_whole_float = isinstance(number, float) and number.is_integer()
+    return check(int(number) if is_whole_float else number, int, name)
 
 
 def _heads_of(frame: pd.DataFrame) -> tuple[Head, ...]:

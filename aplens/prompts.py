@@ -140,7 +140,6 @@ def read_prompts(
     model: Any,
     prompts: PromptsLike,
     *,
-    attention_mask: Int[Tensor, "prompt pos"] | None = None,
     prepend_bos: bool | None = None,
 ) -> Prompts:
     """Prompts in any form, checked against the model and moved to it.
@@ -149,10 +148,10 @@ def read_prompts(
         model: A HookedTransformer or TransformerBridge.
         prompts: A text or several, which the model's own `to_tokens` tokenizes one by one; token
             ids as lists, as a tensor or NumPy array (of one prompt or a batch), or as a list of
-            those; a pandas Series of texts or of lists of ids; what a Hugging Face tokenizer
-            returns (`input_ids` with `attention_mask`); scenarios; `Prompts`.
-        attention_mask: With token ids: 1 where a token is no padding, as many as there are. The
-            padding, on either side, is taken out. Without it every token counts.
+            those; a pandas Series of texts or of lists of ids; scenarios; `Prompts`; or a mapping
+            such as a Hugging Face tokenizer returns: `input_ids`, and with them `attention_mask`
+            where some are padding, on either side, which is taken out (1 where a token is none).
+            Without a mask every token counts.
         prepend_bos: Whether to put the BOS token before texts (default: what the model does by
             default). None is put before a text that begins with one, such as a chat template's;
             its own stays in any case. Token ids are taken as they are.
@@ -164,7 +163,7 @@ def read_prompts(
         TypeError: When this is no form of prompts, or one of them is neither text nor token ids,
             such as a missing value; the message names its row.
     """
-    read = _read(model, prompts, attention_mask, prepend_bos)
+    read = _read(model, prompts, prepend_bos)
     info = describe_model(model)
     if read.n_tokens > info.n_ctx:
         raise ValueError(
@@ -200,7 +199,8 @@ def name_unfit(values: Any, fits: Callable[[Any], bool], where: str = "for promp
     return f"{shorten(rows[place])} {where} {place}{of_pandas}"
 
 
-def _read(model: Any, prompts: Any, attention_mask: Any, prepend_bos: bool | None) -> Prompts:
+def _read(model: Any, prompts: Any, prepend_bos: bool | None) -> Prompts:
+    attention_mask = None
     if isinstance(prompts, Mapping):  # what a Hugging Face tokenizer returns
         if "input_ids" not in prompts:
             raise ValueError(
@@ -208,11 +208,9 @@ def _read(model: Any, prompts: Any, attention_mask: Any, prepend_bos: bool | Non
             )
         prompts, attention_mask = prompts["input_ids"], prompts.get("attention_mask")
     # A Series answers to its labels, a DataFrame to its columns: neither is a method.
-    if isinstance(prompts, HasPrompts) and callable(prompts.prompts):
+    elif isinstance(prompts, HasPrompts) and callable(prompts.prompts):
         prompts = prompts.prompts()
-    if isinstance(prompts, Prompts):
-        if attention_mask is not None:
-            raise ValueError("attention_mask goes with token ids: these prompts have no padding")
+    if isinstance(prompts, Prompts) and attention_mask is None:
         return prompts
     rows = as_list(prompts)
     if isinstance(rows, str):
@@ -239,11 +237,11 @@ def _read(model: Any, prompts: Any, attention_mask: Any, prepend_bos: bool | Non
 def _without_padding(prompts: list[Any], attention_mask: Any) -> list[list[int]]:
     """The tokens of each prompt that its mask keeps."""
     mask = as_list(attention_mask)
-    if isinstance(mask, Sequence) and mask and not isinstance(mask[0], (Sequence, Column)):
-        mask = [mask]
-    rows = [as_list(row) for row in mask] if isinstance(mask, Sequence) else mask
+    rows = [as_list(row) for row in mask] if isinstance(mask, Sequence) else []
+    if not any(isinstance(row, Sequence) for row in rows):  # the mask of one prompt
+        rows = [rows]
     lengths = [len(prompt) for prompt in prompts]
-    if not isinstance(rows, list) or [_length(row) for row in rows] != lengths:
+    if [len(row) if isinstance(row, list | tuple) else -1 for row in rows] != lengths:
         raise ValueError(
             "expected attention_mask with a 0 or 1 for each token of prompts of "
             f"{shorten(lengths)} tokens, got {shorten(mask)}"
@@ -252,10 +250,6 @@ def _without_padding(prompts: list[Any], attention_mask: Any) -> list[list[int]]
         [token for token, keep in zip(*row, strict=True) if keep]
         for row in zip(prompts, rows, strict=True)
     ]
-
-
-def _length(row: Any) -> int | None:
-    return len(row) if isinstance(row, Sequence) and not isinstance(row, str) else None
 
 
 def _from_ids(prompts: list[Any]) -> Prompts:

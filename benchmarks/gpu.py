@@ -125,7 +125,7 @@ def measure_everything(model: Any, mae: aplens.APMAE, scenarios: Scenarios) -> d
     with torch.no_grad(), aplens.ablate_heads(model, heads):
         ablated = last_token_logits(model, scenarios.tokens().to(mae.device))
     turned = scenarios.tokens().flip(0).tolist()
-    metric = aplens.logit_difference(scenarios.targets(), scenarios.wrong_targets())
+    metric = aplens.logit_difference(scenarios)
     quiet = {"progress": False}
     patched = aplens.path_patch(model, prompts, turned, heads[:2], "logits", metric=metric, **quiet)
     exact = {"precision": torch.float32}

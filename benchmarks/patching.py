@@ -61,8 +61,8 @@ def measure(kind: str, options: argparse.Namespace) -> None:
         aplens.read_prompts(model, [text.format(*pair, pair[who]) for pair in PAIRS]).tokens
         for who in (0, 1)
     )
-    right, wrong = ([model.to_single_token(f" {pair[who]}") for pair in PAIRS] for who in (1, 0))
-    metric = aplens.logit_difference(right, wrong)
+    right, wrong = ([f" {pair[who]}" for pair in PAIRS] for who in (1, 0))
+    metric = aplens.logit_difference(aplens.make_scenarios(model, clean, right, wrong))
     heads = draw_heads(describe_model(model).heads, options.heads, seed=0)
     found: dict[str, list[float]] = {}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from types import SimpleNamespace
 
@@ -18,12 +19,25 @@ from aplens.circuits import PatchingTable, activation_patch, logit_difference, p
 from aplens.heads import ModelShape
 from aplens.models import attach_hooks, can_start_midway, describe_model, pattern_hook_name
 from aplens.prompts import Prompts
+from aplens.scenarios import Scenario, ScenarioError, Scenarios, make_scenarios
 
 HAS_FUNCTION = hasattr(patching, "get_act_patch_direct_path")
 CLEAN, CORRUPTED = torch.randint(
     1, D_VOCAB, (2, 3, 12), generator=torch.Generator().manual_seed(0)
 ).unbind()
-METRIC = logit_difference([5, 6, 7], [8, 9, 10])
+
+
+def difference(prompts, right, wrong):
+    """The metric of prompts as lists of token ids."""
+    return logit_difference(
+        Scenarios(
+            Scenario("task", "text", "file", 1, "", tuple(prompt), answer, "own", rival)
+            for prompt, answer, rival in zip(prompts, right, wrong, strict=True)
+        )
+    )
+
+
+METRIC = difference(CLEAN.tolist(), [5, 6, 7], [8, 9, 10])
 
 
 def run(model, tokens, *hooks):
@@ -99,7 +113,6 @@ def test_activation_patching_is_what_a_hook_does_by_hand(tiny_model, activation)
     torch.testing.assert_close(
         torch.tensor(table.frame["recovered"]), torch.tensor(shares), atol=1e-5, rtol=0
     )
-    assert table.n_forward_passes == 4
     assert list(table.frame["name"]) == ["L2H1", "L0H3"]
     assert list(table.frame["activation"]) == [activation] * 2
 
@@ -166,7 +179,6 @@ def test_a_path_carries_the_senders_write_into_one_receiver_alone(tiny_model, co
         assert row.metric == pytest.approx(expected, abs=1e-5)
         assert row.component == component
     assert (frame["metric"] - table.corrupted).abs().max() > 1e-3
-    assert table.n_forward_passes == 2 + len(frame) + len(senders)
 
 
 @pytest.mark.skipif(not HAS_HOOKED, reason="the forked inputs of a HookedTransformer")
@@ -211,10 +223,16 @@ COMPONENTS = [
 ]
 
 
-def path_in_hugging_face(family, sender, receiver, component):
-    """The metric of the original model, without TransformerLens and without its hooks."""
-    model = make_hf(family)
-    layer = model.get_submodule(LAYERS.get(family, "model.layers.{}").format(receiver.layer))
+@functools.cache
+def make_hf_once(family):
+    return make_hf(family)
+
+
+@functools.cache
+def paths_in_hugging_face(family, sender, layer_index, component):
+    """The metric of the original model, without TransformerLens and its hooks, for each head."""
+    model = make_hf_once(family)
+    layer = model.get_submodule(LAYERS.get(family, "model.layers.{}").format(layer_index))
     norm = layer.get_submodule(NORMS.get(family, "input_layernorm"))
     project = layer.get_submodule(FUSED.get(family, f"self_attn.{component}_proj"))
     write_out = model.get_submodule(FAMILIES[family].projection.format(sender.layer))
@@ -226,18 +244,22 @@ def path_in_hugging_face(family, sender, receiver, component):
             model(tokens, use_cache=False)
         return kept[0].clone()
 
-    def of_receiver(projected):
+    def of_receiver(projected, head):
         place = "qkv".index(component)
         if family not in FUSED:
-            return projected.unflatten(-1, (N_HEADS, -1))[..., receiver.head, :]
+            return projected.unflatten(-1, (N_HEADS, -1))[..., head, :]
         if family == "gpt2":
-            return projected.unflatten(-1, (3, N_HEADS, -1))[..., place, receiver.head, :]
-        return projected.unflatten(-1, (N_HEADS, 3, -1))[..., receiver.head, place, :]
+            return projected.unflatten(-1, (3, N_HEADS, -1))[..., place, head, :]
+        return projected.unflatten(-1, (N_HEADS, 3, -1))[..., head, place, :]
 
-    def replace(module, inputs, projected):
-        projected = projected.clone()
-        of_receiver(projected)[:] = received
-        return projected
+    def measure(head):
+        def replace(module, inputs, projected):
+            projected = projected.clone()
+            of_receiver(projected, head)[:] = of_receiver(received, head)
+            return projected
+
+        with project.register_forward_hook(replace):
+            return METRIC(model(CORRUPTED, use_cache=False).logits).item()
 
     with torch.no_grad():
         before = entering(write_out, CORRUPTED)
@@ -246,9 +268,8 @@ def path_in_hugging_face(family, sender, receiver, component):
         clean = entering(write_out, CLEAN).unflatten(-1, (N_HEADS, -1))
         of_sender[:] = clean[..., sender.head, :]
         write = write_out(after) - write_out(before)
-        received = of_receiver(project(norm(entering(layer, CORRUPTED) + write)))
-        with project.register_forward_hook(replace):
-            return METRIC(model(CORRUPTED, use_cache=False).logits).item()
+        received = project(norm(entering(layer, CORRUPTED) + write))
+        return [measure(head) for head in range(N_HEADS)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -258,14 +279,13 @@ def test_a_path_is_that_of_the_hugging_face_model(family, component, kind):
         pytest.skip("HookedTransformer cannot hold it")
     model, sender = make_model(family, kind), Head(0, 1)
     heads = [Head(1, head) for head in range(N_HEADS)]
-    expected = [path_in_hugging_face(family, sender, head, component) for head in heads]
+    expected = paths_in_hugging_face(family, sender, 1, component)
     for receivers in (heads, None):
         table = path_patch(
             model, CLEAN, CORRUPTED, sender, receivers, metric=METRIC, component=component
         )
         assert list(table.frame["receiver"]) == [str(head) for head in heads]
         assert table.frame["metric"].to_list() == pytest.approx(expected, abs=1e-5)
-        assert table.n_forward_passes == 2 + 1 + N_HEADS
     assert (table.frame["metric"] - table.corrupted).abs().max() > 1e-3
 
 
@@ -307,7 +327,6 @@ def test_the_direct_effect_on_the_logits_skips_all_later_layers(tiny_model):
             residual = final + write_by_hand(tiny_model, sender)
             expected = METRIC(tiny_model.unembed(tiny_model.ln_final(residual))).item()
         assert value == pytest.approx(expected, abs=1e-5)
-    assert table.n_forward_passes == 4
 
 
 @settings(
@@ -358,13 +377,15 @@ def test_a_normalized_write_is_refused(receivers):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "pythia", "llama", "starcoder2", "mistral"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_families_that_write_plainly_are_patched(family, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)],  # a few steps of a logit between 1 and 4
+)
+def test_families_that_write_plainly_are_patched(family, dtype, rounding):
     model = make_model(family, "bridge", dtype)
     table = path_patch(model, CLEAN, CORRUPTED, "L0H1", "L1H3", metric=METRIC)
-    if dtype == torch.float32:
-        expected = path_by_hand(model, Head(0, 1), Head(1, 3), "q")
-        assert table.frame["metric"].item() == pytest.approx(expected, abs=1e-5)
+    expected = path_by_hand(model, Head(0, 1), Head(1, 3), "q")
+    assert table.frame["metric"].item() == pytest.approx(expected, abs=rounding)
 
 
 def test_compatibility_mode_gives_the_same():
@@ -378,9 +399,8 @@ def test_compatibility_mode_gives_the_same():
     assert first == pytest.approx(second, abs=1e-3)
 
 
-def test_other_peoples_hooks_and_flags_survive(tiny_model):
+def test_other_peoples_hooks_survive(tiny_model):
     calls = []
-    point = tiny_model.hook_dict["blocks.0.attn.hook_z"]
     with attach_hooks(tiny_model, [("blocks.0.attn.hook_z", lambda z, hook: calls.append(1))]):
         before = hooks_of(tiny_model)
         activation_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", metric=METRIC)
@@ -388,8 +408,6 @@ def test_other_peoples_hooks_and_flags_survive(tiny_model):
         for receivers in (None, "L1H0", "logits"):
             path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", receivers, metric=METRIC)
         assert hooks_of(tiny_model) == before
-        assert len(point.fwd_hooks) == 1
-    assert not tiny_model.cfg.use_split_qkv_input
 
 
 @pytest.mark.parametrize("receivers", [None, "L1H0", "logits"])
@@ -409,7 +427,6 @@ def test_everything_comes_off_when_the_metric_fails(tiny_model, receivers, fails
         activation_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", metric=metric)
     assert hooks_of(tiny_model) == before
     assert patching.tqdm is bar
-    assert not tiny_model.cfg.use_split_qkv_input
 
 
 def test_everything_comes_off_when_a_run_fails(tiny_model):
@@ -453,17 +470,31 @@ def test_a_ranking_is_a_selection(tiny_model):
 
 
 def test_padded_prompts_are_patched_as_if_each_stood_alone(tiny_model):
-    short, long = (CLEAN[0, :7], CORRUPTED[0, :7]), (CLEAN[1], CORRUPTED[1])
-    lengths = [7, 12]
-    clean, corrupted = (
-        Prompts.from_ids([a.tolist(), b.tolist()]) for a, b in zip(short, long, strict=True)
-    )
-    together = activation_patch(
-        tiny_model, clean, corrupted, "L1H1", metric=logit_difference([5, 6], [8, 9], lengths)
-    )
+    clean, corrupted = ([each[0, :7].tolist(), each[1].tolist()] for each in (CLEAN, CORRUPTED))
+    metric = difference(clean, [5, 6], [8, 9])
+    name, expected = "blocks.1.attn.hook_z", []
+    for first, second, right, wrong in zip(clean, corrupted, [5, 6], [8, 9], strict=True):
+        z = cache(tiny_model, torch.tensor([first]), name)[name]
+
+        def replace(x, hook, z=z):
+            x[:, :, 1] = z[:, :, 1]
+            return x
+
+        tokens = torch.tensor([second])
+        runs = [run(tiny_model, tokens, (name, replace)), run(tiny_model, tokens)]
+        expected.append([float(logits[0, -1, right] - logits[0, -1, wrong]) for logits in runs])
+    patched, unpatched = torch.tensor(expected).mean(0).tolist()
+    table = activation_patch(tiny_model, clean, corrupted, "L1H1", metric=metric)
+    assert table.frame["metric"].item() == pytest.approx(patched, abs=1e-5)
+    assert table.corrupted == pytest.approx(unpatched, abs=1e-5)
+
+    together = path_patch(tiny_model, clean, corrupted, "L0H1", "L2H0", metric=metric)
     alone = [
-        activation_patch(tiny_model, *pair, "L1H1", metric=logit_difference([right], [wrong]))
-        for pair, right, wrong in ((short, 5, 8), (long, 6, 9))
+        path_patch(tiny_model, *pair, "L0H1", "L2H0", metric=difference(pair[0], [right], [wrong]))
+        for *pair, right, wrong in (
+            (clean[:1], corrupted[:1], 5, 8),
+            (clean[1:], corrupted[1:], 6, 9),
+        )
     ]
     expected = sum(table.frame["metric"].item() for table in alone) / 2
     assert together.frame["metric"].item() == pytest.approx(expected, abs=1e-5)
@@ -477,6 +508,10 @@ def test_patched_passes_begin_at_the_layer_they_change(tiny_model):
         path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0, L1H1", "logits", metric=METRIC)
         path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0", "L2H1, L2H2", metric=METRIC)
     assert len(passes) == 6  # the clean and the corrupted run of each
+    passes.clear()
+    with attach_hooks(tiny_model, [(pattern_hook_name(2), lambda x, hook: passes.append(hook))]):
+        path_patch(tiny_model, CLEAN, CORRUPTED, "L0H0, L1H1", "L2H1, L2H2", metric=METRIC)
+    assert len(passes) == 2 + 4 + 2  # one a pair, and one more a sender
 
 
 def test_gradients_are_not_needed_and_not_kept(tiny_model):
@@ -560,36 +595,34 @@ def test_attention_only_models_and_left_padding_tokenizers_are_patched():
 def test_the_logit_difference_reads_each_prompts_last_token():
     logits = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4) ** 2
     expected = ((logits[0, 1, 3] - logits[0, 1, 0]) + (logits[1, 2, 2] - logits[1, 2, 1])) / 2
-    assert logit_difference([3, 2], [0, 1], lengths=[2, 3])(logits) == expected
+    assert difference([[1, 2], [1, 2, 3]], [3, 2], [0, 1])(logits) == expected
     expected = ((logits[0, 2, 3] - logits[0, 2, 0]) + (logits[1, 2, 2] - logits[1, 2, 1])) / 2
-    assert logit_difference(torch.tensor([3, 2]), [0, 1])(logits) == expected
-    named = pd.Series([3, 2], index=["first", "second"])
-    assert logit_difference(named, [0, 1])(logits) == expected
+    assert difference([[3, 2, 1], [1, 2, 3]], [3, 2], [0, 1])(logits) == expected
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("right", "wrong", "error", "message"),
     [
-        (([1, 2], [3]), "2 answers and 1 wrong answers"),
-        (([1, 2], [3, 4], [5]), "1 lengths"),
-        (([1, 2], [3, 2]), "prompt 1 has token 2 as right and as wrong"),
-        (([1.5], [3]), "answers must be one whole number a prompt, got torch.float32"),
-        (([[1]], [3]), r"answers must be one whole number a prompt, got torch.int64 of shape \(1"),
-        (([], []), "answers must be one whole number a prompt"),
-        (([-1], [3]), "answers must be 0 or more, got -1"),
-        (([1], [3], [0]), "lengths must be 1 or more, got 0"),
+        ([1, 2], [3, 2], ValueError, "prompt 1 has token 2 as right and as wrong"),
+        ([1, -1], [3, 2], ValueError, "token ids must be 0 or more, got -1"),
+        ([1, 2], [3, None], ScenarioError, "1 of 2 scenarios have no wrong answer"),
+        ([], [], ScenarioError, "there are no scenarios"),
     ],
 )
-def test_a_logit_difference_that_makes_no_sense_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        logit_difference(*arguments)
+def test_a_logit_difference_that_makes_no_sense_is_refused(right, wrong, error, message):
+    with pytest.raises(error, match=message):
+        difference([[1]] * len(right), right, wrong)
 
 
-def test_a_logit_difference_of_other_prompts_is_refused():
-    with pytest.raises(ValueError, match="expected logits of 1 prompts, got 2"):
-        logit_difference([1], [2])(torch.zeros(2, 3, 4))
+def test_a_logit_difference_of_no_scenarios_or_of_other_prompts_is_refused():
+    with pytest.raises(TypeError, match=r"expected scenarios, such as .* got list"):
+        logit_difference([1])
+    with pytest.raises(ValueError, match="expected logits of 1 prompts, the longest of 3"):
+        difference([[1, 2, 3]], [1], [2])(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match="the longest of 2 tokens, got 1 of 3"):
+        difference([[1, 2]], [1], [2])(torch.zeros(1, 3, 4))
     with pytest.raises(ValueError, match="token id 4 is not in a vocabulary of 4"):
-        logit_difference([1], [4])(torch.zeros(1, 3, 4))
+        difference([[1, 2, 3]], [1], [4])(torch.zeros(1, 3, 4))
 
 
 def test_top_orders_heads_by_their_best_row(tiny_model):
@@ -651,7 +684,7 @@ def make_table_of_paths(senders, receivers, share=0.5):
     ]
     names = ["sender", "sender_layer", "sender_head"]
     columns = [*names, "receiver", "receiver_layer", "receiver_head", "recovered"]
-    return PatchingTable(pd.DataFrame(rows, columns=columns), 1.0, 0.0, 1)
+    return PatchingTable(pd.DataFrame(rows, columns=columns), 1.0, 0.0)
 
 
 @pytest.mark.parametrize(("share", "full"), [(0.02, 0.25), (0.8, 0.8)])
@@ -660,7 +693,7 @@ def test_small_shares_look_small(share, full):
     assert figure.axes[0].images[0].get_clim() == (-full, full)
     bars = make_table_of_paths(3, 1, share).to_frame()
     bars["receiver_layer"] = None
-    (axes,) = PatchingTable(bars, 1.0, 0.0, 1).plot().axes
+    (axes,) = PatchingTable(bars, 1.0, 0.0).plot().axes
     assert axes.get_xlim()[1] >= full
 
 
@@ -721,11 +754,7 @@ def test_some_head_of_smollm2_carries_the_indirect_object(smollm2):
     text = "When{} and{} went to the store,{} gave a drink to"
     clean = [text.format(a, b, b) for a, b in names]
     corrupted = [text.format(a, b, a) for a, b in names]
-    first, second = (
-        [smollm2.to_tokens(name, prepend_bos=False)[0, 0].item() for name in column]
-        for column in zip(*names, strict=True)
-    )
-    metric = logit_difference(first, second)
+    metric = logit_difference(make_scenarios(smollm2, clean, *zip(*names, strict=True)))
     heads = {17: range(2, 8), 20: [0]}
     table = activation_patch(smollm2, clean, corrupted, heads, metric=metric)
     assert table.clean > 1 > -1 > table.corrupted

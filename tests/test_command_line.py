@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from study_fixtures import aplens_command
 
 import aplens
+from aplens import HeadRanking
 from aplens.scenarios import ScenarioError, read_prompt_file
 from aplens.study import StudySettings
 
@@ -73,13 +75,17 @@ def test_a_wrong_prompt_file_is_refused_by_line(model, tmp_path, name, text, mes
         read_prompt_file(model, tmp_path / name)
 
 
-def test_rank_prints_a_table_or_json_of_what_rank_heads_finds(model, tiny_saved, prompts):
+def test_rank_prints_a_table_or_json_of_what_rank_heads_finds(model, tiny_saved, prompts, tmp_path):
     command = ["rank", "--model", tiny_saved, "--kind", "bridge", "--prompts", prompts]
     expected = aplens.rank_heads(model, read_prompt_file(model, prompts))
-    found = json.loads(run(*command, "--json"))
+    printed = run(*command, "--json")
+    found = json.loads(printed)
     assert [head["name"] for head in found["heads"]] == [str(head) for head in expected]
     assert found["verdict"] == expected.verdict
     assert found["heads"][0]["measured"] is True
+    (tmp_path / "ranking.json").write_text(printed)
+    loaded = HeadRanking.load(tmp_path / "ranking.json")
+    pd.testing.assert_frame_equal(loaded.to_frame(), expected.to_frame())
     table = run(*command, "--top", "2")
     assert table.index(expected.verdict) < table.index(f"\n{expected.top(1)[0]} ")
     assert len(re.findall(r"^L\dH\d ", table, re.MULTILINE)) == 2

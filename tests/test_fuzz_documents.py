@@ -129,8 +129,8 @@ def test_a_document_with_one_wrong_node(kind, documents, folder, data):
 
 
 #: Keys under which anything may stand, or that files of older versions lack.
-FREE = {"ranking": {"method"}, "sweep": {"model", "seed", "method"}}
-FREE |= {"study shap": {"signed"}, "study effects": {"low", "high"}}
+FREE = {"ranking": {"method", "name"}, "sweep": {"model", "seed", "method"}}
+FREE |= {"study shap": {"signed", "name"}, "study effects": {"low", "high", "name"}}
 FREE |= {"study sweep": {"model", "seed"}, "corpora": {"language"}}
 
 
@@ -229,6 +229,9 @@ def change(document, *path, to):
         ("ranking", ["heads", 1, "mean"], 10**400, "finite"),
         ("ranking", ["heads", 2], None, r"heads\[2\] must be a table"),
         ("ranking", ["heads"], "abc", "heads must be a list"),
+        ("ranking", ["heads"], [], "heads must list at least one head"),
+        ("ranking", ["heads", 0, "measured"], 1, r"heads\[0\].measured must be true or false"),
+        ("study effects", ["heads", 0, "low"], "x", r"heads\[0\].low must be a finite number"),
         ("ranking", ["n_layers"], "2", "n_layers must be a whole number"),
         ("ranking", ["n_heads"], None, "n_heads must be a whole number"),
         ("ranking", ["metadata"], [], "metadata must be a table"),

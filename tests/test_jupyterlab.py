@@ -33,7 +33,7 @@ aplens.show_heads(model, clean, "L2H1, L9H6, L11H1", mae=mae)""",
     """patterns = aplens.collect_patterns(model, clean, "L2H1, L9H6")
 mae.reconstruct(patterns).plot(labels=patterns.heads)""",
     """scenarios = aplens.make_scenarios(model, [clean], [" Mary"], [" John"])
-metric = aplens.logit_difference(scenarios.targets(), scenarios.wrong_targets())
+metric = aplens.logit_difference(scenarios)
 heads = "L11H1, L17H6"
 aplens.activation_patch(model, clean, corrupted, heads, metric=metric, by_position=True).plot()""",
 )

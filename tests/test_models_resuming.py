@@ -10,6 +10,7 @@ import torch
 from conftest import make_tiny_bridge
 from correctness_helpers import make_scenarios
 
+import aplens
 from aplens import Head, HeadRanking
 from aplens.circuits import activation_patch, logit_difference
 from aplens.heads import ModelShape
@@ -99,7 +100,7 @@ def test_effects_on_such_a_model_are_those_of_running_all_of_it(model):
 def test_patches_of_such_a_model_are_those_of_running_all_of_it(model):
     add_to_the_last_layer(model)
     clean, corrupted = TOKENS, TOKENS.flip(0)
-    metric = logit_difference([5, 6], [8, 9])
+    metric = logit_difference(aplens.make_scenarios(model, clean, [5, 6], [8, 9]))
     with pytest.warns(UserWarning, match="residual stream"):
         table = activation_patch(model, clean, corrupted, "L1H2, L2H0", metric=metric)
     for head, value in zip([Head(1, 2), Head(2, 0)], table.frame["metric"], strict=True):

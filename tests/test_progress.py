@@ -8,7 +8,6 @@ from correctness_helpers import make_mae, make_scenarios
 import aplens
 from aplens import _progress
 
-METRIC = aplens.logit_difference([1, 2], [3, 4])
 CLEAN, CORRUPTED = [[5, 6, 7], [8, 9, 10]], [[5, 6, 8], [8, 9, 11]]
 
 
@@ -55,7 +54,13 @@ CALLS = {
         model, make_scenarios(12), "L0H1", mae=make_mae(), reducer="pca", **bar
     ),
     "Patching paths": lambda model, _, **bar: aplens.path_patch(
-        model, CLEAN, CORRUPTED, "L0H1", "logits", metric=METRIC, **bar
+        model,
+        CLEAN,
+        CORRUPTED,
+        "L0H1",
+        "logits",
+        metric=aplens.logit_difference(aplens.make_scenarios(model, CLEAN, [1, 2], [3, 4])),
+        **bar,
     ),
     "Training": train,
 }

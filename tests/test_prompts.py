@@ -50,7 +50,7 @@ def padded(prompts, side, filler):
 )
 def test_padding_on_either_side_is_taken_out_whatever_token_it_is(any_model, prompts, side, filler):
     tokens, mask = padded(prompts, side, filler)
-    read = read_prompts(any_model, tokens, attention_mask=mask)
+    read = read_prompts(any_model, {"input_ids": tokens, "attention_mask": mask})
     assert [read.ids(i) for i in range(len(read))] == prompts
     again = [batch.ids(i) for batch in read.split(2) for i in range(len(batch))]
     assert again == prompts
@@ -76,7 +76,7 @@ def test_every_form_of_the_same_prompts_is_read_alike(tiny_model):
         read = read_prompts(tiny_model, form)
         assert [read.ids(i) for i in range(4)] == RAGGED, name
     for form, own in ((tokens, mask), (tokens.numpy(), mask.numpy())):
-        read = read_prompts(tiny_model, form, attention_mask=own)
+        read = read_prompts(tiny_model, {"input_ids": form, "attention_mask": own})
         assert read.lengths.tolist() == [4, 12, 7, 1]
     for dtype in (np.uint16, np.int32, np.uint64):
         batch = read_prompts(tiny_model, tokens.numpy().astype(dtype))
@@ -185,7 +185,8 @@ def test_arrays_and_columns_go_wherever_prompts_go(tiny_model):
 
     def results(wrap):
         prompts, corrupted = wrap(ids), wrap(other)
-        metric = aplens.logit_difference([1, 2], [3, 4])
+        scenarios = make_scenarios(tiny_model, ids, [1, 2], [3, 4])
+        metric = aplens.logit_difference(scenarios)
         with aplens.ablate_heads(tiny_model, heads, method="mean", reference=corrupted):
             ablated = tiny_model(torch.tensor(ids))
         yield ablated.detach()
@@ -213,16 +214,17 @@ def test_text_needs_a_tokenizer(tiny_model, monkeypatch):
         make_scenarios(tiny_model, RAGGED, ["x"] * 4)
 
 
-def test_a_mask_of_another_shape_or_for_no_tensor_is_refused(tiny_model):
+def test_a_mask_of_another_shape_or_for_no_token_ids_is_refused(tiny_model):
     tokens, mask = padded(RAGGED, "left", 0)
-    with pytest.raises(ValueError, match=r"of \[12, 12, 12, 12\] tokens"):
-        read_prompts(tiny_model, tokens, attention_mask=mask[:, 1:])
-    with pytest.raises(ValueError, match="prompt 3 has no tokens"):
-        read_prompts(tiny_model, tokens, attention_mask=mask * torch.tensor([[1], [1], [1], [0]]))
-    with pytest.raises(ValueError, match=r"of \[4, 12, 7, 1\] tokens"):
-        read_prompts(tiny_model, RAGGED, attention_mask=mask)
-    with pytest.raises(ValueError, match="have no padding"):
-        read_prompts(tiny_model, Prompts.from_ids(RAGGED), attention_mask=mask)
+    none_of_the_last = mask * torch.tensor([[1], [1], [1], [0]])
+    for ids, own, error, words in (
+        (tokens, mask[:, 1:], ValueError, r"of \[12, 12, 12, 12\] tokens"),
+        (tokens, none_of_the_last, ValueError, "prompt 3 has no tokens"),
+        (RAGGED, mask, ValueError, r"of \[4, 12, 7, 1\] tokens"),
+        (Prompts.from_ids(RAGGED), mask, TypeError, "got Prompts"),
+    ):
+        with pytest.raises(error, match=words):
+            read_prompts(tiny_model, {"input_ids": ids, "attention_mask": own})
 
 
 # --- no padding in a pattern -------------------------------------------------------------------
@@ -257,7 +259,8 @@ def test_prompts_from_four_tokens_to_the_models_limit(tiny_model):
 @pytest.mark.parametrize("filler", [0, 42])  # 42 is a token of the prompts, too
 def test_the_side_and_the_token_of_the_padding_change_nothing(tiny_model, side, filler):
     tokens, mask = padded(RAGGED, side, filler)
-    patterns = aplens.collect_patterns(tiny_model, tokens, attention_mask=mask)
+    encoding = {"input_ids": tokens, "attention_mask": mask}
+    patterns = aplens.collect_patterns(tiny_model, encoding)
     expected = aplens.collect_patterns(tiny_model, RAGGED)
     assert torch.equal(patterns.values, expected.values)
     assert torch.equal(patterns.lengths, expected.lengths)

@@ -31,7 +31,8 @@ def make_ranking(effects, interval=0.1, **facts):
 def results(any_model):
     scenarios = make_scenarios(12)
     patterns = aplens.collect_patterns(any_model, scenarios)
-    metric = aplens.logit_difference([1, 2], [3, 4])
+    clean = [[5, 6], [8, 9]]
+    metric = aplens.logit_difference(aplens.make_scenarios(any_model, clean, [1, 2], [3, 4]))
     observations = make_observations()
     scorer = aplens.HeadScorer(make_mae(), features="statistics").fit(observations)
     return {
@@ -46,7 +47,7 @@ def results(any_model):
             aplens.SweepPlan(sizes=(1, 2), balance=False),
         ),
         "PatchingTable": aplens.path_patch(
-            any_model, [[5, 6], [8, 9]], [[5, 7], [8, 1]], "L0H1", metric=metric
+            any_model, clean, [[5, 7], [8, 1]], "L0H1", metric=metric
         ),
         "Observations": observations,
         "Scenarios": scenarios,

@@ -53,7 +53,8 @@ def activation_patch(
         clean: Prompts on which the model does the task: anything `read_prompts` takes.
         corrupted: The same number of prompts, each as long as its clean one.
         heads: The heads: anything `parse_heads` takes, a `HeadRanking` among it.
-        metric: From logits of the whole batch to a scalar, such as `logit_difference(...)`.
+        metric: From logits of the whole batch to a scalar, such as `logit_difference(scenarios)`.
+            Prompts that differ in length are padded on the right.
         activation: What is patched: `z` (a head's output before the output projection), `q`, `k`,
             `v` or `pattern` (attention probabilities).
         by_position: Patch one position at a time (of a pattern: one query) instead of all at once.
@@ -104,7 +105,7 @@ def activation_patch(
         }
         | (_position_columns(model, clean_tokens, positions * len(chosen)) if by_position else {})
     )
-    return make_table(frame, values, clean_value, corrupted_value, measured.calls)
+    return make_table(frame, values, clean_value, corrupted_value)
 
 
 def _position_columns(

@@ -2,59 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from aplens._progress import Progress
-from aplens.prompts import as_list
+from aplens.scenarios import Scenarios
 
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, ""]]
 
 
-def logit_difference(
-    answers: Int[Tensor, " batch"] | Sequence[int],
-    wrong_answers: Int[Tensor, " batch"] | Sequence[int],
-    lengths: Int[Tensor, " batch"] | Sequence[int] | None = None,
-) -> Metric:
+def logit_difference(scenarios: Scenarios) -> Metric:
     """A metric: how much higher the answer's logit is than the wrong one's, mean over prompts.
 
-    It reads the position that predicts the answer, the last of each prompt.
+    It reads the last token of each prompt, the one that predicts the answer, also where prompts
+    differ in length and so are padded on the right.
 
     Args:
-        answers: The right token id of each prompt.
-        wrong_answers: The wrong token id of each prompt.
-        lengths: Tokens of each prompt; give them when prompts differ in length and so are padded on
-            the right (default: all are as long as the batch).
+        scenarios: The clean prompts with their answers and wrong answers, as
+            `make_scenarios(model, clean, answers, wrong_answers)` makes them.
 
     Raises:
-        ValueError: When these are not one whole number a prompt, an id or length is out of range,
-            or an answer is its own wrong answer. In the metric: when the batch or the vocabulary
-            does not fit.
+        TypeError: When these are no scenarios.
+        ScenarioError: When there are none, or one has no wrong answer.
+        ValueError: When an answer is its own wrong answer, or no token id. In the metric: when the
+            logits are of other prompts (not as many, or not as long), or the vocabulary does not
+            have an answer.
     """
-    right = _read_numbers("answers", answers, lowest=0)
-    wrong = _read_numbers("wrong_answers", wrong_answers, lowest=0)
-    last = None if lengths is None else _read_numbers("lengths", lengths, lowest=1) - 1
-    if len(right) != len(wrong) or (last is not None and len(last) != len(right)):
-        given = f"{len(right)} answers and {len(wrong)} wrong answers"
-        given += "" if last is None else f", {len(last)} lengths"
-        raise ValueError(f"expected one answer and one wrong answer a prompt, got {given}")
+    if not isinstance(scenarios, Scenarios):
+        raise TypeError(
+            "expected scenarios, such as make_scenarios(model, clean, answers, wrong_answers), "
+            f"got {type(scenarios).__name__}"
+        )
+    right, wrong = scenarios.targets(), scenarios.wrong_targets()
+    prompts = scenarios.prompts()
     same = (right == wrong).nonzero().flatten().tolist()
     if same:
         raise ValueError(f"prompt {same[0]} has token {int(right[same[0]])} as right and as wrong")
-    largest = int(torch.cat([right, wrong]).max())
+    answers = torch.cat([right, wrong])
+    if int(answers.min()) < 0:
+        raise ValueError(f"token ids must be 0 or more, got {int(answers.min())}")
+    largest = int(answers.max())
 
     def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, ""]:
-        if len(logits) != len(right):
-            raise ValueError(f"expected logits of {len(right)} prompts, got {len(logits)}")
+        if logits.shape[:2] != prompts.tokens.shape:
+            raise ValueError(
+                f"expected logits of {len(prompts)} prompts, the longest of {prompts.n_tokens} "
+                f"tokens, got {len(logits)} of {logits.shape[1]}"
+            )
         if largest >= logits.shape[-1]:
             raise ValueError(f"token id {largest} is not in a vocabulary of {logits.shape[-1]}")
         rows = torch.arange(len(logits))
-        at = logits.shape[1] - 1 if last is None else last
-        final = logits[rows, at].float().cpu()
+        final = logits[rows, prompts.lengths - 1].float().cpu()
         return (final[rows, right] - final[rows, wrong]).mean()
 
     return metric
@@ -77,15 +79,3 @@ class CountedMetric:
         self.calls += 1
         self.tell(self.calls, self.total)
         return value
-
-
-def _read_numbers(name: str, values: Any, lowest: int) -> Int[Tensor, " batch"]:
-    numbers = torch.as_tensor(as_list(values)).cpu()
-    if numbers.ndim != 1 or len(numbers) == 0 or numbers.is_floating_point():
-        raise ValueError(
-            f"{name} must be one whole number a prompt, got {numbers.dtype} of shape "
-            f"{tuple(numbers.shape)}"
-        )
-    if int(numbers.min()) < lowest:
-        raise ValueError(f"{name} must be {lowest} or more, got {int(numbers.min())}")
-    return numbers.long()

@@ -70,7 +70,8 @@ def path_patch(
         senders: Heads whose output is sent: anything `parse_heads` takes, a `HeadRanking` among it.
         receivers: Heads that receive (default: all), or "logits" for each sender's direct effect on
             the logits. A pair whose receiver is not in a later layer has no path and is left out.
-        metric: From logits of the whole batch to a scalar, such as `logit_difference(...)`.
+        metric: From logits of the whole batch to a scalar, such as `logit_difference(scenarios)`.
+            Prompts that differ in length are padded on the right.
         component: Which input of the receiver: `q`, `k` or `v`. Of no meaning for the logits.
         progress: A bar (the default), nothing (False), or a function called with (runs done, runs
             in all).
@@ -121,8 +122,7 @@ def path_patch(
         values = [
             value for sender, heads in targets.items() for value in runs.to_heads(sender, heads)
         ]
-    passes = measured.calls + runs.extra_passes
-    return make_table(_path_frame(paths, component), values, clean_value, corrupted_value, passes)
+    return make_table(_path_frame(paths, component), values, clean_value, corrupted_value)
 
 
 @dataclass
@@ -133,7 +133,6 @@ class _PathRuns:
     clean: dict[str, Tensor]
     metric: CountedMetric
     component: PathComponent
-    extra_passes: int = 0
 
     def to_logits(self, sender: Head) -> float:
         """The write added to what the final norm reads."""
@@ -153,7 +152,6 @@ class _PathRuns:
         One pass serves all layers: each is given its input of the corrupted run plus the write, so
         that none sees what the layers before it made of theirs.
         """
-        self.extra_passes += 1
         write = self._write(sender)
         cache: dict[str, Tensor] = {}
         hooks: list[tuple[str, HookFunction]] = []

@@ -32,13 +32,11 @@ class PatchingTable(Shown):
             corrupted): 0 where the patch did nothing, 1 where it brought the clean metric back.
         clean: The metric of the clean run.
         corrupted: The metric of the corrupted run.
-        n_forward_passes: What the table cost.
     """
 
     frame: pd.DataFrame
     clean: float
     corrupted: float
-    n_forward_passes: int
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -92,11 +90,7 @@ class PatchingTable(Shown):
         return plot_patching(self, k)
 
     def require_recovery(self) -> None:
-        """Refuse a table without shares recovered.
-
-        Raises:
-            ValueError: When clean and corrupted gave the same metric.
-        """
+        """Raise a ValueError when clean and corrupted gave the same metric: no share is defined."""
         if self.frame["recovered"].isna().any():
             raise ValueError(
                 f"there is nothing to recover: the metric is {self.clean:g} in the clean and "
@@ -105,7 +99,7 @@ class PatchingTable(Shown):
 
 
 def make_table(
-    frame: pd.DataFrame, values: list[float], clean: float, corrupted: float, passes: int
+    frame: pd.DataFrame, values: list[float], clean: float, corrupted: float
 ) -> PatchingTable:
     """Add the metric and the share recovered."""
     if math.isclose(clean, corrupted, rel_tol=_FLOAT_ERROR, abs_tol=_FLOAT_ERROR):
@@ -118,4 +112,4 @@ def make_table(
     else:
         recovered = [(value - corrupted) / (clean - corrupted) for value in values]
     frame = frame.assign(metric=values, recovered=recovered)
-    return PatchingTable(frame, clean, corrupted, passes)
+    return PatchingTable(frame, clean, corrupted)

@@ -297,7 +297,6 @@ def collect_patterns(
     heads: HeadsLike | None = None,
     batch_size: int | None = None,
     *,
-    attention_mask: Int[Tensor, "batch pos"] | None = None,
     prepend_bos: bool | None = None,
 ) -> AttentionPatterns:
     """Patterns of the chosen heads; the forward pass stops after the last layer needed.
@@ -311,7 +310,6 @@ def collect_patterns(
             `aplens.prompts.read_prompts`.
         heads: Which heads (default: all).
         batch_size: Prompts a forward pass (default: all in one).
-        attention_mask: With a tensor of padded tokens: 1 where a token is the prompt's own.
         prepend_bos: Whether texts begin with BOS (default: as the model does).
 
     Raises:
@@ -321,7 +319,7 @@ def collect_patterns(
         UnsupportedModelError: When the model has no causal attention patterns.
     """
     chosen = select_heads(model, heads)
-    read = read_prompts(model, prompts, attention_mask=attention_mask, prepend_bos=prepend_bos)
+    read = read_prompts(model, prompts, prepend_bos=prepend_bos)
     last_layer = max(head.layer for head in chosen)
     values = []
     for batch in read.split(batch_size or len(read)):

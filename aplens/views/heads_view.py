@@ -77,8 +77,7 @@ def show_heads(
     Each head is labelled with its layer and head, its rank, and the template its pattern follows
     here (`aplens.patterns.templates`). The chosen one is drawn large, with the attention of each
     query to each key under the pointer. All heads share one scale of colour, or each has its own,
-    by a switch. A token that holds a piece of a character is labelled with the character and which
-    of its pieces it is ("日¹⁄₃").
+    by a switch. A token that holds a piece of a character is labelled with its bytes.
 
     Pointing at a query, a row of the large pattern or a token above it, lists the keys it attends
     to most, and colours the tokens by its attention. Until one is pointed at, this is the last

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aplens.heads import RankBy
+from aplens import parse_heads
 
 if TYPE_CHECKING:
     from aplens import Head, HeadRanking
     from aplens.scenarios import Scenarios
 
-#: The paper's ways to choose heads from a ranking, beside random ones.
-PAPER_ORDERS: tuple[RankBy, ...] = ("toward_incorrect", "toward_correct", "neutral")
+#: Below this mean |SHAP| a head pushes neither way (docs/method.md, step 10).
+NEUTRAL_THRESHOLD = 1e-5
 
 #: What the paper calls the orders of a study's stage `ablate`, where it has them.
 NAMES_IN_PAPER = {
@@ -26,8 +26,19 @@ NAMES_IN_PAPER = {
 
 
 def paper_orders(ranking: HeadRanking) -> dict[str, tuple[Head, ...]]:
-    """The paper's orders of a ranking's heads."""
-    return {by: ranking.top(len(ranking), by=by) for by in PAPER_ORDERS}
+    """The paper's orders of a ranking's heads, beside random ones."""
+    return {
+        "toward_incorrect": ranking.top(len(ranking), by="toward_incorrect"),
+        "toward_correct": ranking.top(len(ranking), by="toward_correct"),
+        "neutral": neutral_heads(ranking),
+    }
+
+
+def neutral_heads(ranking: HeadRanking) -> tuple[Head, ...]:
+    """The heads that push neither way, least important first."""
+    frame = ranking.to_frame()
+    neutral = frame[frame["mean"].abs() <= NEUTRAL_THRESHOLD]
+    return parse_heads(neutral.sort_values("importance", kind="stable").index)
 
 
 def of_task(scenarios: Scenarios, task: str) -> Scenarios:

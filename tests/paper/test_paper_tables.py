@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from aplens.heads import all_heads
+from aplens.heads import Head, HeadRanking, ModelShape, all_heads
 from paper import __main__ as command
 from paper.handoff import read_results, tabulate
 from paper.over_tasks import MEAN_OF_TASKS
+from paper.parts import paper_orders
 
 
 def run(*arguments):
@@ -133,3 +135,13 @@ def test_a_hand_off_of_another_set_up_is_refused(tmp_path):
     assert "was made with {'model': 'another'}" in result.output
     unknown = CliRunner().invoke(command.app, ["handoff", "--task", "chess"])
     assert "task must be one of ['ioi', 'induction', 'java'], got 'chess'" in unknown.output
+
+
+def test_the_papers_orders_are_the_heads_that_push_each_way_and_those_that_do_not():
+    values = np.array([[0.5], [-0.4], [0.3], [-0.2], [1e-6], [0.0]])
+    ranking = HeadRanking.from_values(all_heads(2, 3), values, ModelShape("tiny", 2, 3))
+    assert paper_orders(ranking) == {
+        "toward_incorrect": (Head(0, 0), Head(0, 2), Head(1, 1)),
+        "toward_correct": (Head(0, 1), Head(1, 0)),
+        "neutral": (Head(1, 2), Head(1, 1)),
+    }
