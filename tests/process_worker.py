@@ -75,7 +75,7 @@ def train(folder: str, tell: Callable[[int], None]) -> None:
         folder,
         validation=prompts[1],
         settings=SETTINGS,
-        progress=lambda progress: tell(progress.patterns),
+        progress=lambda done, _: tell(done),
     )
 
 
