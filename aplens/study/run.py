@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from aplens.correctness import Keep
-    from aplens.mae import TrainingProgress
     from aplens.scenarios import Scenarios
     from aplens.study.corpora import StudyCorpus
 
