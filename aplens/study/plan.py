@@ -161,7 +161,8 @@ class _Costs:
             from aplens.patterns import log_normalize
 
             scaled = log_normalize(mae.grid.patchify(patterns))
-            mask = random_masks(*scaled.shape[:2], mae.config.mask_ratio, generator)
+            n, k = scaled.shape[:2]
+            mask = random_masks(n, k, mae.config.mask_ratio, generator)
 
             def learn() -> None:
                 mae(scaled, mask).loss.backward()
