@@ -48,7 +48,13 @@ def work(what: str, folder: str, dies_at: int, **launched: str) -> None:
         if dies_at and os.environ.get("RANK", "1") == "1" and done >= dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    runs = {"observe": observe, "train": train, "sweep": sweep, "rank": rank}
+    runs = {
+        "observe": observe,
+        "train": train,
+        "train-few": train_few,
+        "sweep": sweep,
+        "rank": rank,
+    }
     runs[what](folder, die)
 
 
@@ -75,7 +81,22 @@ def train(folder: str, tell: Callable[[int], None]) -> None:
         folder,
         validation=prompts[1],
         settings=SETTINGS,
-        progress=lambda progress: tell(progress.patterns),
+        progress=lambda done, _: tell(done),
+    )
+
+
+def train_few(folder: str, tell: Callable[[int], None]) -> None:
+    """A prompt a round: one of two processes has none; `start` lies beside the folder."""
+    prompts = torch.randint(0, 101, (6, 32), generator=torch.Generator().manual_seed(1))
+    train_apmae(
+        make_tiny_bridge(),
+        prompts[:4],
+        replace(CONFIG, fingerprint_dim=8, identity_weight=0.5),
+        folder,
+        validation=prompts[4:],
+        start=Path(folder).parent / "start",
+        settings=replace(SETTINGS, patterns=60, prompts_per_round=1, validation_prompts=1),
+        progress=lambda done, _: tell(done),
     )
 
 

@@ -296,7 +296,7 @@ encoder_dim = 64
 layer_norm_eps = 1e-6
 [mae.training]
 patterns = 500
-betas = [0.9, 0.95]
+weight_decay = 0.05
 [ablate]
 sizes = [1, 2]
 random_seeds = [0]
@@ -328,7 +328,7 @@ KEYS = st.sampled_from(
         "mae.config.base",
         "mae.training",
         "mae.training.patterns",
-        "mae.training.betas",
+        "mae.training.weight_decay",
         "mae.training.learning_rate",
         "mae.training.max_seconds",
         "mae.training.precision",
@@ -411,7 +411,7 @@ def read_study(path, changes=()):
 @example(("mae.config.layer_norm_eps", "9" * 400))
 @example(("mae.config.dropout", "1"))
 @example(("mae.training.patterns", '"many"'))
-@example(("mae.training.betas", "[0.9]"))
+@example(("mae.training.weight_decay", "[0.9]"))
 @example(("model.name", '"a\\u0000"'))
 @example(("title", "{" + ".".join(["a"] * 2000) + " = 1}"))
 @example(("seed", "0x" + "f" * 5000))
@@ -466,7 +466,7 @@ def test_a_byte_order_mark_is_no_part_of_a_study(tmp_path):
         ("mae.preset=from_dict", "mae.preset must be one of"),
         ("mae.config.dropout=1", "unknown key mae.config.'dropout'"),
         ("mae.training.patterns=many", "mae.training: patterns must be a whole number, got 'many'"),
-        ("mae.training.betas=[0.9]", "betas must be two numbers"),
+        ("mae.training.weight_decay=[0.9]", "weight_decay must be a finite number"),
         ("ablate.sizes=[0]", r"ablate.sizes\[0\] must be 1 to"),
         ("ablate.method=mode", "ablate.method must be one of"),
         ("rank.features=all", "features must be one of"),

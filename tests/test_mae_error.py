@@ -8,7 +8,7 @@ import pytest
 import torch
 from correctness_helpers import make_mae, make_scenarios
 
-from aplens.mae import BASELINES, compare_reconstruction, hidden_errors, inside_pattern
+from aplens.mae import BASELINES, compare_reconstruction, hidden_errors
 from aplens.patterns import PatchGrid
 from aplens.scenarios import Scenarios
 
@@ -30,7 +30,7 @@ def test_the_error_is_over_the_hidden_values_of_the_pattern_itself(n_tokens):
         (ours - theirs)[some].square().mean()
         for ours, theirs, some in zip(guessed, patterns, hidden, strict=True)
     ]
-    inside = inside_pattern(grid, n_tokens)
+    inside = grid.inside(n_tokens)
     found = hidden_errors(predicted + 9 * (1 - inside), patches, mask, inside)
     torch.testing.assert_close(found, torch.stack(expected))
 

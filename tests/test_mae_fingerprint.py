@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -65,15 +64,6 @@ def test_without_one_the_error_says_how_to_get_one():
     for mae in (tiny_mae(), APMAE(dataclasses.replace(tiny_mae().config, fingerprint_dim=4))):
         with pytest.raises(ValueError, match=r"no fingerprint .*fit_fingerprint\(mae, model"):
             mae.fingerprint(softmax_patterns(1))
-
-
-def test_a_configuration_from_before_there_were_any_has_none(tmp_path):
-    tiny_mae().save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    values = json.loads(path.read_text())
-    del values["fingerprint_dim"]
-    path.write_text(json.dumps(values))
-    assert not APMAE.from_pretrained(tmp_path).has_fingerprint
 
 
 def test_impossible_requests_are_refused(any_model, tokens):

@@ -37,13 +37,15 @@ def start(tmp_path_factory):
     return folder
 
 
-def train(model, folder, start, *, config=CONFIG, tokens=None, progress=False, **changes):
+def train(
+    model, folder, start, *, config=CONFIG, tokens=None, held_out=4, progress=False, **changes
+):
     return train_apmae(
         model,
         prompts(6, seed=1) if tokens is None else tokens,
         config,
         folder,
-        validation=prompts(4, seed=2),
+        validation=prompts(held_out, seed=2),
         start=start,
         settings=dataclasses.replace(SETTINGS, **changes),
         progress=progress,
@@ -63,8 +65,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(tiny_bridge, tmp_path, st
     class Interrupt(Exception):
         pass
 
-    def interrupt(progress):
-        if progress.patterns >= 40:
+    def interrupt(done, total):
+        if done >= 40:
             raise Interrupt
 
     recipe = {"crop_share": 0.5, "virtual_heads": 1, "checkpoint_seconds": 0}
@@ -92,8 +94,8 @@ def test_models_are_mixed_and_an_interrupted_run_of_them_ends_the_same(
     assert sorted(parts) == [0] * 9 + [1] * 9  # all of both, once
     assert len(list(groupby(parts))) > 4
 
-    def interrupt(progress):
-        if progress.patterns >= 64:
+    def interrupt(done, total):
+        if done >= 64:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -118,10 +120,13 @@ def test_a_start_from_given_weights(tiny_bridge, tmp_path, start):
         if "scales" not in name and "mean" not in name:
             assert torch.allclose(weight, tuned.mae.state_dict()[name], atol=1e-6), name
     other = dataclasses.replace(CONFIG, encoder_dim=32)
-    with pytest.raises(CheckpointError, match="of the wrong shape"):
+    misfit = r"start .* does not fit the configuration to be trained: size mismatch"
+    with pytest.raises(CheckpointError, match=misfit):
         train(tiny_bridge, tmp_path / "other", start, config=other)
     with pytest.raises(ValueError, match="give a start that has one"):
         train(tiny_bridge, tmp_path / "none", None)
+    with pytest.raises(ValueError, match="expected 2 validation prompts or more, got 1"):
+        train(tiny_bridge, tmp_path / "single", start, held_out=1)
     plain = dataclasses.replace(CONFIG, identity_weight=0.0)
     fitted = train(tiny_bridge, tmp_path / "plain", start, config=plain)
     fresh = APMAE.from_pretrained(start).to_fingerprint.weight

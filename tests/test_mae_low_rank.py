@@ -86,6 +86,6 @@ def test_an_untrained_apmae_predicts_the_fit():
     mae = APMAE(tiny_mae(base="low_rank", patch_input="centred").config)
     scaled = scaled_patches(mae, 8)
     mae.mean_patches.copy_(scaled.mean(0))
-    output = mae(scaled, generator=generator(0))
+    output = mae(scaled, masks(8, mae.grid, 0.5))
     fit = low_rank_fit(scaled, output.mask, mae.mean_patches, mae.grid)
     assert torch.allclose(output.predicted.flatten(0, 1), fit[output.mask], atol=1e-6)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -35,13 +36,24 @@ def prompts(n, seed, n_tokens=32):
     return torch.randint(0, 101, (n, n_tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def train(model, folder, *, config=CONFIG, progress=None, tokens=None, held_out=None, **changes):
+def train(
+    model,
+    folder,
+    *,
+    config=CONFIG,
+    progress=None,
+    tokens=None,
+    held_out=None,
+    start=None,
+    **changes,
+):
     return train_apmae(
         model,
         prompts(5, seed=1) if tokens is None else tokens,
         config,
         folder,
         validation=prompts(3, seed=2) if held_out is None else held_out,
+        start=start,
         settings=dataclasses.replace(SETTINGS, **changes),
         progress=progress,
     )
@@ -58,19 +70,14 @@ def same_weights(first, second):
 
 def test_a_run_on_either_model_class(tiny_model, tmp_path):
     seen = []
-    result = train(tiny_model, tmp_path, progress=seen.append)
+    result = train(tiny_model, tmp_path, progress=lambda *now: seen.append(now))
 
     assert result.patterns == 72
-    assert [progress.patterns for progress in seen] == list(range(0, 73, 8))
-    assert {progress.total for progress in seen} == {72}
-    assert seen[0].loss is None
-    assert seen[0].seconds_left is None
-    assert all(math.isfinite(progress.loss) for progress in seen[1:])
-    assert seen[-1].seconds_left == 0
-    assert seen[-1].patterns_per_second > 0
-    assert seen[-1].validation_ratio == result.validation_ratio
+    assert seen == [(done, 72) for done in range(0, 73, 8)]
 
     assert [entry["patterns"] for entry in result.history] == [0, 24, 48, 72]
+    assert result.history[0]["loss"] is None
+    assert all(math.isfinite(entry["loss"]) for entry in result.history[1:])
     assert result.history[-1]["validation_mse"] == result.validation_mse
     assert result.validation_ratio == result.validation_mse / result.mean_patch_mse
     stored = json.loads((tmp_path / "history.json").read_text())
@@ -116,11 +123,27 @@ def test_the_mean_pattern_is_of_the_first_round(any_model, tmp_path):
 
 
 def test_shorter_prompts_than_the_context(any_model, tmp_path):
-    result = train(
-        any_model, tmp_path, tokens=prompts(5, 1, n_tokens=20), held_out=prompts(3, 2, 20)
-    )
+    short = {"tokens": prompts(5, 1, n_tokens=20), "held_out": prompts(3, 2, 20)}
+    with pytest.warns(UserWarning, match="20 tokens, n_ctx is 32: .* nothing of longer ones"):
+        result = train(any_model, tmp_path, **short)
     assert math.isfinite(result.validation_ratio)
     assert not result.mae.mean_patches[6:].any()  # patches beyond 20 tokens
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_of_longer_prompts_the_means_of_the_start_stay(any_model, tmp_path):
+    start = train(any_model, tmp_path / "start").mae
+    short = {"tokens": prompts(5, 6, n_tokens=20), "held_out": prompts(3, 2, 20)}
+    mae = train(any_model, tmp_path / "on", start=tmp_path / "start", **short).mae
+    longer = torch.ones(32, 32)
+    longer[:20] = 0
+    longer = mae.grid.patchify(longer)
+    assert torch.equal(mae.mean_pattern(32) * longer, start.mean_pattern(32) * longer)
+    with pytest.warns(UserWarning, match="nothing of longer ones"):
+        alone = train(any_model, tmp_path / "alone", **short).mae
+    for n_tokens in (20, 13):  # what these prompts hold, on whatever scale it is kept
+        expected = alone.mean_pattern(n_tokens)
+        torch.testing.assert_close(mae.mean_pattern(n_tokens), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_schedule():
@@ -132,8 +155,11 @@ def test_the_schedule():
 
 
 def test_time_can_end_a_run_and_the_schedule_with_it(any_model, tmp_path):
-    result = train(any_model, tmp_path, patterns=10**9, max_seconds=1.0)
+    seen = []
+    told = {"progress": lambda *now: seen.append(now)}
+    result = train(any_model, tmp_path, patterns=10**9, max_seconds=1.0, **told)
     assert 0 < result.patterns < 10**9
+    assert seen[-1] == (result.patterns, result.patterns)
     assert 1.0 <= result.seconds < 20
     assert result.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-12)
 
@@ -177,8 +203,8 @@ class Interrupt(Exception):
 
 
 def stop_after(patterns):
-    def progress(report):
-        if report.patterns >= patterns:
+    def progress(done, total):
+        if done >= patterns:
             raise Interrupt
 
     return progress
@@ -189,8 +215,10 @@ def uninterrupted(any_model, tmp_path_factory):
     return train(any_model, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("checkpoint_seconds", [0, 1000])
-@pytest.mark.parametrize("patterns", [0, 8, 24, 40, 72])
+@pytest.mark.parametrize(
+    ("patterns", "checkpoint_seconds"),
+    [(0, 0), (8, 0), (24, 0), (40, 0), (72, 0), (8, 1000), (72, 1000)],
+)
 def test_an_interrupted_run_ends_with_the_same_weights(
     any_model, tmp_path, uninterrupted, patterns, checkpoint_seconds
 ):
@@ -202,7 +230,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
             checkpoint_seconds=checkpoint_seconds,
         )
     resumed_at = []
-    result = train(any_model, tmp_path, progress=lambda report: resumed_at.append(report.patterns))
+    result = train(any_model, tmp_path, progress=lambda done, _: resumed_at.append(done))
     assert resumed_at[0] == (patterns if checkpoint_seconds == 0 else 0)
     assert same_weights(result.mae, uninterrupted.mae)
     assert [entry["validation_mse"] for entry in result.history] == [
@@ -227,10 +255,21 @@ def test_a_fingerprint_is_fitted_at_the_end(any_model, tmp_path, uninterrupted):
 
 def test_a_finished_run_is_loaded_without_running_the_model(any_model, tmp_path, monkeypatch):
     finished = train(any_model, tmp_path)
+    written = {path: path.stat().st_ino for path in tmp_path.iterdir()}
     monkeypatch.setattr("aplens.mae.rounds.read_layers", None)
     again = train(any_model, tmp_path)
     assert same_weights(again.mae, finished.mae)
     assert again.history == finished.history
+    assert {path: path.stat().st_ino for path in tmp_path.iterdir()} == written  # as they were
+
+
+@pytest.fixture(scope="module")
+def interrupted(any_model, tmp_path_factory):
+    """A folder with a checkpoint of a run that has not learned anything yet."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(Interrupt):
+        train(any_model, folder, progress=stop_after(0))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -240,23 +279,19 @@ def test_a_finished_run_is_loaded_without_running_the_model(any_model, tmp_path,
         ({"patterns": 96}, "settings.patterns was 72, is 96"),
         ({"seed": 5}, "settings.seed was 0, is 5"),
         ({"config": dataclasses.replace(CONFIG, encoder_depth=1)}, "config.encoder_depth was 2"),
-        ({"tokens": prompts(5, seed=3)}, "prompts was "),
+        ({"tokens": prompts(5, seed=3)}, r"models\.0\.prompts was "),
         ({"held_out": prompts(3, seed=4)}, "validation was "),
     ],
 )
-def test_another_run_is_not_gone_on_from(any_model, tmp_path, changes, difference):
-    with pytest.raises(Interrupt):
-        train(any_model, tmp_path, progress=stop_after(0))
+def test_another_run_is_not_gone_on_from(any_model, interrupted, changes, difference):
     with pytest.raises(CheckpointError, match=difference) as error:
-        train(any_model, tmp_path, **changes)
+        train(any_model, interrupted, **changes)
     assert str(error.value).count(" was ") == 1  # nothing else differs
 
 
-def test_another_model_is_not_gone_on_with(any_model, other_model, tmp_path):
-    with pytest.raises(Interrupt):
-        train(any_model, tmp_path, progress=stop_after(0))
-    with pytest.raises(CheckpointError, match=r"model\.name was .*, is 'tiny-other'"):
-        train(other_model, tmp_path)
+def test_another_model_is_not_gone_on_with(other_model, interrupted):
+    with pytest.raises(CheckpointError, match=r"models\.0\.name was .*, is 'tiny-other'"):
+        train(other_model, interrupted)
 
 
 def test_a_model_that_was_trained_on_is_not_gone_on_with(tmp_path):
@@ -264,14 +299,13 @@ def test_a_model_that_was_trained_on_is_not_gone_on_with(tmp_path):
     with pytest.raises(Interrupt):
         train(model, tmp_path, progress=stop_after(0))
     train_on(model)
-    with pytest.raises(CheckpointError, match=r"model\.weights was") as error:
+    with pytest.raises(CheckpointError, match=r"models\.0\.weights was") as error:
         train(model, tmp_path)
     assert str(error.value).count(" was ") == 1
 
 
-def test_a_damaged_checkpoint_is_refused(any_model, tmp_path):
-    with pytest.raises(Interrupt):
-        train(any_model, tmp_path, progress=stop_after(0))
+def test_a_damaged_checkpoint_is_refused(any_model, interrupted, tmp_path):
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match=r"training\.safetensors is damaged"):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from multiprocessing.connection import wait
 
 import numpy as np
@@ -22,6 +23,7 @@ from study_fixtures import STUDY, aplens_command
 from aplens._io import FolderInUseError, own_folder
 from aplens._processes import ALONE, Processes, join_processes
 from aplens.correctness import Observations
+from aplens.mae import APMAE
 
 # One process imports what all need, and the others begin as copies of it.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -127,13 +129,25 @@ def test_training_is_shared_and_goes_on_after_a_process_was_killed(tmp_path):
     assert work_on("train", tmp_path / "one") == [0]
     assert work_on("train", tmp_path / "two", n=2, dies_at=100)[1] == -signal.SIGKILL
     assert work_on("train", tmp_path / "two", n=2) == [0, 0]
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    require_same_training(tmp_path)
+
+
+def test_training_is_shared_by_more_processes_than_prompts(tmp_path):
+    start = APMAE(replace(process_worker.CONFIG, fingerprint_dim=8))
+    torch.nn.init.normal_(start.to_fingerprint.weight, generator=torch.Generator().manual_seed(0))
+    start.save_pretrained(tmp_path / "start")
+    assert work_on("train-few", tmp_path / "one") == [0]
+    assert work_on("train-few", tmp_path / "two", n=2) == [0, 0]
+    require_same_training(tmp_path)
+
+
+def require_same_training(folder):
+    """What one process trained in `one` and several in `two` is the same but for rounding."""
+    one, two = (load_file(folder / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=1e-3)
-    one, two = (
-        json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two")
-    )
+    one, two = (json.loads((folder / name / "history.json").read_text()) for name in ("one", "two"))
     assert two["mean_patch_mse"] == pytest.approx(one["mean_patch_mse"], rel=1e-6)
     for before, after in zip(one["history"], two["history"], strict=True):
         assert after["patterns"] == before["patterns"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -242,7 +243,7 @@ def _join_tables(batches: Sequence[_Batch], scenarios: Scenarios, rows: slice) -
 
 def fingerprint_mae(mae: APMAE) -> str:
     """Of its configuration and weights: embeddings of AP-MAEs that differ do not compare."""
-    return fingerprint([mae.config.to_dict(), hash_tensors(mae.state_dict())])
+    return fingerprint([asdict(mae.config), hash_tensors(mae.state_dict())])
 
 
 def to_float16(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from aplens._progress import Progress, show_progress
 from aplens.heads import HeadsLike
-from aplens.mae.error import hidden_errors, inside_pattern
+from aplens.mae.error import hidden_errors
 from aplens.mae.masking import random_masks
 from aplens.mae.rounds import seeded
 from aplens.patterns import log_normalize, stream_patterns
@@ -128,7 +128,7 @@ class _Errors:
         mask = random_masks(1, n_patches, mae.config.mask_ratio, seeded(_MASK_SEED, prompt))
         mask = mask.to(mae.device).expand(n_heads, -1)
         filled = mae.fill_in(scaled, mask, n_tokens=n_tokens, precision=self._precision)
-        inside = inside_pattern(mae.grid, n_tokens, mae.device)
+        inside = mae.grid.inside(n_tokens, mae.device)
         errors = [
             hidden_errors(guess, scaled, mask, inside)
             for guess in (filled, self._simple_guess(scaled, n_tokens))

@@ -2,7 +2,7 @@
 
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
-from aplens.mae.error import BASELINES, compare_reconstruction, hidden_errors, inside_pattern
+from aplens.mae.error import BASELINES, compare_reconstruction, hidden_errors
 from aplens.mae.fingerprint import fit_fingerprint, linear_metric
 from aplens.mae.low_rank import low_rank_fit
 from aplens.mae.masking import random_masks
@@ -17,12 +17,7 @@ from aplens.mae.precision import default_precision
 from aplens.mae.pretrained import CheckpointError, list_pretrained
 from aplens.mae.rounds import seeded
 from aplens.mae.settings import TrainingSettings
-from aplens.mae.training import (
-    TrainingError,
-    TrainingProgress,
-    TrainingResult,
-    train_apmae,
-)
+from aplens.mae.training import TrainingError, TrainingResult, train_apmae
 
 __all__ = [
     "APMAE",
@@ -34,7 +29,6 @@ __all__ = [
     "CheckpointError",
     "Reconstruction",
     "TrainingError",
-    "TrainingProgress",
     "TrainingResult",
     "TrainingSettings",
     "additive_fit",
@@ -42,7 +36,6 @@ __all__ = [
     "default_precision",
     "fit_fingerprint",
     "hidden_errors",
-    "inside_pattern",
     "linear_metric",
     "list_pretrained",
     "low_rank_fit",

@@ -50,18 +50,9 @@ class HistoryEntry(TypedDict):
 class TrainingState:
     """Where a training run stands.
 
-    Attributes:
-        round: The round under way.
-        batch: Its next batch.
-        step: Optimizer steps done.
-        patterns: Patterns trained on.
-        seconds: Time spent, earlier runs included.
-        variance: Mean squared deviation of the first round's patches from their mean.
-        mean_patch_mse: Error on held-out patterns of predicting the mean patch of each position.
-        additive_mse: Error on held-out patterns of the additive fit.
-        loss_sum: Losses since the last entry of `history`, added up.
-        loss_count: How many these are.
-        history: One entry a validation.
+    `batch` is the next one of the round under way; `seconds` and `patterns` count earlier runs too.
+    `variance` is the mean squared deviation of the first round's patches from their mean; the other
+    errors are on held-out patterns. Losses since the last entry of `history` are added up.
     """
 
     round: int = 0
@@ -114,8 +105,7 @@ def load_checkpoint(
     tensors = read_tensors(path)
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
-    # Before there was a checksum of the header, only the tensors had one.
-    checksum = header.pop("checksum", fingerprint(header))
+    checksum = header.pop("checksum", None)
     if checksum != fingerprint(header) or header.get("tensors") != hash_tensors(tensors):
         raise CheckpointError(
             f"{path} is damaged, or no training checkpoint of this aplens: it is not what was "
@@ -134,8 +124,12 @@ def load_checkpoint(
             f"{folder} holds a training run that differs from this one; choose another folder, or "
             f"delete {STATE_FILE} to start over: {'; '.join(differences)}"
         )
-    weights = {name: tensors.get(f"model.{name}") for name in mae.state_dict()}
-    load_weights(mae, {k: v for k, v in weights.items() if v is not None}, source=path)
+    weights = {
+        name.removeprefix("model."): value
+        for name, value in tensors.items()
+        if name.startswith("model.")
+    }
+    load_weights(mae, weights, source=path)
     for name, parameter in mae.named_parameters():
         moments = {key: tensors.get(f"optimizer.{key}.{name}") for key in _MOMENTS}
         optimizer.state[parameter] = {

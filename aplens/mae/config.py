@@ -162,24 +162,6 @@ class APMAEConfig:
         return cls()
 
     @classmethod
-    def paper_tiny(cls) -> APMAEConfig:
-        """The paper's `tiny`: 64 tokens, patches of 16, 128 wide, 12 + 8 layers."""
-        return cls(
-            n_ctx=64,
-            patch_size=16,
-            encoder_dim=128,
-            encoder_depth=12,
-            encoder_heads=8,
-            encoder_d_head=64,
-            encoder_d_mlp=512,
-            decoder_dim=128,
-            decoder_depth=8,
-            decoder_heads=8,
-            decoder_d_head=64,
-            decoder_d_mlp=512,
-        )
-
-    @classmethod
     def small(cls) -> APMAEConfig:
         """For a CPU: the paper's 256 tokens and patches of 32, 128 wide, 4 + 2 layers.
 
@@ -203,13 +185,9 @@ class APMAEConfig:
             fingerprint_dim=64,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> APMAEConfig:
-        """The configuration that `to_dict` wrote.
+        """The configuration of which these are all fields, as `dataclasses.asdict` gives them.
 
         Raises:
             ValueError: When a key is missing or unknown, or a value of the wrong type or out of

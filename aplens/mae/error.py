@@ -1,7 +1,6 @@
 """The error on hidden patches: of an AP-MAE, and beside it of predictors that need no training.
 
-Training's validation, a study's report and the paper's evaluations all take it from here. What a
-partial last patch holds beyond the prompt is padding, no part of the pattern, and counts for
+What a partial last patch holds beyond the prompt is padding, no part of the pattern, and counts for
 nothing.
 """
 
@@ -31,14 +30,7 @@ if TYPE_CHECKING:
 BASELINES = ("mean patch", "head's mean", "additive fit", "low-rank fit")
 
 _PROMPTS_AT_ONCE = 4  # 270 heads on 256 tokens take 71 MB a prompt
-_MASKS = 2  # what the seed of the masks is used for: 0 and 1 are of other draws
-
-
-def inside_pattern(
-    grid: PatchGrid, n_tokens: int, device: torch.device | None = None
-) -> Float[Tensor, "patch pixel"]:
-    """0 in the padding of the last patches and 1 elsewhere."""
-    return grid.patchify(torch.ones(n_tokens, n_tokens, device=device))
+_MASKS = 2  # what the seed is used for, as in `examples/paper`, whose masks these are
 
 
 def squared_errors(
@@ -46,7 +38,7 @@ def squared_errors(
     patches: Float[Tensor, "pattern patch pixel"],
     inside: Float[Tensor, "patch pixel"],
 ) -> Float[Tensor, "pattern patch pixel"]:
-    """The squared error of every value, 0 in the padding (`inside_pattern`)."""
+    """The squared error of every value, 0 in the padding (`PatchGrid.inside`)."""
     return (predicted - patches).square() * inside
 
 
@@ -62,7 +54,7 @@ def hidden_errors(
         predicted: What fills the patches in.
         patches: Log-normalized lower-triangular patches.
         mask: True where a patch is hidden.
-        inside: As `inside_pattern` gives it.
+        inside: 1 inside the prompt, 0 in the padding of the last patches (`PatchGrid.inside`).
     """
     squared = squared_errors(predicted, patches, inside).sum(-1)
     return (squared * mask).sum(1) / (inside.sum(-1) * mask).sum(1)
@@ -103,7 +95,7 @@ def compare_reconstruction(
     assert total is not None  # tokens() refuses no prompts at all
     head_means = total / len(reference)
     mean = head_means.mean(0)
-    inside = inside_pattern(grid, n_tokens, mean.device)
+    inside = grid.inside(n_tokens, mean.device)
     predictors: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "AP-MAE": lambda patches, mask: mae.fill_in(patches, mask, n_tokens=n_tokens),
         "mean patch": lambda patches, mask: mean.expand_as(patches),

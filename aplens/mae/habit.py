@@ -14,22 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens.patterns.normalize import log_normalize, smallest_log
+from aplens.patterns.normalize import smallest_log
 
 if TYPE_CHECKING:
     from aplens.mae.model import APMAE
-
-
-def expect_attention(
-    mae: APMAE,
-    attention: Float[Tensor, "pattern query key"],
-    n_queries: int,
-    precision: torch.dtype | None = None,
-) -> Float[Tensor, "pattern {n_queries} key"]:
-    """The expected attention of the last `n_queries` queries, each row a distribution."""
-    scaled = log_normalize(mae.grid.patchify(attention))
-    expected = fill_in_queries(mae, scaled, attention.shape[-1], n_queries, precision)
-    return to_attention(expected, attention)
 
 
 def fill_in_queries(
@@ -47,10 +35,12 @@ def fill_in_queries(
     for row in rows:
         mask = torch.zeros(scaled.shape[1], dtype=torch.bool, device=scaled.device)
         mask[mae.grid.row(row)] = True
-        guess = mae.predict_hidden(
+        guess = mae.fill_in(
             scaled, mask.expand(len(scaled), -1), n_tokens=n_tokens, precision=precision
         )
-        queries = rearrange(guess, "n column (query key) -> n query (column key)", query=p)
+        queries = rearrange(
+            guess[:, mae.grid.row(row)], "n column (query key) -> n query (column key)", query=p
+        )
         filled.append(F.pad(queries, (0, rows.stop * p - queries.shape[-1])))
     begin = first - rows.start * p
     return torch.cat(filled, dim=1)[:, begin : begin + n_queries, :n_tokens]

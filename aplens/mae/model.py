@@ -18,11 +18,12 @@ from aplens._documents import require_choice
 from aplens._parts import in_parts
 from aplens.mae.additive import additive_fit
 from aplens.mae.config import APMAEConfig
-from aplens.mae.habit import expect_attention
+from aplens.mae.habit import fill_in_queries, to_attention
 from aplens.mae.layers import Decoder, Encoder, take
 from aplens.mae.low_rank import low_rank_fit
 from aplens.mae.masking import random_masks
 from aplens.mae.precision import autocast
+from aplens.mae.pretrained import load_weights, read_pretrained, save_pretrained
 from aplens.mae.summary import Summary
 from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize
 from aplens.patterns.collect import as_patterns
@@ -80,13 +81,6 @@ class _Prompt(NamedTuple):
     n_rows: int
     inside: Float[Tensor, "patch pixel"]
     mean: Float[Tensor, "patch pixel"]
-
-
-class _Places(NamedTuple):
-    """Which patches of each pattern are visible and which are masked, both in rising order."""
-
-    visible: Int[Tensor, "pattern visible"]
-    masked: Int[Tensor, "pattern masked"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -211,9 +205,8 @@ class APMAE(nn.Module):
     def forward(
         self,
         scaled: Float[Tensor, "pattern patch pixel"],
+        mask: Bool[Tensor, "pattern patch"],
         *,
-        mask: Bool[Tensor, "pattern patch"] | None = None,
-        generator: torch.Generator | None = None,
         n_tokens: int | None = None,
         precision: torch.dtype | None = None,
     ) -> APMAEOutput:
@@ -221,61 +214,26 @@ class APMAE(nn.Module):
 
         Args:
             scaled: Log-normalized lower-triangular patches.
-            mask: True where a patch is hidden, the same number in each pattern. Hidden patches are
-                compared with, never read.
-            generator: Draws masks of the configured ratio when none are given. On the CPU, so that
-                a seed means the same on every device.
+            mask: True where a patch is hidden, the same number in each pattern, such as
+                `aplens.mae.random_masks` draws. Hidden patches are compared with, never read.
             n_tokens: Tokens in the prompt (default: as many as the patches hold); tells the padding
                 of a partial last patch from attention.
             precision: float32 or bfloat16 (default: what the device is good at).
 
         Raises:
-            ValueError: When shapes disagree, masks hide different numbers of patches, or neither
-                `mask` nor `generator` is given.
+            ValueError: When shapes disagree, or masks hide different numbers of patches.
         """
-        n, k = self._check_patches(scaled)
-        if mask is None:
-            if generator is None:
-                raise ValueError("give a mask, or a torch.Generator to draw masks with")
-            mask = random_masks(n, k, self.config.mask_ratio, generator)
+        k = self._check_patches(scaled)
         prompt = self._prompt(k, n_tokens)
-        predicted, encoded, places = self._predict(scaled, mask, prompt, precision)
-        squared = (predicted - take(scaled, places.masked)).square()
+        predicted, encoded, visible, masked = self._predict(scaled, mask, prompt, precision)
+        squared = (predicted - take(scaled, masked)).square()
         return APMAEOutput(
-            loss=squared.sum() / prompt.inside[places.masked].sum(),
+            loss=squared.sum() / prompt.inside[masked].sum(),
             predicted=predicted,
             mask=mask.to(scaled.device),
             summary_loss=self._summary_loss(encoded[:, 0], scaled, prompt),
-            fingerprint=self._masked_fingerprint(encoded, places.visible >= k - prompt.n_rows),
+            fingerprint=self._masked_fingerprint(encoded, visible >= k - prompt.n_rows),
         )
-
-    @torch.no_grad()
-    def predict_hidden(
-        self,
-        scaled: Float[Tensor, "pattern patch pixel"],
-        mask: Bool[Tensor, "pattern patch"],
-        *,
-        n_tokens: int | None = None,
-        precision: torch.dtype | None = None,
-    ) -> Float[Tensor, "pattern masked pixel"]:
-        """The prediction for hidden patches, in their order, log-normalized.
-
-        Args:
-            scaled: Log-normalized lower-triangular patches. Hidden ones are never read.
-            mask: True where a patch is hidden, the same number in each pattern.
-            n_tokens: Tokens in the prompt (default: as many as the patches hold).
-            precision: float32 or bfloat16 (default: what the device is good at).
-
-        Raises:
-            ValueError: When shapes disagree, or masks hide different numbers of patches.
-        """
-        _, k = self._check_patches(scaled)
-        prompt = self._prompt(k, n_tokens)
-        predicted = [
-            self._predict(part, hidden, prompt, precision)[0]
-            for part, hidden in in_parts(scaled, mask)
-        ]
-        return torch.cat(predicted)
 
     def _predict(
         self,
@@ -284,9 +242,15 @@ class APMAE(nn.Module):
         prompt: _Prompt,
         precision: torch.dtype | None,
     ) -> tuple[
-        Float[Tensor, "pattern masked pixel"], Float[Tensor, "pattern 1+visible dim"], _Places
+        Float[Tensor, "pattern masked pixel"],
+        Float[Tensor, "pattern 1+visible dim"],
+        Int[Tensor, "pattern visible"],
+        Int[Tensor, "pattern masked"],
     ]:
-        """What the decoder makes of hidden patches, the encoded visible ones, and their places."""
+        """What the decoder makes of hidden patches, and the encoded visible ones.
+
+        And which patches of each pattern are visible and which are masked, both in rising order.
+        """
         _check_mask(mask, tuple(scaled.shape[:2]))
         mask, k = mask.to(scaled.device), mask.shape[1]
         n_visible = k - int(mask[0].sum())
@@ -305,7 +269,7 @@ class APMAE(nn.Module):
                 residual = self.decoder.from_cls(encoded, places[visible], places[masked])
         predicted = residual.float() if fit is None else take(fit, masked) + residual.float()
         predicted = predicted * F.embedding(masked, prompt.inside)
-        return predicted, encoded, _Places(visible, masked)
+        return predicted, encoded, visible, masked
 
     def _masked_fingerprint(
         self,
@@ -327,7 +291,7 @@ class APMAE(nn.Module):
             raise ValueError(
                 f"{n_patches} patches of {self.grid.patch_size} are not those of {n_tokens} tokens"
             )
-        inside = self.grid.patchify(torch.ones(n_tokens, n_tokens, device=self.device))
+        inside = self.grid.inside(n_tokens, self.device)
         return _Prompt(n_tokens, n_rows, inside, self._mean(n_patches, n_tokens))
 
     def _mean(self, n_patches: int, n_tokens: int) -> Float[Tensor, "patch pixel"]:
@@ -435,7 +399,7 @@ class APMAE(nn.Module):
         """Log-normalized patches with the hidden ones replaced by the prediction.
 
         Args:
-            scaled: Log-normalized lower-triangular patches.
+            scaled: Log-normalized lower-triangular patches. Hidden ones are never read.
             mask: True where a patch is hidden, the same number in each pattern.
             n_tokens: Tokens in the prompt (default: as many as the patches hold).
             precision: float32 or bfloat16 (default: what the device is good at).
@@ -443,8 +407,12 @@ class APMAE(nn.Module):
         Raises:
             ValueError: When shapes disagree, or masks hide different numbers of patches.
         """
-        predicted = self.predict_hidden(scaled, mask, n_tokens=n_tokens, precision=precision)
-        return scaled.masked_scatter(mask.to(scaled.device)[..., None], predicted)
+        prompt = self._prompt(self._check_patches(scaled), n_tokens)
+        predicted = [
+            self._predict(part, hidden, prompt, precision)[0]
+            for part, hidden in in_parts(scaled, mask)
+        ]
+        return scaled.masked_scatter(mask.to(scaled.device)[..., None], torch.cat(predicted))
 
     @torch.no_grad()
     def expect(
@@ -480,9 +448,11 @@ class APMAE(nn.Module):
         n_queries = n_tokens if n_queries is None else n_queries
         if not 1 <= n_queries <= n_tokens:
             raise ValueError(f"n_queries must be 1 to {n_tokens}, got {n_queries}")
-        expected = [
-            expect_attention(self, part, n_queries, precision) for (part,) in in_parts(attention)
-        ]
+        expected = []
+        for (part,) in in_parts(attention):
+            scaled = log_normalize(self.grid.patchify(part))
+            filled = fill_in_queries(self, scaled, n_tokens, n_queries, precision)
+            expected.append(to_attention(filled, part))
         return torch.cat(expected).reshape(*leading, n_queries, n_tokens)
 
     @torch.no_grad()
@@ -617,7 +587,7 @@ class APMAE(nn.Module):
         """
         pools = _read_pool(pool)
         require_choice("patches", patches, get_args(PatchSet))
-        _, k = self._check_patches(scaled)
+        k = self._check_patches(scaled)
         prompt = self._prompt(k, n_tokens)
         n_rows, places = prompt.n_rows, self._lower_places[:k]
         inputs = self._encoder_input(scaled, prompt)
@@ -655,8 +625,6 @@ class APMAE(nn.Module):
             dtype: Format of the stored weights, such as torch.float16 for half the size (default:
                 as they are). They are loaded as float32 in any case.
         """
-        from aplens.mae.pretrained import save_pretrained
-
         save_pretrained(self, folder, dtype)
 
     @staticmethod
@@ -678,9 +646,10 @@ class APMAE(nn.Module):
             CheckpointError: When there is no such AP-MAE, or it is damaged, or another kind of
                 model. The message says what is missing, unexpected or of the wrong shape.
         """
-        from aplens.mae.pretrained import load_pretrained
-
-        return load_pretrained(APMAE, name_or_folder, revision=revision)
+        config, weights, source = read_pretrained(name_or_folder, revision)
+        mae = APMAE(config)
+        load_weights(mae, weights, source)
+        return mae.eval()
 
     def _read_patterns(
         self, patterns: Patterns
@@ -707,8 +676,8 @@ class APMAE(nn.Module):
         self.grid.n_rows_for(shape[-1])  # refuses patterns that are too long
         return values.to(self.device).reshape(math.prod(leading), *shape), leading
 
-    def _check_patches(self, scaled: Tensor) -> tuple[int, int]:
-        """Patterns and patches, when the shape is one that `PatchGrid.patchify` makes."""
+    def _check_patches(self, scaled: Tensor) -> int:
+        """Patches of a pattern, when the shape is one that `PatchGrid.patchify` makes."""
         possible = [rows * (rows + 1) // 2 for rows in range(1, self.grid.n_rows + 1)]
         if (
             scaled.ndim != 3
@@ -719,7 +688,7 @@ class APMAE(nn.Module):
                 f"expected (pattern, patch, {self.grid.n_pixels} pixels) with a number of patches "
                 f"among {possible}, got {tuple(scaled.shape)}"
             )
-        return scaled.shape[0], scaled.shape[1]
+        return scaled.shape[1]
 
 
 def make_fingerprint_layer(config: APMAEConfig) -> nn.Linear | None:

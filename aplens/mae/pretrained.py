@@ -7,9 +7,11 @@ that of the paper's released checkpoints (`aplens.mae.released`). No pickle is e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -25,15 +27,12 @@ if TYPE_CHECKING:
     from aplens.mae.model import APMAE
 
 MODEL_TYPE = "aplens_apmae"
-FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-#: What fields stand for in a configuration that was written before there were such.
-_ADDED = {"fingerprint_dim": 0, "identity_weight": 0.0}
-
 _BUNDLED = Path(__file__).parent / "weights"
 _LISTED = 10
+_LINES, _WIDTH = 5, 300  # of what torch says that does not fit
 _FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FEW, _FAR = 100_000, 4
 
@@ -57,30 +56,25 @@ def save_pretrained(
     }
     with atomic_write(folder / WEIGHTS_FILE) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
-    write_json(
-        folder / CONFIG_FILE,
-        {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **mae.config.to_dict()},
-    )
+    write_json(folder / CONFIG_FILE, {"model_type": MODEL_TYPE, **asdict(mae.config)})
 
 
-def load_pretrained(
-    build: Callable[[APMAEConfig], APMAE],
-    name_or_folder: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-) -> APMAE:
-    """Load an AP-MAE; `APMAE.from_pretrained` says how."""
+def read_pretrained(
+    name_or_folder: str | os.PathLike[str], revision: str | None = None
+) -> tuple[APMAEConfig, dict[str, Tensor], Path]:
+    """An AP-MAE's configuration, its weights by the names they have here, and their file.
+
+    Raises:
+        CheckpointError: When there is no such AP-MAE, a file is damaged, or the configuration is
+            not one of an AP-MAE, or of one far larger than the weights.
+    """
     folder = _find(name_or_folder, revision)
     config, is_released = _load_config(folder / CONFIG_FILE)
     weights = read_tensors(folder / WEIGHTS_FILE)
     _refuse_far_larger(config, weights, folder)
-    mae = build(config)
-    names = None
     if is_released:
-        released.bypass_absent_projections(mae)
-        names = released.stored_names(mae)
-    load_weights(mae, weights, source=folder / WEIGHTS_FILE, names=names)
-    return mae.eval()
+        weights = released.rename(weights, config)
+    return config, weights, folder / WEIGHTS_FILE
 
 
 def _refuse_far_larger(config: APMAEConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -100,53 +94,36 @@ def load_weights(
     mae: APMAE,
     weights: Mapping[str, Tensor],
     source: object,
-    names: Mapping[str, str] | None = None,
+    configuration: str = "its configuration",
 ) -> None:
-    """Copy weights into an AP-MAE once it is sure that they fit.
+    """Copy weights into an AP-MAE; after an error it is not to be used.
 
     Args:
         mae: The AP-MAE to fill.
-        weights: What to copy, as float16, bfloat16, float32 or float64.
+        weights: All of its weights, as float16, bfloat16, float32 or float64.
         source: Where they come from, for the error.
-        names: What `weights` calls those of `mae.state_dict()`; one that is left out keeps its
-            value (default: all, by their own names).
+        configuration: What they have to fit, for the error.
 
     Raises:
-        CheckpointError: When names are missing or unexpected, shapes differ, or a weight is of
-            another type or not finite. The message uses the names in `weights`.
+        CheckpointError: When a weight is missing, unexpected, of the wrong shape or type, or not
+            finite.
     """
-    state = mae.state_dict()
-    if names is None:
-        names = {name: name for name in state}
-    expected = {stored: state[name] for name, stored in names.items()}
-    problems = {
-        "missing": sorted(expected.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - expected.keys()),
-        "of the wrong shape": [
-            f"{name} {tuple(weights[name].shape)} for {tuple(expected[name].shape)}"
-            for name in sorted(expected.keys() & weights.keys())
-            if weights[name].shape != expected[name].shape
-        ],
-        "of the wrong type": [
-            f"{name} {str(value.dtype).removeprefix('torch.')}"
-            for name, value in sorted(weights.items())
-            if value.dtype not in _FORMATS
-        ],
-        "not finite": sorted(
-            name
-            for name, value in weights.items()
-            if value.dtype in _FORMATS and not torch.isfinite(value.float()).all()
-        ),
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {_enumerate(them)}" for what, them in problems.items() if them)
-        raise CheckpointError(f"{source} does not fit its configuration; {listed}")
-    for stored, tensor in expected.items():  # the model's own memory, seen through its state_dict
-        tensor.copy_(weights[stored])
+    odd = [name for name, value in weights.items() if value.dtype not in _FORMATS]
+    if odd:
+        raise CheckpointError(f"{source} has weights of the wrong type: {_enumerate(odd)}")
+    broken = [name for name, value in weights.items() if not value.float().isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{source} has weights that are not finite: {_enumerate(broken)}")
+    try:
+        mae.load_state_dict(weights)
+    except RuntimeError as error:
+        _, *misfits = str(error).splitlines()
+        listed = "; ".join(textwrap.shorten(line, _WIDTH) for line in misfits[:_LINES])
+        raise CheckpointError(f"{source} does not fit {configuration}: {listed}") from error
 
 
 def _enumerate(names: Sequence[str]) -> str:
-    """A file of another model misses and has hundreds of names; the first ones tell which."""
+    """A file of another model has hundreds of names; the first ones tell which."""
     listed = ", ".join(names[:_LISTED])
     return f"{listed} and {len(names) - _LISTED} more" if len(names) > _LISTED else listed
 
@@ -213,16 +190,8 @@ def _load_config(path: Path) -> tuple[APMAEConfig, bool]:
             f"paper's released checkpoints have, got {shorten(model_type)}"
         )
     is_released = model_type == released.MODEL_TYPE
+    read = released.read_config if is_released else APMAEConfig.from_dict
     try:
-        return (released.read_config(values) if is_released else _read_config(values)), is_released
+        return read(values), is_released
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _read_config(values: dict[str, Any]) -> APMAEConfig:
-    version = values.pop("format_version", None)
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise ValueError(
-            f"this aplens reads format_version {FORMAT_VERSION}, got {shorten(version)}"
-        )
-    return APMAEConfig.from_dict({**_ADDED, **values})

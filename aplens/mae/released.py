@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from aplens._words import shorten
 from aplens.mae.config import APMAEConfig
-
-if TYPE_CHECKING:
-    from aplens.mae.model import APMAE
 
 MODEL_TYPE = "ap_mae"
 
@@ -46,14 +44,14 @@ _KEYS = {
 # scaled. Dropout is not among them, since it only acts in training.
 _FIXED = {"hidden_act": "gelu", "encoder_pool": "cls", "attention_scaler": "log_normalize"}
 
-# The weights of a block.
+# The parts of a block, and what they are called here.
 _PARTS = {
-    "norm1": "0.norm",
-    "attn.qkv": "0.to_qkv",
-    "attn.proj": "0.to_out.0",
-    "norm2": "1.net.0",
-    "mlp.fc1": "1.net.1",
-    "mlp.fc2": "1.net.4",
+    "0.norm": "norm1",
+    "0.to_qkv": "attn.qkv",
+    "0.to_out.0": "attn.proj",
+    "1.net.0": "norm2",
+    "1.net.1": "mlp.fc1",
+    "1.net.4": "mlp.fc2",
 }
 
 
@@ -80,43 +78,39 @@ def read_config(values: Mapping[str, Any]) -> APMAEConfig:
         raise ValueError(_in_their_terms(str(error))) from error
 
 
-def stored_names(mae: APMAE) -> dict[str, str]:
-    """What a released checkpoint calls each weight of `mae` that it holds.
+def rename(weights: Mapping[str, Tensor], config: APMAEConfig) -> dict[str, Tensor]:
+    """A released checkpoint's weights by the names that they have here.
 
-    An attention of a single head as wide as the model has no output projection there.
+    An attention of a single head as wide as the model has no output projection there; here it has
+    one that hands on its input. A name that is none of theirs stays.
     """
-    without = tuple(f"{half}." for half in _halves_without_projection(mae.config))
-    return {
-        name: _stored_name(name)
-        for name in mae.state_dict()
-        if not (name.startswith(without) and ".attn.proj." in name)
-    }
+    renamed = _absent_projections(config)
+    for name, value in weights.items():
+        ours = _our_name(name)
+        renamed[name if ours in renamed else ours] = value
+    return renamed
 
 
-@torch.no_grad()
-def bypass_absent_projections(mae: APMAE) -> None:
-    """Make the output projections that a released checkpoint does not have hand on their input."""
-    stored = stored_names(mae)
-    for name, value in mae.state_dict().items():  # the model's own memory
-        if name not in stored:
-            value.copy_(torch.eye(len(value)) if name.endswith(".weight") else torch.tensor(0.0))
+def _absent_projections(config: APMAEConfig) -> dict[str, Tensor]:
+    identities = {}
+    for half in ("encoder", "decoder"):
+        dim, depth, heads, d_head = (
+            getattr(config, f"{half}_{size}") for size in ("dim", "depth", "heads", "d_head")
+        )
+        for block in range(depth if heads == 1 and d_head == dim else 0):
+            projection = f"{half}.transformer.blocks.{block}.attn.proj"
+            identities[f"{projection}.weight"] = torch.eye(dim)
+            identities[f"{projection}.bias"] = torch.zeros(dim)
+    return identities
 
 
-def _halves_without_projection(config: APMAEConfig) -> list[str]:
-    sizes = {
-        "encoder": (config.encoder_heads, config.encoder_d_head, config.encoder_dim),
-        "decoder": (config.decoder_heads, config.decoder_d_head, config.decoder_dim),
-    }
-    return [half for half, (heads, d_head, dim) in sizes.items() if heads == 1 and d_head == dim]
-
-
-def _stored_name(name: str) -> str:
-    in_block = re.fullmatch(r"(\w+)\.transformer\.blocks\.(\d+)\.(.+)\.(weight|bias)", name)
-    if in_block:
+def _our_name(name: str) -> str:
+    in_block = re.fullmatch(r"(\w+)\.transformer\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if in_block and in_block[3] in _PARTS:
         half, block, part, kind = in_block.groups()
-        return f"{half}.transformer.layers.{block}.{_PARTS[part]}.{kind}"
-    return name.replace("patch_embedding", "patches_to_embedding").replace(
-        "positions", "pos_embedding"
+        return f"{half}.transformer.blocks.{block}.{_PARTS[part]}.{kind}"
+    return name.replace("patches_to_embedding", "patch_embedding").replace(
+        "pos_embedding", "positions"
     )
 
 

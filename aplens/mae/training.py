@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from aplens._io import hash_tensors, hash_tokens, write_json
 from aplens._parts import in_parts
 from aplens._processes import Processes, join_processes
-from aplens._progress import show_progress
+from aplens._progress import Progress, show_progress
 from aplens.mae.additive import additive_fit
 from aplens.mae.checkpoints import HistoryEntry, TrainingState, load_checkpoint, save_checkpoint
 from aplens.mae.config import APMAEConfig
@@ -36,10 +37,14 @@ from aplens.patterns import crop_patches, depth_scales
 if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
 
-Prompts: TypeAlias = "Int[Tensor, 'prompt pos'] | Scenarios"
+TrainingPrompts: TypeAlias = "Int[Tensor, 'prompt pos'] | Scenarios"
 
 HISTORY_FILE = "history.json"
 _FINGERPRINT_PROMPTS = 24
+
+# AdamW's, as in the paper; and what gradients are clipped to, of the loss in units of the patterns'
+# variance.
+_BETAS, _MAX_GRADIENT_NORM = (0.9, 0.95), 1.0
 
 # What a seed is used for, so that no two uses share random numbers; `PatternRounds` has 0, 1 and 7,
 # `Validation` 4.
@@ -48,28 +53,6 @@ _SHUFFLE, _MASKS, _CROP, _FINGERPRINT, _MIXED = 2, 3, 5, 6, 8
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the last checkpoint is kept."""
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """How far training is.
-
-    Attributes:
-        patterns: Patterns trained on.
-        total: The budget in patterns; with `max_seconds` time may run out before.
-        patterns_per_second: Average so far, the model's own forward passes included.
-        seconds_left: Estimated time to the end, None before the first step.
-        loss: Mean squared error on masked training patches since the last validation, None before
-            the first step.
-        validation_ratio: Error on held-out patterns as a ratio to the mean patch's error.
-    """
-
-    patterns: int
-    total: int
-    patterns_per_second: float
-    seconds_left: float | None
-    loss: float | None
-    validation_ratio: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,14 +102,14 @@ class TrainingResult:
 
 def train_apmae(
     model: Any,
-    prompts: Prompts | Sequence[Prompts],
+    prompts: TrainingPrompts | Sequence[TrainingPrompts],
     config: APMAEConfig,
     folder: str | os.PathLike[str],
     *,
-    validation: Prompts,
+    validation: TrainingPrompts,
     start: str | os.PathLike[str] | None = None,
     settings: TrainingSettings | None = None,
-    progress: bool | Callable[[TrainingProgress], object] = True,
+    progress: bool | Progress = True,
 ) -> TrainingResult:
     """Train an AP-MAE on a model's attention patterns, without storing any.
 
@@ -146,31 +129,33 @@ def train_apmae(
         model: A HookedTransformer or TransformerBridge, or a list of several, whose batches are
             mixed; the AP-MAE trains on the first one's device.
         prompts: Token ids, or scenarios, of one length up to `config.n_ctx`; of several models, a
-            list with those of each.
+            list with those of each. Of longer prompts than these the AP-MAE learns nothing; where
+            no `start` did, a warning says so.
         config: The AP-MAE to train.
         folder: For checkpoints, `history.json` and, as `save_pretrained` writes them, the weights.
         validation: Held-out prompts of the same length for the first model: of scenarios, from
             other files.
         start: Name or folder of an AP-MAE of the same sizes to go on from (default: random
-            weights). The mean patch is measured anew. Its fingerprint is kept where
-            `identity_weight` trains it on.
+            weights). The mean patch is measured anew, as far as the prompts reach. Its fingerprint
+            is kept where `identity_weight` trains it on.
         settings: Recipe and budget (default: `TrainingSettings()`).
-        progress: A bar (the default), nothing (False), or a function called once before the first
-            step and after every step.
+        progress: A bar (the default), nothing (False), or a function called with patterns done and
+            patterns in all, once before the first step and after every step. With `max_seconds` the
+            second number is an estimate until the end.
 
     Raises:
         ValueError: When prompts are empty, too long or of several lengths, appear in training and
             validation, or are not as many lists as models; or when `identity_weight` has no
-            fingerprint to start from.
+            fingerprint to start from, or a single validation prompt.
         CheckpointError: When `folder` holds another run, or a damaged checkpoint, or `start` is no
             AP-MAE of these sizes.
         FolderInUseError: When another run is writing into the folder.
         TrainingError: When the loss or a gradient is not finite; the last checkpoint is kept.
     """
     settings = settings or TrainingSettings()
-    models, lists = [model], [cast(Prompts, prompts)]
+    models, lists = [model], [cast(TrainingPrompts, prompts)]
     if isinstance(model, (list, tuple)):
-        models, lists = list(model), list(cast(Sequence[Prompts], prompts))
+        models, lists = list(model), list(cast(Sequence[TrainingPrompts], prompts))
     if len(models) != len(lists) or not models:
         raise ValueError(
             f"expected prompts for each of {len(models)} models, got {len(lists)} lists"
@@ -182,6 +167,18 @@ def train_apmae(
         raise ValueError(f"prompts and validation must have one length, got {lengths} tokens")
     for one, read in zip(lists, tokens, strict=True):
         _refuse_overlap(one, read, validation, held_out)
+    if config.identity_weight and len(held_out) < 2:
+        raise ValueError(
+            "identity_weight is validated by finding the heads of one prompt on another: expected "
+            "2 validation prompts or more, got 1"
+        )
+    if start is None and lengths[0] <= config.n_ctx - config.patch_size:
+        warnings.warn(
+            f"prompts have {lengths[0]} tokens, n_ctx is {config.n_ctx}: the AP-MAE will know "
+            "nothing of longer ones, not even their mean patches; train on longer prompts, or "
+            "choose a smaller n_ctx",
+            stacklevel=2,
+        )
     processes = join_processes()
     with processes.own(folder) as path:
         run = _Run(
@@ -193,17 +190,7 @@ def train_apmae(
             settings,
             processes,
         )
-        return run.train(_teller(progress))
-
-
-def _teller(
-    progress: bool | Callable[[TrainingProgress], object],
-) -> Callable[[TrainingProgress], object]:
-    """The function told of every step: the caller's own, or one that moves a bar."""
-    if callable(progress):
-        return progress
-    show = show_progress(progress, "Training")
-    return lambda now: show(now.patterns, now.total)
+        return run.train(show_progress(progress, "Training"))
 
 
 class _Run:
@@ -227,7 +214,7 @@ class _Run:
         self.mae = APMAE(config, settings.seed).to(describe_model(model).device)
         self.start = None if start is None else APMAE.from_pretrained(start).to(self.mae.device)
         if self.start is not None:
-            _copy_weights(self.start, self.mae)
+            _copy_weights(self.start, self.mae, start)
         if config.identity_weight and not (self.start and self.start.has_fingerprint):
             raise ValueError(
                 "identity_weight trains a fingerprint on: give a start that has one "
@@ -251,13 +238,12 @@ class _Run:
         k, n = patches.shape[1], math.prod(self.rounds.shape(0))
         mean = torch.zeros(self.mae.grid.n_patches, self.mae.grid.n_pixels, device=patches.device)
         mean[:k] = total(patches.sum(dim=0, dtype=torch.float64)) / n
-        if self.mae.mean_patches is not None and self.mae.depth_scales is not None:
-            self.mae.mean_patches.copy_(mean)
+        if self.mae.mean_patches is not None:
             scales = torch.zeros(self.mae.config.n_ctx, dtype=torch.float64, device=patches.device)
-            for (part,) in in_parts(patches):
+            for (part,) in in_parts(patches) if len(patches) else ():
                 of_part = depth_scales(part, self.mae.grid)
                 scales[: len(of_part)] += of_part.double() * len(part)
-            self.mae.depth_scales[: self.n_tokens] = total(scales)[: self.n_tokens] / n
+            self._set_mean(mean, total(scales)[: self.n_tokens] / n)
         squared = torch.zeros((), dtype=torch.float64, device=patches.device)
         for (part,) in in_parts(patches):
             squared += (part - mean[:k]).square().sum(dtype=torch.float64)
@@ -271,13 +257,46 @@ class _Run:
             ),
         )
 
-    def train(self, progress: Callable[[TrainingProgress], object]) -> TrainingResult:
+    def _set_mean(
+        self, mean: Float[Tensor, "patch pixel"], scales: Float[Tensor, " length"]
+    ) -> None:
+        """Set the mean patches to those of these prompts; beyond them a start's stay."""
+        mae, n_tokens = self.mae, self.n_tokens
+        assert mae.mean_patches is not None
+        assert mae.depth_scales is not None
+        if self.start is not None and n_tokens < mae.config.n_ctx:
+            # The start's mean is that of its longest prompts, on whose scale attention lies less
+            # deep: what was measured is brought to it, and the factors bring it back.
+            factor = mae.depth_scales[n_tokens - 1].clone()
+            seen = torch.zeros_like(mean)
+            inside = mae.grid.causal(n_tokens, mean.device)
+            seen[: len(inside)] = inside
+            mean = torch.where(seen.bool(), 1 - (1 - mean) / factor, mae.mean_patches)
+            scales = scales * factor
+        mae.mean_patches.copy_(mean)
+        mae.depth_scales[:n_tokens] = scales
+
+    def train(self, progress: Progress) -> TrainingResult:
         """Train to the end of the budget."""
-        state, settings = self.state, self.settings
+        state = self.state
         if not state.history:
             self._validate()
             self._save()
-        progress(self._progress())
+        progress(state.patterns, self._total)
+        if self.fraction < 1 or self._lacks_fingerprint:  # else it was finished before
+            self._learn(progress)
+            if self._lacks_fingerprint:
+                self._fit_fingerprint()
+            self._save()
+        return self._result()
+
+    @property
+    def _lacks_fingerprint(self) -> bool:
+        return self.mae.config.fingerprint_dim > 0 and not self.mae.has_fingerprint
+
+    def _learn(self, progress: Progress) -> None:
+        """Step by step, round by round."""
+        state, settings = self.state, self.settings
         while self.fraction < 1:
             batches = self._batches()
             while state.batch < len(batches) and self.fraction < 1:
@@ -288,14 +307,10 @@ class _Run:
                     self._validate()
                 if time.monotonic() - self._saved >= settings.checkpoint_seconds:
                     self._save()
-                progress(self._progress())
+                progress(state.patterns, self._total)
             if state.batch >= len(batches):
                 state.round, state.batch = state.round + 1, 0
                 self._told.clear()  # the prototypes of the round that ended
-        if self.mae.config.fingerprint_dim and not self.mae.has_fingerprint:
-            self._fit_fingerprint()
-        self._save()
-        return self._result()
 
     def _fit_fingerprint(self) -> None:
         """By every process on the same prompts: a few seconds, and all end with one AP-MAE."""
@@ -351,7 +366,7 @@ class _Run:
             group["lr"] = settings.learning_rate_at(self.fraction)
         self.optimizer.zero_grad()
         loss = self._add_up(self._backward(part, batch))
-        norm = nn.utils.clip_grad_norm_(self.mae.parameters(), settings.max_gradient_norm)
+        norm = nn.utils.clip_grad_norm_(self.mae.parameters(), _MAX_GRADIENT_NORM)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TrainingError(
                 f"loss {loss.item()}, gradient norm {norm.item()} at step {state.step}: a smaller "
@@ -376,22 +391,20 @@ class _Run:
             self.mae.config.mask_ratio,
             seeded(settings.seed, _MASKS, state.step),
         )
+        own = mine.clone()
         if not mine.any():  # nothing to learn here, but the parameters' gradients have to exist
-            patches, own_masks = patches.new_zeros(1, *patches.shape[1:]), masks[:1]
-        else:
-            own_masks = masks[mine]
-        output = self.mae(patches, mask=own_masks, n_tokens=n_tokens, precision=settings.dtype)
+            patches, own[0] = patches.new_zeros(1, *patches.shape[1:]), True
+        output = self.mae(patches, masks[own], n_tokens=n_tokens, precision=settings.dtype)
         # Errors are means over hidden pixels and over patterns: weighted so, parts add up to them.
-        pixels = self.mae.grid.patchify(torch.ones(n_tokens, n_tokens)).sum(-1)
+        pixels = self.mae.grid.inside(n_tokens).sum(-1)
         hidden = (masks * pixels).sum(1)
         loss = output.loss * float(hidden[mine].sum() / hidden.sum())
-        summary = output.summary_loss * float(mine.sum() / len(batch))
+        share = float(mine.sum() / len(batch))
+        summary = output.summary_loss * share
         total = (loss + self.mae.config.summary_weight * summary) / state.variance
-        if self.mae.config.identity_weight and mine.any():
-            share = self.mae.config.identity_weight * float(mine.sum() / len(batch))
-            total = total + share * self._identity_loss(
-                part, batch[mine], patches, n_tokens, output
-            )
+        if self.mae.config.identity_weight:
+            share = self.mae.config.identity_weight * share
+            total = total + share * self._identity_loss(part, batch[own], patches, n_tokens, output)
         total.backward()
         return loss.detach()
 
@@ -426,7 +439,8 @@ class _Run:
             assert self.start is not None  # checked when the run was made
             n_heads, d = self.rounds.shape(part)[1], self.mae.config.fingerprint_dim
             added = torch.zeros(n_heads, d, dtype=torch.float64, device=self.mae.device)
-            for prompt in self.rounds.patches(part).split(n_heads):
+            patches = self.rounds.patches(part)
+            for prompt in patches.split(n_heads) if len(patches) else ():
                 added += fingerprint_heads(
                     self.start, prompt, self.n_tokens, self.settings.dtype
                 ).double()
@@ -469,7 +483,6 @@ class _Run:
         if not self.processes.is_main:
             return
         self._saved = time.monotonic()
-        save_checkpoint(self.folder, self.mae, self.optimizer, self.state, self.identity)
         self.mae.save_pretrained(self.folder)
         write_json(
             self.folder / HISTORY_FILE,
@@ -479,17 +492,14 @@ class _Run:
                 "history": self.state.history,
             },
         )
+        # Last: where it says that training is finished, the other files are, too.
+        save_checkpoint(self.folder, self.mae, self.optimizer, self.state, self.identity)
 
-    def _progress(self) -> TrainingProgress:
-        state, fraction = self.state, self.fraction
-        return TrainingProgress(
-            patterns=state.patterns,
-            total=self.settings.patterns,
-            patterns_per_second=state.patterns / state.seconds if state.seconds else 0.0,
-            seconds_left=state.seconds * (1 - fraction) / fraction if fraction else None,
-            loss=_mean_loss(state) if state.loss_count else state.history[-1]["loss"],
-            validation_ratio=state.history[-1]["validation_ratio"],
-        )
+    @property
+    def _total(self) -> int:
+        """Patterns by the end of the budget; where time may run out before, at the speed so far."""
+        patterns, fraction = self.state.patterns, self.fraction
+        return round(patterns / fraction) if patterns else self.settings.patterns
 
     def _result(self) -> TrainingResult:
         state = self.state
@@ -513,25 +523,27 @@ def _make_optimizer(mae: APMAE, settings: TrainingSettings) -> optim.Optimizer:
             {"params": matrices, "weight_decay": settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ],
-        betas=settings.betas,
+        betas=_BETAS,
     )
 
 
-def _copy_weights(start: APMAE, mae: APMAE) -> None:
+def _copy_weights(start: APMAE, mae: APMAE, name: object) -> None:
     """Begin from another AP-MAE; what it lacks of a summary or fingerprint stays as it is."""
-    weights = start.state_dict()
+    kept = start.state_dict()
     if not mae.config.identity_weight:  # to be fitted to the new encoder
-        weights = {n: w for n, w in weights.items() if not n.startswith("to_fingerprint.")}
-    optional = ("summary.", "to_fingerprint.")
-    names = {n: n for n in mae.state_dict() if n in weights or not n.startswith(optional)}
-    load_weights(mae, weights, source="start", names=names)
+        kept = {n: w for n, w in kept.items() if not n.startswith("to_fingerprint.")}
+    own = mae.state_dict().items()
+    optional = {n: w for n, w in own if n.startswith(("summary.", "to_fingerprint."))}
+    load_weights(mae, optional | kept, f"start {name}", "the configuration to be trained")
 
 
 def _mean_loss(state: TrainingState) -> float | None:
     return state.loss_sum / state.loss_count if state.loss_count else None
 
 
-def _read_prompts(prompts: Prompts, name: str, config: APMAEConfig) -> Int[Tensor, "prompt pos"]:
+def _read_prompts(
+    prompts: TrainingPrompts, name: str, config: APMAEConfig
+) -> Int[Tensor, "prompt pos"]:
     tokens = prompts if isinstance(prompts, Tensor) else prompts.tokens()
     if tokens.ndim != 2 or not len(tokens):
         raise ValueError(
@@ -546,7 +558,7 @@ def _read_prompts(prompts: Prompts, name: str, config: APMAEConfig) -> Int[Tenso
 
 
 def _refuse_overlap(
-    prompts: Prompts, tokens: Tensor, validation: Prompts, held_out: Tensor
+    prompts: TrainingPrompts, tokens: Tensor, validation: TrainingPrompts, held_out: Tensor
 ) -> None:
     if not isinstance(prompts, Tensor) and not isinstance(validation, Tensor):
         shared = sorted(set(prompts.files) & set(validation.files))
@@ -571,27 +583,23 @@ def _identify(
     """What a run must have in common with a checkpoint that it goes on from."""
     recipe = asdict(settings)
     del recipe["checkpoint_seconds"]  # the one setting that changes nothing in the result
-    (model, prompts), *others = [
-        (
-            {
-                "name": info.name,
-                "n_layers": info.n_layers,
-                "n_heads": info.n_heads,
-                "d_head": info.d_head,
-                "weights": weights,
-            },
-            hash_tokens(tokens),
+    models = {
+        str(number): {
+            "name": info.name,
+            "n_layers": info.n_layers,
+            "n_heads": info.n_heads,
+            "d_head": info.d_head,
+            "weights": sketch_weights(model),
+            "prompts": hash_tokens(tokens),
+        }
+        for number, (info, model, tokens) in enumerate(
+            (describe_model(model), model, tokens) for model, tokens in sources
         )
-        for info, weights, tokens in (
-            (describe_model(model), sketch_weights(model), tokens) for model, tokens in sources
-        )
-    ]
+    }
     return {
-        "config": config.to_dict(),
+        "config": asdict(config),
         "settings": recipe,
-        "model": model,
-        "prompts": prompts,
-        "other_models": others and {"batches": "mixed", "models": others},
+        "models": models,
         "validation": hash_tokens(held_out),
         "start": start and hash_tensors(start.state_dict()),
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aplens._parts import in_parts
 from aplens._processes import Processes
-from aplens.mae.error import inside_pattern, squared_errors
+from aplens.mae.error import squared_errors
 from aplens.mae.identity import fingerprint_heads, retrieval
 from aplens.mae.masking import random_masks
 from aplens.mae.model import APMAE
@@ -83,9 +83,10 @@ class Validation:
     def error_of(self, predict: Callable[[Tensor, Tensor], Tensor]) -> float:
         """Mean squared error over masked patches of `predict(patches, mask) -> patches`."""
         patches, mask = self._sample
-        inside = inside_pattern(self.grid, self.tokens.shape[1], patches.device)
+        inside = self.grid.inside(self.tokens.shape[1], patches.device)
         added = torch.zeros(2, dtype=torch.float64)  # squared errors, and values
-        for part, part_mask in in_parts(patches, mask):
+        # A process may have none of the prompts.
+        for part, part_mask in in_parts(patches, mask) if len(patches) else ():
             predicted = predict(part.float(), part_mask)
             squared = squared_errors(predicted, part.float(), inside)[part_mask].sum()
             count = inside.expand_as(part)[part_mask].sum()

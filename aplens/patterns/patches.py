@@ -78,6 +78,12 @@ class PatchGrid:
         """1 on and below the diagonal of a prompt of `n_tokens`, 0 above it and in the padding."""
         return self.patchify(torch.ones(n_tokens, n_tokens, device=device).tril())
 
+    def inside(
+        self, n_tokens: int, device: torch.device | None = None
+    ) -> Float[Tensor, "patch pixel"]:
+        """1 inside a prompt of `n_tokens`, 0 in the padding of its last patches."""
+        return self.patchify(torch.ones(n_tokens, n_tokens, device=device))
+
     def row(self, number: int) -> slice:
         """Which patches are those of one row of the grid, from 0."""
         return slice(_triangle(number), _triangle(number + 1))

@@ -90,14 +90,14 @@ class MAESettings:
 
     Attributes:
         pretrained: A name, folder or hub id; when left out one is trained on this study's model.
-        preset: Of the one to train: "small", "paper" or "paper_tiny".
+        preset: Of the one to train: "small" or "paper".
         config: Changes to the preset; see `aplens.mae.APMAEConfig`.
         training: Changes to the training settings; see `aplens.mae.TrainingSettings`.
         languages: Train on prompts of these languages only; on all when empty.
     """
 
     pretrained: str | None = None
-    preset: Literal["small", "paper", "paper_tiny"] = "small"
+    preset: Literal["small", "paper"] = "small"
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     languages: tuple[str, ...] = ()

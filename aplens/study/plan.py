@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aplens._words import split_features
-from aplens.mae import APMAE, APMAEConfig, TrainingSettings
+from aplens.mae import APMAE, APMAEConfig, TrainingSettings, random_masks
 from aplens.models import ModelInfo, describe_model, last_token_logits
 from aplens.ranking import ALWAYS_MEASURED_LAYERS, VERIFY_PROMPTS
 from aplens.study.corpora import StudyCorpus, find_corpus
@@ -161,9 +161,11 @@ class _Costs:
             from aplens.patterns import log_normalize
 
             scaled = log_normalize(mae.grid.patchify(patterns))
+            n, k = scaled.shape[:2]
+            mask = random_masks(n, k, mae.config.mask_ratio, generator)
 
             def learn() -> None:
-                mae(scaled, generator=torch.Generator().manual_seed(0)).loss.backward()
+                mae(scaled, mask).loss.backward()
 
             training = _time(info.device, learn) / len(patterns)
         return cls(running / n_prompts, encoding, training)

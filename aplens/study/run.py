@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from aplens.correctness import Keep
-    from aplens.mae import TrainingProgress
     from aplens.scenarios import Scenarios
     from aplens.study.corpora import StudyCorpus
 
@@ -228,20 +227,12 @@ class Study:
             folder,
             validation=self.folder.parts["fit"],
             settings=recipe(**{"seed": self.settings.seed, **wanted.training}),
-            progress=self._show_training,
+            progress=self.reporter.update,
         )
         self.reporter.say(
             f"error on held-out patterns {result.validation_ratio:.2f} of the mean patch's "
             f"(the additive fit without training: {result.additive_ratio:.2f})"
         )
-
-    def _show_training(self, progress: TrainingProgress) -> None:
-        note = f"{progress.patterns_per_second:.0f} patterns/s"
-        if progress.loss is not None:
-            note += f", loss {progress.loss:.4f}"
-        if progress.seconds_left is not None:
-            note += f", {progress.seconds_left:.0f} s left"
-        self.reporter.update(progress.patterns, progress.total, note)
 
     def _observe(self) -> None:
         from aplens.correctness import observe

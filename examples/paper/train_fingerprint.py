@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import aplens
-from aplens.mae import TrainingProgress, TrainingResult, TrainingSettings
+from aplens.mae import TrainingResult, TrainingSettings
 from aplens.scenarios import Scenario, Scenarios
 from aplens.study import Reporter
 from paper.held_out import DOMAINS, draw_prompts
@@ -85,7 +85,7 @@ def train(
             validations=6,
             seed=recipe.seed,
         ),
-        progress=lambda progress: _show(reporter, progress, recipe.seconds),
+        progress=reporter.update,
     )
     result.mae.save_pretrained(folder / "float16", torch.float16)
     found = result.history[-1]["retrieval"]
@@ -99,12 +99,3 @@ def _without_files_of(validation: Scenarios, drawn: Scenarios) -> Scenarios:
     """Another model's prompts may be of files that the first one validates on."""
     files = set(validation.files)
     return drawn.select([i for i, file in enumerate(drawn.files) if file not in files])
-
-
-def _show(reporter: Reporter, progress: TrainingProgress, seconds: float | None) -> None:
-    done, total = progress.patterns, progress.total
-    if seconds is not None:
-        left = seconds if progress.seconds_left is None else progress.seconds_left
-        done, total = round(seconds - left), round(seconds)
-    note = f"{progress.patterns:,} patterns, {progress.patterns_per_second:.0f} a second"
-    reporter.update(done, total, note)

@@ -17,7 +17,6 @@ from aplens.mae import (
     APMAE,
     additive_fit,
     hidden_errors,
-    inside_pattern,
     low_rank_fit,
     random_masks,
     seeded,
@@ -150,7 +149,7 @@ class ReconstructionErrors:
         self._counts.append(np.bincount(layers, minlength=self._n_layers))
         for number, setting in enumerate(self._settings):
             patches = setting.grid.patchify(scaled)
-            inside = inside_pattern(setting.grid, self._n_tokens, patches.device)
+            inside = setting.grid.inside(self._n_tokens, patches.device)
             by_seed: dict[str, list[np.ndarray]] = {name: [] for name in setting.predictors}
             for seed in self._seeds:
                 generator = seeded(seed, _MASKS, index)
