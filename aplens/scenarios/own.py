@@ -74,7 +74,7 @@ def make_scenarios(
     """
     read = read_prompts(model, prompts, prepend_bos=prepend_bos)
     ids = [tuple(read.ids(index)) for index in range(len(read))]
-    texts = _texts(prompts) or [None] * len(ids)
+    texts: Sequence[str | None] = _texts(prompts) or [None] * len(ids)
     answers = _read_values("answers", answers, read)
     targets = _first_tokens(model, texts, ids, answers, prepend_bos)
     wrong: Sequence[int | None] = [None] * len(ids)
@@ -87,7 +87,9 @@ def make_scenarios(
                     f"prompt {index}: {answers[index]!r} and {wrong_answers[index]!r} begin with "
                     f"the same token, {target}"
                 )
-    given = [*zip(texts, answers, targets, strict=True)]
+    given: list[tuple[str | None, str | int, int | None]] = [
+        *zip(texts, answers, targets, strict=True)
+    ]
     if wrong_answers is not None:
         given += zip(texts, wrong_answers, wrong, strict=True)
     _warn_of_missing_blanks(model, given, prepend_bos)

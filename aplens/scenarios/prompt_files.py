@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     text = path.read_text(encoding="utf-8-sig")
+    rows: Iterable[tuple[int, Any]]
     if text.lstrip().startswith("["):  # a list of all rows, or the first of lines, which is refused
         rows = enumerate(_parse(text, f"{path}, as a JSON list"), start=1)
     else:
