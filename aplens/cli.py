@@ -106,9 +106,9 @@ def rank(
     prompts: Annotated[
         Path,
         typer.Option(
-            help="A CSV file with a header, or JSON lines, with the columns or keys prompt, "
-            "answer and wrong_answer. Write answers with the blank before them. Without answers "
-            "the model's own prediction counts."
+            help="A CSV file with a header or JSON lines, with the columns or keys prompt, answer "
+            "and wrong_answer; or a text file with a prompt a line. Write answers with the blank "
+            "before them. Without answers the model's own prediction counts."
         ),
     ],
     as_json: Annotated[
@@ -178,8 +178,9 @@ def map_models(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="A text file with one prompt a line, or a JSON list of texts [default: 24 "
-            "passages of English prose and 24 of Python that every installation has]"
+            help="A text file with a prompt a line, a JSON list of texts, or a CSV file or JSON "
+            "lines with the column or key prompt [default: 24 passages of English prose and 24 of "
+            "Python that every installation has]"
         ),
     ] = None,
     output: Annotated[

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from aplens.scenarios import (
     Corpus,
     Scenarios,
-    ZipCorpus,
     find_jdk_source,
     mine_scenarios,
+    open_corpus,
     python_standard_library,
 )
 from aplens.study.corpora import interleave
@@ -24,7 +25,7 @@ def real_scenarios(model: Any, n: int, n_tokens: int, per_file: int = 3) -> Scen
     """Completion scenarios from the JDK's sources, or Python's where there is no JDK."""
     source = find_jdk_source()
     corpus: Corpus = (
-        ZipCorpus(source, "java", prefix="java.base/") if source else python_standard_library()
+        open_corpus(source, "java", prefix="java.base/") if source else python_standard_library()
     )
     tasks = ["identifiers", "eol", "closing_bracket", "string_literals", "numeric_literals"]
     found = mine_scenarios(
@@ -36,7 +37,8 @@ def real_scenarios(model: Any, n: int, n_tokens: int, per_file: int = 3) -> Scen
         per_file=per_file,
         context_length=n_tokens,
     )
-    return interleave([found.filter(tasks=task) for task in found.counts()])[:n]
+    tasks_found = np.array(found.tasks)
+    return interleave([found.select(tasks_found == task) for task in found.counts()])[:n]
 
 
 def seconds_of(run: Callable[[], object]) -> float:

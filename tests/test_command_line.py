@@ -52,8 +52,24 @@ def test_a_prompt_file_is_the_scenarios_it_lists(model, prompts):
     expected = aplens.make_scenarios(model, texts, answers, wrong, task="own")
     assert read_prompt_file(model, prompts) == expected
     assert read_prompt_file(model, prompts.with_suffix(".jsonl")) == expected
-    prompts.write_text('prompt\n"class Adder1"\n"if (value"\n')
-    assert len(read_prompt_file(model, prompts)) == 2
+
+
+def test_every_kind_of_file_holds_prompts_without_answers(model, tmp_path):
+    texts = ["class Adder1", "if (value\u2028"]  # that is no end of a line
+    rows = [json.dumps(text, ensure_ascii=False) for text in texts]
+    keyed = [f'{{"prompt": {row}}}' for row in rows]
+    files = {
+        "a.csv": 'prompt\n"class Adder1"\n"if (value\u2028"\n',
+        "a.txt": "\n".join([texts[0], " ", texts[1], ""]),
+        "texts.json": f"[{', '.join(rows)}]",
+        "objects.json": f"[{', '.join(keyed)}]",
+        "lines.json": "\n".join(keyed),
+        "a.jsonl": "\n\n".join([rows[0], keyed[1]]),
+    }
+    expected = aplens.read_prompts(model, texts).tokens.tolist()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert read_prompt_file(model, tmp_path / name).tokens.tolist() == expected, name
 
 
 @pytest.mark.parametrize(
@@ -64,13 +80,20 @@ def test_a_prompt_file_is_the_scenarios_it_lists(model, prompts):
         ("a.csv", "text,answer\nx, y\n", "line 2: unknown column 'text'"),
         ("a.csv", "prompt,wrong_answer\nx, y\n", "no column 'answer', but 'wrong_answer'"),
         ("a.csv", "prompt\n", "has no prompts"),
-        ("a.jsonl", '{"prompt": "x"}\n[1]\n', "line 2: expected an object"),
+        ("a.jsonl", '{"prompt": "x"}\n[1]\n', r"line 2: expected an object or a text, got \[1\]"),
+        ("a.jsonl", "[1]\n[2]\n", "as a JSON list: no JSON: Extra data"),
+        ("a.json", '["x", 5]', "line 2: expected an object or a text, got 5"),
+        ("a.json", "[" * 5000, "no JSON: it is nested too deeply"),
+        ("a.txt", " \n\n", "has no prompts"),
+        ("a.txt", "caf\u00e9", r"a\.txt cannot be read as prompts: 'utf-8' codec"),
+        ("a.csv", f"prompt\n{'x' * 200_000}\n", "cannot be read as prompts: field larger"),
+        ("a.tsv", "prompt\n", r"expected a file of prompts \(\.csv, \.jsonl, .*got .*a\.tsv"),
         ("a.jsonl", '{"prompt": "x"}\n{"prompt"\n', "line 2: no JSON"),
         ("a.jsonl", '{"prompt": "x", "answer": " y"}\n{"prompt": "x"}', "line 2: .*answer.*None"),
     ],
 )
 def test_a_wrong_prompt_file_is_refused_by_line(model, tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="latin-1")
     with pytest.raises(ScenarioError, match=message):
         read_prompt_file(model, tmp_path / name)
 

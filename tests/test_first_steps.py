@@ -12,7 +12,7 @@ from scenario_helpers import byte_level_tokenizer, java_file
 
 import aplens
 from aplens.models import loading, wheels
-from aplens.scenarios import FolderCorpus
+from aplens.scenarios import open_corpus
 
 
 def test_rooms_are_there_as_completion_promises():
@@ -36,7 +36,7 @@ def test_scenarios_are_mined_model_first_and_the_old_order_is_warned_of(java):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mined = aplens.mine_scenarios(tokenizer, java, **options)
-    for corpus in (java, FolderCorpus(java)):
+    for corpus in (java, open_corpus(java)):
         with pytest.warns(DeprecationWarning, match="model first, then the corpus"):
             assert aplens.mine_scenarios(corpus, tokenizer, **options) == mined
 

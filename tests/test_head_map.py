@@ -424,14 +424,18 @@ def test_the_command_maps_models_one_after_the_other(
     assert "the first 16 tokens are taken" in told.output
     assert "HeadMap(24 heads: 12 of a, 12 of b; 2 prompts)" in told.output
     assert "24 heads of a, b" in (tmp_path / "map.html").read_text(encoding="utf-8")
+    # What `aplens rank` reads is read here as well.
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "first", "answer": "x"}\n')
+    told = run("a", "--prompts", tmp_path / "prompts.jsonl", "-o", tmp_path / "map.html")
+    assert "1 prompts" in told.output, told.output
     told = run("a", "--prompts", tmp_path / "prompts.json", "-o", tmp_path / "map.safetensors")
     assert HeadMap.load(tmp_path / "map.safetensors").names == ("a",)
 
     (tmp_path / "prompts.json").write_text('{"first": 1}')
     told = run("a", "--prompts", tmp_path / "prompts.json")
-    assert "must be a JSON list of texts, got {'first': 1}" in told.output
+    assert "unknown column 'first'; known are prompt" in told.output
     (tmp_path / "prompts.txt").write_text(" \n")
-    assert "holds no prompt" in run("a", "--prompts", tmp_path / "prompts.txt").output
+    assert "has no prompts" in run("a", "--prompts", tmp_path / "prompts.txt").output
     assert "a is named twice" in run("a", "a").output
     assert run("a", "--prompts", tmp_path / "missing.txt").exit_code == 1
 

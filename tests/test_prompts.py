@@ -152,6 +152,12 @@ def test_a_text_that_begins_with_bos_gets_no_second_one(speaking_model, by_defau
             assert read.tokens.tolist() == [expected] * 2, (text, prepend_bos)
 
 
+def test_a_prompt_of_bos_alone_has_an_answer(speaking_model):
+    scenarios = make_scenarios(speaking_model, ["", "one"], ["one", " two"], prepend_bos=True)
+    assert [scenario.prompt for scenario in scenarios] == [(0,), (0, 1)]
+    assert scenarios.targets().tolist() == [1, 2]
+
+
 def test_columns_of_texts_and_answers_are_taken_row_by_row(speaking_model):
     """Whatever pandas calls the rows."""
     texts, answers = ["<s>one", "<s>two one", "<s>three"], [" two", " three", " one"]

@@ -61,17 +61,10 @@ def test_select_takes_positions_or_a_mask(scenarios):
     assert list(scenarios.select([5, -1, 0])) == expected
     assert list(scenarios.select(torch.tensor([5, -1, 0]))) == expected
     mask = np.array(scenarios.tasks) == "eol"
-    assert scenarios.select(mask) == scenarios.filter(tasks="eol")
+    assert list(scenarios.select(mask)) == [s for s in scenarios if s.task == "eol"]
     assert len(scenarios.select([])) == 0
     with pytest.raises(IndexError):
         scenarios.select([12])
-
-
-def test_filter_keeps_the_order_and_refuses_absent_tasks(scenarios):
-    kept = scenarios.filter(tasks=["random", "stop"])
-    assert kept.tasks == ["stop", "random"] * 4
-    with pytest.raises(ScenarioError, match=r"'keywords'.*'eol'"):
-        scenarios.filter(tasks=["eol", "keywords"])
 
 
 def test_to_frame_has_a_row_per_scenario(scenarios):

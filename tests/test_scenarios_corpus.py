@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from scenario_helpers import java_file, python_file
+from scenario_helpers import byte_level_tokenizer, java_file, python_file
 
 from aplens.scenarios import (
     DatasetCorpus,
-    FolderCorpus,
     ScenarioError,
     SourceFile,
     TextCorpus,
-    ZipCorpus,
     corpus,
     find_jdk_source,
+    mine_scenarios,
     open_corpus,
     python_standard_library,
 )
@@ -56,10 +56,10 @@ def test_every_file_of_the_language_comes_once(request, source):
 
 
 def test_order_is_that_of_the_seed_in_folder_and_archive_alike(folder, archive):
-    orders = {seed: [file.path for file in FolderCorpus(folder).files(seed)] for seed in range(5)}
+    orders = {seed: [file.path for file in open_corpus(folder).files(seed)] for seed in range(5)}
     assert len({tuple(order) for order in orders.values()}) > 1
     for seed, order in orders.items():
-        assert [file.path for file in ZipCorpus(archive).files(seed)] == order
+        assert [file.path for file in open_corpus(archive).files(seed)] == order
 
 
 @pytest.mark.parametrize("source", ["folder", "archive"])
@@ -69,7 +69,7 @@ def test_prefix_chooses_a_part(request, source):
 
 
 def test_archive_is_not_unpacked(archive):
-    list(ZipCorpus(archive).files())
+    list(open_corpus(archive).files())
     assert [path.name for path in archive.parent.iterdir()] == ["src.zip"]
 
 
@@ -80,7 +80,7 @@ def test_unusable_files_are_counted_and_left_out(folder, monkeypatch):
     (folder / "Mark.java").write_bytes(b"\xef\xbb\xbfclass Mark {}")
     (folder / "Huge.java").write_text("// " + "x" * 5000)
     monkeypatch.setattr(corpus, "MAX_BYTES", 4000)
-    opened = FolderCorpus(folder)
+    opened = open_corpus(folder)
     for _ in range(2):  # a second pass counts afresh
         files = dict(opened.files())
         assert files == FILES | {"Mark.java": "class Mark {}"}
@@ -95,7 +95,7 @@ def test_damaged_member_of_an_archive_is_left_out(archive):
     middle = entry.header_offset + 30 + len(name) + entry.compress_size // 2
     data[middle : middle + 20] = bytes(20)
     archive.write_bytes(data)
-    opened = ZipCorpus(archive)
+    opened = open_corpus(archive)
     assert set(dict(opened.files())) == set(FILES) - {name}
     assert opened.skipped == {"unreadable": 1}
 
@@ -109,25 +109,40 @@ def test_what_is_no_corpus_is_refused(tmp_path, archive):
     truncated = tmp_path / "truncated.zip"
     truncated.write_bytes(archive.read_bytes()[:-100])
     with pytest.raises(ScenarioError, match=r"truncated\.zip is not a readable zip"):
-        ZipCorpus(truncated)
+        open_corpus(truncated)
     with pytest.raises(ScenarioError, match=r"no \.py files"):
         next(open_corpus(archive, "python").files())
-    with pytest.raises(ScenarioError, match="expected a folder"):
-        FolderCorpus(archive)
+    with pytest.raises(ScenarioError, match=r"no \.java files in .*zip below module7/"):
+        open_corpus(archive, prefix="module7/")
 
 
-def test_hidden_and_excluded_folders_are_not_entered(folder):
+@pytest.mark.parametrize("source", ["folder", "archive"])
+def test_hidden_and_excluded_folders_are_not_entered(request, folder, source):
     for name in ("build", ".git"):
         (folder / name).mkdir()
         (folder / name / "X.java").write_text("class X {}")
-    assert set(dict(FolderCorpus(folder, exclude=("build",)).files())) == set(FILES)
+    opened = open_corpus(request.getfixturevalue(source), exclude=("build", "module1"))
+    assert set(dict(opened.files())) == {name for name in FILES if name.startswith("module0/")}
 
 
 def test_a_corpus_is_opened_as_it_is(folder):
-    opened = FolderCorpus(folder)
+    opened = open_corpus(folder)
     assert open_corpus(opened) is opened
-    with pytest.raises(ScenarioError, match="a path or a Corpus, got list"):
+    with pytest.raises(ScenarioError, match=r"a path or a Corpus, got list, .* no files and no sk"):
         open_corpus(["class A {}"])
+
+
+def test_what_a_corpus_of_ones_own_lacks_is_named():
+    class Own:
+        def files(self, seed=0):
+            yield SourceFile("a.java", "class A {}")
+
+    for read in (open_corpus, lambda own: mine_scenarios(byte_level_tokenizer(), own)):
+        with pytest.raises(ScenarioError, match=r"got Own, which has no skipped"):
+            read(Own())
+    own = Own()
+    own.skipped = Counter()
+    assert open_corpus(own) is own
 
 
 @pytest.fixture
@@ -271,6 +286,6 @@ def test_standard_library_has_its_modules_and_not_its_tests():
     library = python_standard_library()
     files = {file.path for file, _ in zip(library.files(), range(40), strict=False)}
     assert len(files) == 40
-    every = set(library._paths)
+    every = set(library._texts)
     assert {"json/decoder.py", "argparse.py"} <= every
     assert not [path for path in every if "site-packages" in path or "/tests/" in f"/{path}"]

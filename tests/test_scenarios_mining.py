@@ -8,14 +8,13 @@ import pytest
 from scenario_helpers import byte_level_tokenizer, java_file, python_file
 
 from aplens.scenarios import (
-    FolderCorpus,
     ScenarioError,
     Scenarios,
     SourceFile,
-    ZipCorpus,
     find_jdk_source,
     list_tasks,
     mine_scenarios,
+    open_corpus,
     python_standard_library,
 )
 from aplens.scenarios.tasks import SourceTree
@@ -119,7 +118,7 @@ def test_tasks_fill_evenly(java):
 def test_seed_decides_everything(tmp_path):
     for i in range(40):
         (tmp_path / f"F{i}.java").write_text(java_file(i))
-    corpus = FolderCorpus(tmp_path)
+    corpus = open_corpus(tmp_path)
     one, again, other = (mine(corpus, seed=seed) for seed in (3, 3, 4))
     assert one == again == mine(str(tmp_path), seed=3)
     assert one != other
@@ -254,7 +253,7 @@ def test_hooked_model_lends_its_tokenizer_and_its_limit(tiny_model, java, monkey
 @pytest.mark.real
 @pytest.mark.skipif(find_jdk_source() is None, reason="no JDK with sources here")
 def test_every_task_is_found_in_the_jdk(smollm2_tokenizer):
-    corpus = ZipCorpus(find_jdk_source(), prefix="java.base/")
+    corpus = open_corpus(find_jdk_source(), prefix="java.base/")
     mined = mine_scenarios(smollm2_tokenizer, corpus, per_task=6)
     assert mined.counts() == dict.fromkeys(sorted(list_tasks("java")), 6)
     assert mined.tokens().shape == (6 * 14, 256)

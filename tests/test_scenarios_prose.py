@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 from scenario_helpers import byte_level_tokenizer
 
 from aplens.scenarios import (
-    FolderCorpus,
     ScenarioError,
     TextCorpus,
-    ZipCorpus,
     english_prose,
     list_tasks,
     mine_scenarios,
+    open_corpus,
     prose,
 )
 from aplens.scenarios.corpus import SkipFile
 from aplens.scenarios.prose import strip_markup
-from aplens.scenarios.tasks import SourceText, SourceTree
+from aplens.scenarios.tasks import SourceText
 
 TEXT = """Heading here
 
@@ -36,11 +35,6 @@ def texts(task: str, text: str = TEXT) -> list[str]:
 
 def test_tasks_of_prose():
     assert list_tasks("prose") == ("random", "punctuation", "word")
-    for task in ("random", "identifiers"):
-        with pytest.raises(ScenarioError, match=rf"prose has no spans of '{task}'.*'word'"):
-            SourceText(TEXT, "prose").spans(task)
-    with pytest.raises(ScenarioError, match="prose is no programming language"):
-        SourceTree(TEXT, "prose")
 
 
 def test_words_are_whole_and_inside_a_sentence():
@@ -92,7 +86,7 @@ def test_prose_is_mined_for_every_task():
 def test_folders_of_text_are_prose(tmp_path, suffix):
     (tmp_path / f"a{suffix}").write_text(TEXT)
     (tmp_path / "b.py").write_text("pass")
-    assert [file.path for file in FolderCorpus(tmp_path, "prose").files()] == [f"a{suffix}"]
+    assert [file.path for file in open_corpus(tmp_path, "prose").files()] == [f"a{suffix}"]
 
 
 def test_archives_of_text_are_prose(tmp_path):
@@ -100,7 +94,7 @@ def test_archives_of_text_are_prose(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
         archive.writestr("a.txt", TEXT)
-    assert dict(ZipCorpus(tmp_path / "t.zip", "prose").files()) == {"a.txt": TEXT}
+    assert dict(open_corpus(tmp_path / "t.zip", "prose").files()) == {"a.txt": TEXT}
 
 
 def test_texts_come_once_in_the_order_of_the_seed_and_are_read_in_turn():

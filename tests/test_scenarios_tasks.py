@@ -281,5 +281,3 @@ def test_code_interpolated_into_a_string_is_part_of_the_string(code):
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(ScenarioError, match=r"'cobol'.*java.*python"):
         list_tasks("cobol")
-    with pytest.raises(ScenarioError, match=r"'semicolons'.*identifiers"):
-        SourceTree("class A {}", "java").spans("semicolons")

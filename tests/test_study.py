@@ -24,8 +24,8 @@ from aplens._sums import sketch_files
 from aplens.heads import HeadRanking
 from aplens.interventions import AblationSweep
 from aplens.scenarios import Scenario, Scenarios
-from aplens.study import Reporter, Study, StudyFolder, StudySettings
-from aplens.study.config import RankSettings
+from aplens.study import Reporter, Study, StudyFolder, StudySettings, corpora
+from aplens.study.config import RankSettings, ScenarioSettings
 from aplens.study.report import _notes
 from aplens.study.run import of_languages
 from aplens.study.stages import Stage, StageRecord, run_stages
@@ -528,8 +528,8 @@ def test_several_corpora_are_one_study_with_files_of_their_own(tmp_path, tiny_sa
     assert study.reporter.steps == sorted(study.reporter.steps)
     # Each beginning has all languages.
     assert {"java", "prose"} == set(scenarios.languages[:6])
-    corpora = json.loads((study.folder.path / "corpus.json").read_text())
-    assert [corpus["language"] for corpus in corpora] == ["java", "java", "java", "prose"]
+    noted = json.loads((study.folder.path / "corpus.json").read_text())
+    assert [corpus["language"] for corpus in noted] == ["java", "java", "java", "prose"]
     for part in study.folder.parts.values():
         assert set(part.languages) == {"java", "prose"}
 
@@ -555,6 +555,16 @@ def test_one_corpus_keeps_the_names_of_its_files(tmp_path, tiny_saved):
     assert mined(
         tmp_path, tiny_saved, [table.replace("[[scenarios]]", "[scenarios]")]
     ).folder.scenarios
+
+
+def test_what_stands_in_for_a_corpus_is_read_whole_and_says_so(monkeypatch):
+    monkeypatch.setattr(corpora, "find_jdk_source", lambda: None)
+    settings = ScenarioSettings(corpus=("jdk", "python"), prefix="java.base/")
+    found = corpora.find_corpus(settings)
+    assert found.language == "python"
+    assert "standard library instead, all of it: no prefix 'java.base/'" in found.note
+    assert next(found.corpus.files()).text
+    assert "all of it" not in corpora.find_corpus(replace(settings, prefix="")).note
 
 
 def test_training_needs_only_the_parts_that_it_uses(tmp_path, tiny_saved):
@@ -734,6 +744,14 @@ def test_a_report_says_that_a_pretrained_apmae_may_know_the_files(tmp_path):
         (
             '[scenarios]\ntasks = ["identifier"]',
             r"scenarios.tasks\[0\] must be one of .*identifiers",
+        ),
+        (
+            '[scenarios]\ncorpus = ["python", "jdk"]\nprefix = "json/"',
+            "scenarios.prefix must be empty where the corpus is 'python', .* got 'json/'",
+        ),
+        (
+            '[scenarios]\ncorpus = "prose"\nprefix = "a/"',
+            "scenarios.prefix must be empty .*'prose'",
         ),
         ("[scenarios]\ncontext_length = 512", "context_length is 512, but .* up to 256"),
     ],

@@ -11,13 +11,12 @@ import struct
 import sysconfig
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import cached_property, partial
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +28,8 @@ MAX_BYTES = 1_000_000
 """Larger files are generated more often than written, and are skipped."""
 
 _PIECE = 4096
+
+_Reader: TypeAlias = Callable[[], bytes]
 
 _SHUFFLED = 1000  # rows held in memory to shuffle among; shards are shuffled as well
 
@@ -86,21 +87,40 @@ class SkipFile(Exception):
 
 
 def check_file(file: Any) -> SourceFile:
-    """What a corpus yielded, if its path and its text are texts."""
+    """What a corpus yielded, if its path and its text are texts; `SkipFile` of what UTF-8 lacks."""
     path, text = (getattr(file, name, file) for name in SourceFile._fields)
     if not isinstance(path, str) or not isinstance(text, str):
         raise ScenarioError(
             "expected a corpus of files whose path and text are str, got path "
             f"{shorten(path)} ({type(path).__name__}) and text of type {type(text).__name__}"
         )
+    try:
+        path.encode()  # a scenario is saved with its file's name
+        text.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate
+        raise SkipFile("not UTF-8") from error
     return SourceFile(path, text)
 
 
-class _Corpus(ABC):
-    """Files in a random order; what is left out is counted by reason."""
+class TextCorpus:
+    """Texts by name, each read only when its turn comes.
 
-    def __init__(self) -> None:
+    Args:
+        texts: By name, what reads the text, which is a str; it may raise `SkipFile`.
+        name: What the texts are, for readers.
+        repeats: Whether equal texts are files of their own. Else the first to come stays.
+    """
+
+    def __init__(
+        self, texts: Mapping[str, Callable[[], str]], name: str = "texts", *, repeats: bool = False
+    ) -> None:
         self.skipped: Counter[str] = Counter()
+        self._texts = dict(sorted(texts.items()))
+        self._name = name
+        self._repeats = repeats
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._texts)} {self._name})"
 
     def files(self, seed: int = 0) -> Iterator[SourceFile]:
         """Yield the files in a random order that the seed decides.
@@ -109,9 +129,14 @@ class _Corpus(ABC):
             ScenarioError: There is nothing to yield, or what was read is no text.
         """
         self.skipped = Counter()
+        seen = set[str]()
         for read in self._readers(seed):
             try:
-                file = read()
+                file = check_file(read())
+                if file.text in seen:
+                    raise SkipFile("seen before")
+                if not self._repeats:
+                    seen.add(file.text)
                 if not file.text.strip():
                     raise SkipFile("empty")
             except SkipFile as reason:
@@ -119,177 +144,19 @@ class _Corpus(ABC):
             else:
                 yield file
 
-    @abstractmethod
     def _readers(self, seed: int) -> Iterator[Callable[[], SourceFile]]:
         """What reads each file, in the order that the seed decides; it may raise `SkipFile`."""
-
-
-class _StoredFiles(_Corpus):
-    """A corpus that knows the names of its files before it reads any."""
-
-    def __init__(self, source: str | Path, language: str, prefix: str) -> None:
-        super().__init__()
-        self.source = Path(source)
-        self.prefix = prefix
-        self.suffixes = get_language(language).suffixes
-
-    def __repr__(self) -> str:
-        prefix = f", prefix={self.prefix!r}" if self.prefix else ""
-        return f"{type(self).__name__}({str(self.source)!r}{prefix})"
-
-    def _readers(self, seed: int) -> Iterator[Callable[[], SourceFile]]:
-        paths = self._paths
-        if not paths:
-            raise ScenarioError(f"{self} has no {' or '.join(self.suffixes)} files")
-        for index in np.random.default_rng(seed).permutation(len(paths)):
-            yield partial(self._read_file, paths[index])
-
-    def _read_file(self, path: str) -> SourceFile:
-        try:
-            if self._size(path) > MAX_BYTES:
-                raise SkipFile("too large")
-            data = self._read(path)
-        except _UNREADABLE as error:
-            raise SkipFile("unreadable") from error
-        if len(data) > MAX_BYTES:
-            raise SkipFile("too large")
-        try:
-            path.encode()  # a scenario is saved with its file's name
-            text = data.decode("utf-8-sig")
-        except UnicodeError as error:
-            raise SkipFile("not UTF-8") from error
-        return SourceFile(path, text)
-
-    @cached_property
-    def _paths(self) -> list[str]:
-        names = {name for name in self._list() if name.startswith(self.prefix)}
-        return sorted(name for name in names if name.endswith(self.suffixes))
-
-    @abstractmethod
-    def _list(self) -> Iterable[str]: ...
-
-    @abstractmethod
-    def _size(self, path: str) -> int: ...
-
-    @abstractmethod
-    def _read(self, path: str) -> bytes:
-        """The file, or of one that is larger than it says, a little more than `MAX_BYTES`."""
-
-
-class FolderCorpus(_StoredFiles):
-    """The source files below a folder.
-
-    Args:
-        folder: The folder.
-        language: Decides by their suffix which files are read.
-        prefix: Only files whose path in the folder begins so.
-        exclude: Names of folders that are not entered. Hidden ones never are.
-
-    Raises:
-        ScenarioError: There is no such folder.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        language: str = "java",
-        *,
-        prefix: str = "",
-        exclude: Collection[str] = (),
-    ) -> None:
-        super().__init__(folder, language, prefix)
-        self._exclude = frozenset(exclude)
-        if not self.source.is_dir():
-            raise ScenarioError(f"expected a folder of source files, got {self.source}")
-
-    def _list(self) -> Iterator[str]:
-        for folder, subfolders, names in os.walk(self.source):
-            subfolders[:] = [
-                name
-                for name in subfolders
-                if name not in self._exclude and not name.startswith(".")
-            ]
-            for name in names:
-                yield (Path(folder) / name).relative_to(self.source).as_posix()
-
-    def _size(self, path: str) -> int:
-        status = (self.source / path).stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe may wait for ever
-            raise SkipFile("no regular file")
-        return status.st_size
-
-    def _read(self, path: str) -> bytes:
-        with (self.source / path).open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-
-
-class ZipCorpus(_StoredFiles):
-    """The source files in a zip archive, such as a JDK's `src.zip`, which is not unpacked.
-
-    Args:
-        archive: The archive.
-        language: Decides by their suffix which files are read.
-        prefix: Only files whose path in the archive begins so, such as "java.base/".
-
-    Raises:
-        ScenarioError: There is no such file, or it is no zip archive or a damaged one.
-    """
-
-    def __init__(self, archive: str | Path, language: str = "java", *, prefix: str = "") -> None:
-        super().__init__(archive, language, prefix)
-        try:
-            self._zip = zipfile.ZipFile(self.source)
-        except _UNREADABLE as error:
-            raise ScenarioError(f"{self.source} is not a readable zip archive: {error}") from error
-
-    def _list(self) -> Iterable[str]:
-        return self._zip.namelist()
-
-    def _size(self, path: str) -> int:
-        return self._zip.getinfo(path).file_size
-
-    def _read(self, path: str) -> bytes:
-        # In small pieces: a member may unpack to far more than it says, and its decompressor is
-        # handed whatever was read of the archive at once.
-        data = bytearray()
-        with self._zip.open(path) as member:
-            while len(data) <= MAX_BYTES and (piece := member.read(_PIECE)):
-                data += piece
-        return bytes(data)
-
-
-class TextCorpus(_Corpus):
-    """Texts by name, each read only when its turn comes, and equal ones once.
-
-    Args:
-        texts: By name, what reads the text, which is a str; it may raise `SkipFile`.
-        name: What the texts are, for readers.
-    """
-
-    def __init__(self, texts: Mapping[str, Callable[[], str]], name: str = "texts") -> None:
-        super().__init__()
-        self._texts = dict(sorted(texts.items()))
-        self._name = name
-
-    def __repr__(self) -> str:
-        return f"TextCorpus({len(self._texts)} {self._name})"
-
-    def _readers(self, seed: int) -> Iterator[Callable[[], SourceFile]]:
         if not self._texts:
             raise ScenarioError(f"{self} has nothing to read")
-        names, seen = list(self._texts), set[str]()
+        names = list(self._texts)
         for index in np.random.default_rng(seed).permutation(len(names)):
-            yield partial(self._read_new, names[index], seen)
+            yield partial(self._read, names[index])
 
-    def _read_new(self, name: str, seen: set[str]) -> SourceFile:
-        file = check_file(SourceFile(name, self._texts[name]()))
-        if file.text in seen:
-            raise SkipFile("seen before")
-        seen.add(file.text)
-        return file
+    def _read(self, name: str) -> SourceFile:
+        return SourceFile(name, self._texts[name]())
 
 
-class DatasetCorpus(_Corpus):
+class DatasetCorpus(TextCorpus):
     """A column of a Hugging Face dataset, streamed: only the rows that are read are fetched.
 
     Args:
@@ -316,21 +183,21 @@ class DatasetCorpus(_Corpus):
         split: str = "train",
         **options: Any,
     ) -> None:
-        super().__init__()
         try:
             import datasets
         except ImportError as error:
             raise ImportError("a DatasetCorpus needs: pip install 'aplens[hub]'") from error
-        self._column, self._path_column = column, path_column
         where = {key: options[key] for key in ("data_dir", "data_files") if options.get(key)}
-        self._label = ", ".join([repr(name), *(f"{key}={value}" for key, value in where.items())])
+        label = ", ".join([repr(name), *(f"{key}={value}" for key, value in where.items())])
+        super().__init__({}, label, repeats=True)
+        self._column, self._path_column = column, path_column
         try:
             self._dataset = datasets.load_dataset(name, split=split, streaming=True, **options)
         except _UNREADABLE_ROWS as error:
             raise self._unreadable(error) from error
 
     def __repr__(self) -> str:
-        return f"DatasetCorpus({self._label}, column={self._column!r})"
+        return f"DatasetCorpus({self._name}, column={self._column!r})"
 
     def _unreadable(self, error: Exception) -> ScenarioError:
         problem = f"cannot be read: {error}" if str(error) else "has no rows"
@@ -367,32 +234,105 @@ class DatasetCorpus(_Corpus):
         )
 
 
-def open_corpus(source: str | Path | Corpus, language: str = "java", *, prefix: str = "") -> Corpus:
-    """A folder as a `FolderCorpus`, any other file as a `ZipCorpus`, a corpus as it is.
+def open_corpus(
+    source: str | Path | Corpus,
+    language: str = "java",
+    *,
+    prefix: str = "",
+    exclude: Collection[str] = (),
+) -> Corpus:
+    """The source files of a folder or a zip archive, which is not unpacked; a corpus as it is.
 
     Args:
-        source: What to read.
-        language: Decides which files of a folder or an archive are read.
-        prefix: Only files of the folder or archive whose path begins so.
+        source: A folder, a zip archive such as a JDK's `src.zip`, or a corpus.
+        language: Decides by their suffix which files of a folder or an archive are read.
+        prefix: Only files whose path in the folder or archive begins so, such as "java.base/".
+        exclude: Names of folders that are not entered. Hidden ones of a folder never are.
 
     Raises:
-        ScenarioError: There is nothing at the path, or a file that is no zip archive, or `source`
-            is neither a path nor a corpus.
+        ScenarioError: There is nothing at the path, or a file that is no zip archive or a damaged
+            one, or no file of the language; or `source` is neither a path nor a corpus.
     """
     if isinstance(source, Corpus):
         return source
     if not isinstance(source, (str, Path)):
-        raise ScenarioError(f"expected a path or a Corpus, got {type(source).__name__}")
+        lacking = [name for name in ("files", "skipped") if not hasattr(source, name)]
+        raise ScenarioError(
+            f"expected a path or a Corpus, got {type(source).__name__}, which has no "
+            f"{' and no '.join(lacking)}"
+        )
     path = Path(source).expanduser()
     if not path.exists():
         raise ScenarioError(f"expected a folder or a zip archive, but there is nothing at {path}")
-    stored = FolderCorpus if path.is_dir() else ZipCorpus
-    return stored(path, language, prefix=prefix)
+    suffixes = get_language(language).suffixes
+    stored = _folder_files(path, exclude) if path.is_dir() else _archive_files(path, exclude)
+    texts = {
+        name: partial(_read_text, read)
+        for name, read in stored
+        if name.startswith(prefix) and name.endswith(suffixes)
+    }
+    kind = f"{' or '.join(suffixes)} files in {path}" + (f" below {prefix}" if prefix else "")
+    if not texts:
+        raise ScenarioError(f"there are no {kind}")
+    return TextCorpus(texts, kind, repeats=True)
 
 
-def python_standard_library() -> FolderCorpus:
+def _folder_files(folder: Path, exclude: Collection[str]) -> Iterator[tuple[str, _Reader]]:
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = [
+            name for name in subfolders if name not in exclude and not name.startswith(".")
+        ]
+        for name in names:
+            path = Path(place) / name
+            yield path.relative_to(folder).as_posix(), partial(_read_file, path)
+
+
+def _read_file(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may wait for ever
+        raise SkipFile("no regular file")
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _archive_files(path: Path, exclude: Collection[str]) -> Iterator[tuple[str, _Reader]]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except _UNREADABLE as error:
+        raise ScenarioError(f"{path} is not a readable zip archive: {error}") from error
+    for name in archive.namelist():
+        if not set(name.split("/")[:-1]) & set(exclude):
+            yield name, partial(_read_member, archive, name)
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The file, or of one that is larger than it says, a little more than `MAX_BYTES`."""
+    if archive.getinfo(name).file_size > MAX_BYTES:
+        raise SkipFile("too large")
+    # In small pieces: a member may unpack to far more than it says, and its decompressor is handed
+    # whatever was read of the archive at once.
+    data = bytearray()
+    with archive.open(name) as member:
+        while len(data) <= MAX_BYTES and (piece := member.read(_PIECE)):
+            data += piece
+    return bytes(data)
+
+
+def _read_text(read: _Reader) -> str:
+    try:
+        data = read()
+    except _UNREADABLE as error:
+        raise SkipFile("unreadable") from error
+    if len(data) > MAX_BYTES:
+        raise SkipFile("too large")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeError as error:
+        raise SkipFile("not UTF-8") from error
+
+
+def python_standard_library() -> Corpus:
     """The running interpreter's standard library, without its tests and installed packages."""
-    return FolderCorpus(
+    return open_corpus(
         sysconfig.get_paths()["stdlib"],
         "python",
         exclude=("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"),

@@ -69,15 +69,17 @@ def mine_scenarios(
 
     Warns:
         UserWarning: The corpus ended before every task was full.
-        DeprecationWarning: The corpus stands before the model, as it did up to version 0.1.
+        DeprecationWarning: The corpus stands before the model, as it did before version 0.1. The
+            next version refuses that.
 
     Raises:
         ScenarioError: An argument does not fit, the corpus cannot be read or is empty or has what
             is no text, or no scenario was found for a task.
     """
-    if _is_corpus(model_or_tokenizer) and not _is_corpus(corpus):
+    if _is_source(model_or_tokenizer) and not _is_source(corpus):
         warnings.warn(
-            "mine_scenarios takes the model first, then the corpus: the old order will be refused",
+            "mine_scenarios takes the model first, then the corpus: the next version refuses the "
+            "old order",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -93,7 +95,7 @@ def mine_scenarios(
     source = open_corpus(corpus, language)
     tell = show_progress(progress, "Mining scenarios")
     for file in source.files(seed):
-        if miner.mine(check_file(file)):
+        if miner.mine(file):
             tell(len(miner.scenarios), per_task * len(wanted))
         if miner.is_full:
             break
@@ -101,8 +103,8 @@ def mine_scenarios(
     return Scenarios(miner.scenarios)
 
 
-def _is_corpus(value: Any) -> bool:
-    return isinstance(value, str | Path) or callable(getattr(value, "files", None))
+def _is_source(value: Any) -> bool:
+    return isinstance(value, (str, Path, Corpus))
 
 
 def _tokenizer_of(model_or_tokenizer: Any, context_length: int) -> Any:
@@ -161,11 +163,12 @@ class _Miner:
     def _open_tasks(self) -> list[str]:
         return [task for task, count in self._counts.items() if count < self._per_task]
 
-    def mine(self, source: SourceFile) -> bool:
+    def mine(self, yielded: SourceFile) -> bool:
         """Take what is wanted from a file and say whether that was anything."""
         self._n_files += 1
         try:
-            parsed, file = self._parse(source)
+            source = check_file(yielded)
+            parsed, file = self._parse(source.text)
         except SkipFile as reason:
             self._skipped[str(reason)] += 1
             return False
@@ -183,15 +186,10 @@ class _Miner:
                 del candidates[task]
         return n_taken > 0
 
-    def _parse(self, source: SourceFile) -> tuple[SourceText | SourceTree, TokenizedFile]:
-        text = source.text
-        try:
-            source.path.encode()
-            digest = hashlib.sha256(text.encode()).digest()
-        except UnicodeEncodeError as error:  # a lone surrogate
-            raise SkipFile("not UTF-8") from error
+    def _parse(self, text: str) -> tuple[SourceText | SourceTree, TokenizedFile]:
         if "\0" in text:  # what UTF-16 looks like to who takes it for UTF-8
             raise SkipFile("no text")
+        digest = hashlib.sha256(text.encode()).digest()
         if digest in self._texts:
             raise SkipFile("seen before")
         self._texts.add(digest)

@@ -72,9 +72,9 @@ def make_scenarios(
         ... )
         Scenarios(1: own 1)
     """
-    texts = _texts(prompts)
     read = read_prompts(model, prompts, prepend_bos=prepend_bos)
     ids = [tuple(read.ids(index)) for index in range(len(read))]
+    texts: Sequence[str | None] = _texts(prompts) or [None] * len(ids)
     answers = _read_values("answers", answers, read)
     targets = _first_tokens(model, texts, ids, answers, prepend_bos)
     wrong: Sequence[int | None] = [None] * len(ids)
@@ -87,13 +87,12 @@ def make_scenarios(
                     f"prompt {index}: {answers[index]!r} and {wrong_answers[index]!r} begin with "
                     f"the same token, {target}"
                 )
-    if texts is not None:
-        given: list[tuple[str, str | int, int | None]] = [
-            *zip(texts, answers, targets, strict=True)
-        ]
-        if wrong_answers is not None:
-            given += zip(texts, wrong_answers, wrong, strict=True)
-        _warn_of_missing_blanks(model, given, prepend_bos)
+    given: list[tuple[str | None, str | int, int | None]] = [
+        *zip(texts, answers, targets, strict=True)
+    ]
+    if wrong_answers is not None:
+        given += zip(texts, wrong_answers, wrong, strict=True)
+    _warn_of_missing_blanks(model, given, prepend_bos)
     names = [f"prompt-{ids.index(prompt)}" for prompt in ids]
     if groups is not None:
         names = [str(group) for group in _read_values("groups", groups, read)]
@@ -116,11 +115,11 @@ def make_scenarios(
 
 
 def _warn_of_missing_blanks(
-    model: Any, given: Sequence[tuple[str, str | int, int | None]], prepend_bos: bool | None
+    model: Any, given: Sequence[tuple[str | None, str | int, int | None]], prepend_bos: bool | None
 ) -> None:
     """Warn the caller's caller of the first answer that another token stands for with a blank."""
     for text, answer, token in given:
-        if not isinstance(answer, str) or not _joins_words(text, answer):
+        if not text or not isinstance(answer, str) or not _joins_words(text, answer):
             continue
         prompt = tuple(read_prompts(model, text, prepend_bos=prepend_bos).ids(0))
         together = tuple(read_prompts(model, f"{text} {answer}", prepend_bos=prepend_bos).ids(0))
@@ -160,7 +159,7 @@ def predicted_scenarios(model: Any, prompts: PromptsLike) -> Scenarios:
     return make_scenarios(model, read, first, second, task="prediction")
 
 
-def _texts(prompts: Any) -> list[str] | None:
+def _texts(prompts: Any) -> Sequence[str] | None:
     """The prompts as text, where they are."""
     texts = as_list(prompts)
     if isinstance(texts, str):
@@ -183,14 +182,14 @@ def _read_values(name: str, values: Any, prompts: Prompts) -> list[str | int]:
 
 def _first_tokens(
     model: Any,
-    texts: list[str] | None,
+    texts: Sequence[str | None],
     ids: Sequence[tuple[int, ...]],
     answers: Sequence[str | int],
     prepend_bos: bool | None,
 ) -> list[int]:
     return [
-        _first_token(model, None if texts is None else texts[index], prompt, answer, prepend_bos)
-        for index, (prompt, answer) in enumerate(zip(ids, answers, strict=True))
+        _first_token(model, text, prompt, answer, prepend_bos)
+        for text, prompt, answer in zip(texts, ids, answers, strict=True)
     ]
 
 

@@ -37,8 +37,8 @@ class Scenario:
     """One prompt with the token that continues it in the file it was taken from.
 
     Attributes:
-        task: What kind of span the prompt stops at, such as "identifiers". Files are named after
-            it, so it has no / or \\.
+        task: What kind of span the prompt stops at, such as "identifiers". A plain file name (no /
+            or \\), so that a task's results may be kept in a file named after it.
         language: Language of the file.
         file: Path of the file inside its corpus.
         line: Line of the span's first character, counted from 1.
@@ -90,8 +90,6 @@ class Scenarios(Sequence[Scenario], Shown):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Scenarios) and self._scenarios == other._scenarios
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{task} {count}" for task, count in self.counts().items())
@@ -169,19 +167,6 @@ class Scenarios(Sequence[Scenario], Shown):
         if chosen.size == 0:
             return Scenarios(())
         return Scenarios(self._scenarios[i] for i in np.arange(len(self))[chosen])
-
-    def filter(self, *, tasks: str | Iterable[str]) -> Scenarios:
-        """The scenarios of these tasks.
-
-        Raises:
-            ScenarioError: There is no scenario of one of them.
-        """
-        wanted = {tasks} if isinstance(tasks, str) else set(tasks)
-        if missing := wanted - set(self.tasks):
-            raise ScenarioError(
-                f"no scenarios of {sorted(missing)}; there are {sorted(set(self.tasks))}"
-            )
-        return Scenarios(scenario for scenario in self if scenario.task in wanted)
 
     def split(self, fractions: Mapping[str, float], seed: int = 0) -> dict[str, Scenarios]:
         """Divide by source file, so that no file has scenarios in two parts.

@@ -14,7 +14,7 @@ import numpy as np
 import tree_sitter
 
 from aplens._words import shorten
-from aplens.scenarios.languages import LANGUAGES, CodeLanguage, Language, TextLanguage
+from aplens.scenarios.languages import LANGUAGES, Language
 from aplens.scenarios.scenario import ScenarioError
 from aplens.scenarios.unparsed import ByteRange, find_unparsed
 
@@ -44,18 +44,15 @@ def get_language(name: str) -> Language:
 
 def list_tasks(language: str = "java") -> tuple[str, ...]:
     """Names of a language's tasks: `random`, then one for each of its queries or patterns."""
-    found = get_language(language)
-    if isinstance(found, TextLanguage):
-        return (RANDOM_TASK, *sorted(found.patterns))
+    if patterns := get_language(language).patterns:
+        return (RANDOM_TASK, *sorted(patterns))
     names = (entry.name for entry in (_QUERIES / language).iterdir())
     return (RANDOM_TASK, *sorted(name.removesuffix(".scm") for name in names if ".scm" in name))
 
 
 def parse(text: str, language: str) -> SourceText | SourceTree:
     """A file of a language, parsed in that language's way."""
-    if isinstance(get_language(language), TextLanguage):
-        return SourceText(text, language)
-    return SourceTree(text, language)
+    return (SourceText if get_language(language).patterns else SourceTree)(text, language)
 
 
 class SourceText:
@@ -66,14 +63,11 @@ class SourceText:
     def __init__(self, text: str, language: str) -> None:
         self.unparsed: list[Span] = []
         self._text = text
-        self._language = language
+        self._patterns = get_language(language).patterns
 
     def spans(self, task: str) -> list[Span]:
         """Where a task's spans are, in the order of the text."""
-        language = get_language(self._language)
-        if not isinstance(language, TextLanguage) or task not in language.patterns:
-            raise _no_spans_of(task, self._language)
-        return [Span(*match.span()) for match in re.finditer(language.patterns[task], self._text)]
+        return [Span(*match.span()) for match in re.finditer(self._patterns[task], self._text)]
 
 
 class SourceTree:
@@ -96,7 +90,7 @@ class SourceTree:
 
     @cached_property
     def _unparsed(self) -> list[ByteRange]:
-        return find_unparsed(self._root, _code_language(self._language).blocks)
+        return find_unparsed(self._root, get_language(self._language).blocks)
 
     @property
     def is_too_deep(self) -> bool:
@@ -190,32 +184,19 @@ _CAPTURES: dict[str, Callable[[bytes, tree_sitter.Node], ByteRange | None]] = {
 }
 
 
-def _no_spans_of(task: str, language: str) -> ScenarioError:
-    return ScenarioError(f"{language} has no spans of {task!r}; it has {list_tasks(language)[1:]}")
-
-
-def _code_language(name: str) -> CodeLanguage:
-    language = get_language(name)
-    if not isinstance(language, CodeLanguage):
-        raise ScenarioError(f"{name} is no programming language, it has no syntax trees")
-    return language
-
-
 @lru_cache
 def _grammar(language: str) -> tree_sitter.Language:
-    module = importlib.import_module(_code_language(language).grammar)
+    module = importlib.import_module(get_language(language).grammar)
     return tree_sitter.Language(module.language())
 
 
 @lru_cache
 def _query(language: str, task: str) -> tree_sitter.Query:
-    if task not in list_tasks(language)[1:]:
-        raise _no_spans_of(task, language)
     text = (_QUERIES / language / f"{task}.scm").read_text(encoding="utf-8")
     return tree_sitter.Query(_grammar(language), text)
 
 
 @lru_cache
 def _string_query(language: str) -> tree_sitter.Query:
-    kinds = " ".join(f"({kind})" for kind in _code_language(language).strings)
+    kinds = " ".join(f"({kind})" for kind in get_language(language).strings)
     return tree_sitter.Query(_grammar(language), f"[{kinds}] @string")

@@ -18,6 +18,9 @@ from aplens.study.reading import Count, Seed, check_fields, read_settings
 #: The language of a corpus that goes by a name; of a folder or a zip the study says it.
 _LANGUAGES = {"jdk": "java", "python": "python", "prose": "prose"}
 
+#: Corpora that every machine has, and of which no prefix chooses a part.
+READ_WHOLE = ("python", "prose")
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -49,7 +52,8 @@ class ScenarioSettings:
             running Python), "prose" (English, see `aplens.scenarios.english_prose`), a folder or a
             zip; of several, the first that is there.
         language: Of a folder or zip: "java", "python" or "prose".
-        prefix: Only files below this path inside the corpus, such as "java.base/".
+        prefix: Only files below this path inside the JDK's sources, the folder or the zip, such as
+            "java.base/". "python" and "prose" are read whole.
         tasks: Which tasks; all when empty.
         per_task: Scenarios a task.
         per_file: At most this many scenarios from one file.
@@ -248,6 +252,11 @@ def _check_scenarios(table: ScenarioSettings, where: str) -> None:
 
     if not table.corpus or not all(table.corpus):
         raise ValueError(f"{where}corpus must name at least one corpus, got {list(table.corpus)}")
+    if table.prefix and table.corpus[0] in READ_WHOLE:
+        raise ValueError(
+            f"{where}prefix must be empty where the corpus is {table.corpus[0]!r}, which is read "
+            f"whole, got {shorten(table.prefix)}"
+        )
     languages = {_LANGUAGES.get(choice, table.language) for choice in table.corpus}
     known = sorted({task for language in languages for task in list_tasks(language)})
     list_tasks(table.language)

@@ -10,13 +10,12 @@ from aplens.scenarios import (
     Corpus,
     ScenarioError,
     Scenarios,
-    ZipCorpus,
     english_prose,
     find_jdk_source,
     open_corpus,
     python_standard_library,
 )
-from aplens.study.config import ScenarioSettings
+from aplens.study.config import READ_WHOLE, ScenarioSettings
 
 
 class StudyCorpus(NamedTuple):
@@ -40,8 +39,14 @@ def find_corpus(settings: ScenarioSettings) -> StudyCorpus:
         found = _open(choice, settings)
         if found is not None:
             note = f"{', '.join(missing)}: using {found.name} instead" if missing else ""
+            if note and settings.prefix and choice in READ_WHOLE:
+                note += f", all of it: no prefix {settings.prefix!r} there"
             return found._replace(note=note)
-        missing.append(_absence(choice))
+        missing.append(
+            "no JDK with sources (lib/src.zip) was found"
+            if choice == "jdk"
+            else f"there is no {choice}"
+        )
     raise ScenarioError(f"no corpus of {list(settings.corpus)} is there: {', '.join(missing)}")
 
 
@@ -79,7 +84,8 @@ def _open(choice: str, settings: ScenarioSettings) -> StudyCorpus | None:
         if source is None:
             return None
         name = f"the JDK's Java sources ({source})"
-        return StudyCorpus(ZipCorpus(source, "java", prefix=settings.prefix), "java", choice, name)
+        corpus = open_corpus(source, "java", prefix=settings.prefix)
+        return StudyCorpus(corpus, "java", choice, name)
     if choice == "python":
         return StudyCorpus(python_standard_library(), "python", choice, "Python's standard library")
     if choice == "prose":
@@ -90,11 +96,3 @@ def _open(choice: str, settings: ScenarioSettings) -> StudyCorpus | None:
         return None
     corpus = open_corpus(path, settings.language, prefix=settings.prefix)
     return StudyCorpus(corpus, settings.language, path.stem, str(path))
-
-
-def _absence(choice: str) -> str:
-    return (
-        "no JDK with sources (lib/src.zip) was found"
-        if choice == "jdk"
-        else f"there is no {choice}"
-    )

@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from aplens._io import parse_json
-from aplens._words import shorten
 from aplens.mae import APMAE
 from aplens.models import load_model
 from aplens.prompts import read_prompts
 from aplens.scenarios import prose_and_code
+from aplens.scenarios.prompt_files import read_columns
 from aplens.study.stages import Reporter
 from aplens.views import HeadMap, map_heads
 
@@ -30,8 +29,9 @@ def map_models(
     """Map the heads of models that `load_model` knows, and write the page.
 
     One model after the other is loaded and let go, so that they need not fit into memory together.
-    Without prompts, 24 passages of English prose and 24 of Python are taken
-    (`aplens.scenarios.prose_and_code`), as long as the AP-MAE's context.
+    The file of prompts is one that `aplens.scenarios.read_prompt_file` reads; its answers, if it
+    has any, count for nothing here. Without prompts, 24 passages of English prose and 24 of Python
+    are taken (`aplens.scenarios.prose_and_code`), as long as the AP-MAE's context.
     """
     reporter = reporter or Reporter()
     repeated = sorted({name for name in models if models.count(name) > 1})
@@ -39,7 +39,11 @@ def map_models(
         raise ValueError(f"{', '.join(repeated)} is named twice")
     reader = APMAE.from_pretrained(mae)
     n_ctx = reader.config.n_ctx
-    texts = read_texts(prompts) if prompts else prose_and_code(N_PASSAGES, _CHARACTERS * n_ctx)
+    texts = (
+        read_columns(prompts)["prompt"]
+        if prompts
+        else prose_and_code(N_PASSAGES, _CHARACTERS * n_ctx)
+    )
     started, total = time.monotonic(), len(models) * len(texts)
     reporter.start("map", f"{len(models)} models on {len(texts)} prompts, {mae}")
     maps = []
@@ -60,21 +64,3 @@ def map_models(
     (joined.save if output.suffix == ".safetensors" else joined.save_page)(output)
     reporter.finish("map", time.monotonic() - started, [output])
     return joined
-
-
-def read_texts(path: Path) -> list[str]:
-    """Prompts out of a text file, one a line, or out of a list of texts in a ".json" file.
-
-    Texts of blanks count for nothing.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = parse_json(text) if path.suffix == ".json" else text.splitlines()
-    except ValueError as error:  # covers UnicodeDecodeError
-        raise ValueError(f"{path} cannot be read as prompts: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise ValueError(f"{path} must be a JSON list of texts, got {shorten(found)}")
-    prompts = [each for each in found if each.strip()]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt")
-    return prompts

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import aplens
-from aplens.scenarios import FolderCorpus, prose_and_code
+from aplens.scenarios import open_corpus, prose_and_code
 
 _CHARACTERS_A_TOKEN = 8  # at most, nearly always
 
@@ -142,7 +142,7 @@ def _batches(model: Any, settings: ChangeSettings) -> Iterator[Int[Tensor, "prom
     spec = importlib.util.find_spec(settings.package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"there is no installed package {settings.package!r}")
-    corpus = FolderCorpus(Path(spec.submodule_search_locations[0]), "python")
+    corpus = open_corpus(Path(spec.submodule_search_locations[0]), "python")
     n = settings.n_tokens
     rows: list[Tensor] = []
     for file in corpus.files(settings.seed):

@@ -14,10 +14,10 @@ from aplens.scenarios import (
     Corpus,
     Scenarios,
     SourceFile,
-    ZipCorpus,
     english_prose,
     find_jdk_source,
     mine_scenarios,
+    open_corpus,
     python_standard_library,
 )
 
@@ -58,8 +58,8 @@ def draw_prompts(
 ) -> Scenarios:
     """Prompts of one domain, each from a file of its own."""
     return mine_scenarios(
-        PartOfCorpus(_open(domain), held_out),
         model,
+        PartOfCorpus(_open(domain), held_out),
         language=domain,
         tasks=["random"],
         per_task=n,
@@ -78,4 +78,4 @@ def _open(domain: str) -> Corpus:
     source = find_jdk_source()
     if source is None:
         raise ValueError("Java prompts need a JDK with sources (lib/src.zip)")
-    return ZipCorpus(source, "java", prefix="java.base/")
+    return open_corpus(source, "java", prefix="java.base/")

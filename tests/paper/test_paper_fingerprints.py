@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import pytest
 import torch
 from mae_helpers import tiny_config, tiny_mae
+from scenario_helpers import byte_level_tokenizer
 from torch.nn.functional import normalize
 
 from aplens.mae import APMAE, identity
 from aplens.mae import fit_fingerprint as fit_linear
 from aplens.scenarios import Scenario, Scenarios
 from aplens.study import Reporter
-from paper import fingerprint_trials, fingerprints, fit_fingerprint, train_fingerprint
+from paper import fingerprint_trials, fingerprints, fit_fingerprint, held_out, train_fingerprint
 from paper.average import average
 from paper.fingerprint_errors import predict_errors
 from paper.fingerprint_measures import chance_of_kin, found_again, kin, stability
@@ -85,6 +87,15 @@ def test_no_file_is_on_both_sides():
     assert len(held | other) == 200
     assert 30 < len(held) < 90
     assert all(map(is_held_out, held))
+
+
+def test_prompts_are_drawn_from_the_side_that_is_asked_for():
+    tokenizer = byte_level_tokenizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = held_out.draw_prompts(tokenizer, "python", 4, 32, held_out=True)
+    assert len(set(drawn.files)) == 4
+    assert all(map(is_held_out, drawn.files))
 
 
 def draw(model, domain, n, n_tokens, *, held_out, seed=0):

@@ -19,43 +19,30 @@ each task, which matches the task's spans.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class CodeLanguage:
-    """How a programming language's files are found and parsed.
+class Language:
+    """How a language's files are found, and its tasks' spans in them.
 
     Attributes:
-        grammar: Name of the installed module whose `language()` is the tree-sitter grammar.
-        suffixes: File name endings of its source files.
+        suffixes: File name endings of its files.
+        patterns: Of a natural language, by task, a regular expression that matches its spans.
+        grammar: Of a programming language, the name of the installed module whose `language()` is
+            the tree-sitter grammar.
         strings: Node types of its string literals. Interpolated code stands in the syntax tree
             below them; it is part of a string all the same, and nothing inside is mined.
         blocks: Node types whose children are statements, declarations or members. An error spoils
             the child that it stands in and none beside it.
     """
 
-    grammar: str
     suffixes: tuple[str, ...]
-    strings: tuple[str, ...]
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    grammar: str = ""
+    strings: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True)
-class TextLanguage:
-    """How a natural language's files are found, and its tasks' spans in them.
-
-    Attributes:
-        suffixes: File name endings of its files.
-        patterns: By task, a regular expression that matches its spans.
-    """
-
-    suffixes: tuple[str, ...]
-    patterns: Mapping[str, str]
-
-
-Language: TypeAlias = CodeLanguage | TextLanguage
 
 _PROSE_TASKS = {
     # After a word, a comma or a semicolon: no word that begins a sentence, a heading or an item.
@@ -65,9 +52,9 @@ _PROSE_TASKS = {
 }
 
 LANGUAGES: dict[str, Language] = {
-    "java": CodeLanguage(
-        "tree_sitter_java",
+    "java": Language(
         (".java",),
+        grammar="tree_sitter_java",
         strings=("string_literal",),
         blocks=(
             "annotation_type_body",
@@ -80,6 +67,8 @@ LANGUAGES: dict[str, Language] = {
             "switch_block",
         ),
     ),
-    "python": CodeLanguage("tree_sitter_python", (".py",), strings=("string",), blocks=("block",)),
-    "prose": TextLanguage((".txt", ".md", ".rst"), _PROSE_TASKS),
+    "python": Language(
+        (".py",), grammar="tree_sitter_python", strings=("string",), blocks=("block",)
+    ),
+    "prose": Language((".txt", ".md", ".rst"), _PROSE_TASKS),
 }
