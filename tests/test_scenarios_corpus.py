@@ -143,6 +143,8 @@ def test_what_a_corpus_of_ones_own_lacks_is_named():
     own = Own()
     own.skipped = Counter()
     assert open_corpus(own) is own
+    with pytest.raises(ScenarioError, match=r"prefix and exclude choose.*with a Own"):
+        open_corpus(own, prefix="java.base/")
 
 
 @pytest.fixture

@@ -251,9 +251,15 @@ def open_corpus(
 
     Raises:
         ScenarioError: There is nothing at the path, or a file that is no zip archive or a damaged
-            one, or no file of the language; or `source` is neither a path nor a corpus.
+            one, or no file of the language; `source` is neither a path nor a corpus, or is a corpus
+            and comes with a prefix or names to exclude.
     """
     if isinstance(source, Corpus):
+        if prefix or exclude:
+            raise ScenarioError(
+                "prefix and exclude choose files of a folder or a zip archive, "
+                f"got them with a {type(source).__name__}"
+            )
         return source
     if not isinstance(source, (str, Path)):
         lacking = [name for name in ("files", "skipped") if not hasattr(source, name)]
