@@ -24,7 +24,6 @@ from .patterns import PatternCollector as PatternCollector
 from .patterns import collect_patterns as collect_patterns
 from .mae import APMAE as APMAE
 from .mae import train_apmae as train_apmae
-from .correctness import HeadScorer as HeadScorer
 from .correctness import observe as observe
 from .describe import score_heads as score_heads
 from .ranking import rank_heads as rank_heads

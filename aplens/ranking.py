@@ -11,7 +11,14 @@ import numpy as np
 
 from aplens._documents import require_choice
 from aplens._progress import Progress, show_progress
-from aplens.correctness import DEFAULT_FEATURES, HeadScorer, split_by_file
+from aplens.correctness import (
+    DEFAULT_FEATURES,
+    CorrectnessPredictor,
+    keep_for,
+    observe,
+    rank_by_predictor,
+    split_by_file,
+)
 from aplens.correctness.splits import check_split
 from aplens.heads import Head, HeadRanking
 from aplens.interventions import AnswerMetric, estimate_effects, measure_effects
@@ -231,10 +238,11 @@ def _rank_by_predictor(
             f"{len(scenarios)}: use method='effects'"
         )
     check_split(scenarios.files, _TEST_SHARE)
-    scorer = HeadScorer(mae, features=features)
-    observations = scorer.observe(model, scenarios, folder, progress=tell)
-    train, test = split_by_file(observations, _TEST_SHARE, scorer.seed)
-    ranking = scorer.fit(train).rank(test)
+    CorrectnessPredictor(features)  # refuses unknown ones before the model runs
+    keep = sorted({"statistics", *keep_for(features)})
+    observations = observe(model, scenarios, mae, folder, keep=keep, progress=tell)
+    train, test = split_by_file(observations, _TEST_SHARE, seed=0)
+    ranking = rank_by_predictor(train, test, features=features)
     ranking.metadata["method"] = "predictor"
     if ranking.is_at_chance:
         auc, low, high = ranking.metadata["auc"]

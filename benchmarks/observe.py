@@ -162,7 +162,6 @@ def measure_storage(
     exact = bytes_of("exact", keep=[])
     return {
         "patterns, float32": n_patterns * n_tokens**2 * 4,
-        "patterns, ours": bytes_of("patterns", keep=["patterns"], shard_size=8) - exact,
         "baseline's HDF5, patterns and embeddings": (folder / "baseline.h5").stat().st_size,
         "embeddings, float32": n_patterns * mae.embedding_size() * 4,
         "embeddings and outcomes, ours, float16": exact,

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 import aplens
-from aplens.correctness import HeadClusters, Observations, split_by_file
+from aplens.correctness import HeadClusters, Observations, rank_by_predictor, split_by_file
 from aplens.mae import Reconstruction
 from aplens.plots import plot_head_map, plot_shap_summary
 from aplens.scenarios import python_standard_library
@@ -42,7 +42,7 @@ def main() -> None:
     scenarios = aplens.mine_scenarios(
         model, python_standard_library(), language="python", per_task=12, context_length=64
     )
-    observations = aplens.HeadScorer(mae).observe(model, scenarios)
+    observations = aplens.observe(model, scenarios, mae)
     draw_all(model, mae, scenarios, observations)
 
 
@@ -60,7 +60,7 @@ def draw_all(
     save(draw_preparation(patterns.values[0, 0], mae), "preparation")
     save(reconstruction.plot(labels=SHOWN_HEADS), "reconstruction")
     save(draw_clusters(of_one_head.values[:, 0], mae), "clusters")
-    save(plot_shap_summary(rank_by_shap(mae, observations), k=10), "shap")
+    save(plot_shap_summary(rank_by_shap(observations), k=10), "shap")
     save(plot_head_map(ranking), "ranking")
     save(draw_habit(model, mae), "habit")
     started = plot_head_map(rank_getting_started(model))
@@ -68,11 +68,10 @@ def draw_all(
     save(started, "started")
 
 
-def rank_by_shap(mae: aplens.APMAE, observations: Observations) -> aplens.HeadRanking:
+def rank_by_shap(observations: Observations) -> aplens.HeadRanking:
     """Heads ranked by SHAP on files that the predictor has not seen."""
     train, test = split_by_file(observations, 0.4, seed=0)
-    scorer = aplens.HeadScorer(mae, features="embeddings")
-    return scorer.fit(train).rank(test)
+    return rank_by_predictor(train, test, features="embeddings")
 
 
 def draw_overview(reconstruction: Reconstruction, ranking: aplens.HeadRanking) -> Figure:

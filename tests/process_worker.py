@@ -121,6 +121,6 @@ def rank(folder: str, tell: Callable[[int], None]) -> None:
         features=("confidence", "statistics", "embeddings"),
         n_folds=3,
         progress=lambda done, _: tell(done),
-        keep=Path(folder) / "predictions",
+        folder=Path(folder) / "predictions",
     )
     table.to_parquet(Path(folder) / "table.parquet")

@@ -160,9 +160,9 @@ def test_any_finite_embeddings_get_labels(n, d_embed, n_distinct, seed):
     assert set(clusters.predict(rows)[:, 0]) <= labels
 
 
-def test_auto_is_umap_where_it_is_installed(monkeypatch):
+def test_what_is_installed_decides_no_result(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert HeadClusters().reducer == "umap"
+    assert HeadClusters().reducer == "pca"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert HeadClusters().reducer == "pca"
     with pytest.raises(ImportError, match=r"pip install 'aplens\[umap\]'"):

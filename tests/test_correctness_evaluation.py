@@ -86,28 +86,6 @@ def test_no_file_is_on_both_sides(n_files, per_file, seed):
     assert len(test) > 0
 
 
-def test_by_task_judges_the_same_predictions_task_by_task():
-    observations = make_observations(n=200, planted=Head(0, 0))
-    table = evaluate_predictors(observations, features=["embeddings"], by_task=True)
-    assert list(table["task"]) == ["all", "eol", "identifiers"]
-    assert table["n_scenarios"].iloc[1:].sum() == 200
-    assert (table["auc"] > 0.7).all()
-    observations.table["task"] = ["rare"] * 9 + list(observations.table["task"][9:])
-    with pytest.warns(UserWarning, match="1 of 3 tasks have fewer than 10 scenarios"):
-        table = evaluate_predictors(observations, features=["embeddings"], by_task=True)
-    assert list(table["task"]) == ["all", "eol", "identifiers"]
-    assert list(table["n_scenarios"])[:1] == [200]
-
-
-def test_a_task_with_one_outcome_has_accuracy_but_no_auc():
-    observations = make_observations(n=120, planted=Head(0, 0))
-    always = (observations.table["task"] == "eol") | observations.table["correct"]
-    table = evaluate_predictors(observations.with_outcomes(always), features=["task"], by_task=True)
-    row = table.set_index("task").loc["eol"]
-    assert row[["auc", "auc_low", "auc_high"]].isna().all()
-    assert row["accuracy"] > 0.9
-
-
 def test_progress_counts_fits():
     seen = []
     evaluate_predictors(
@@ -152,7 +130,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_table(tmp_path, monkeypat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_predictors(observations, **options, keep=folder, progress=stop_at)
+        evaluate_predictors(observations, **options, folder=folder, progress=stop_at)
     fitted = []
     real = CorrectnessPredictor.fit
 
@@ -161,48 +139,39 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_table(tmp_path, monkeypat
         return real(self, observations)
 
     monkeypatch.setattr(CorrectnessPredictor, "fit", counting)
-    assert evaluate_predictors(observations, **options, keep=folder).equals(expected)
+    assert evaluate_predictors(observations, **options, folder=folder).equals(expected)
     assert len(fitted) == 3
-    assert evaluate_predictors(observations, **options, keep=folder).equals(expected)
+    assert evaluate_predictors(observations, **options, folder=folder).equals(expected)
     assert len(fitted) == 3
     (folder / "confidence-fold-1.json").write_text("{")
     with pytest.warns(UserWarning, match=r"confidence-fold-1\.json is not valid.*done again"):
-        assert evaluate_predictors(observations, **options, keep=folder).equals(expected)
+        assert evaluate_predictors(observations, **options, folder=folder).equals(expected)
     assert len(fitted) == 4
 
 
 def test_predictions_of_something_else_are_refused(tmp_path):
     observations, folder = make_observations(n=90), tmp_path / "predictions"
-    evaluate_predictors(observations, features=["confidence"], n_folds=3, keep=folder)
+    evaluate_predictors(observations, features=["confidence"], n_folds=3, folder=folder)
     for others, changes, difference in [
         (make_observations(n=90, seed=1), {}, "data was"),
         (observations, {"seed": 1}, "seed was 0, is 1"),
         (observations, {"clusters": HeadClusters("pca", seed=3)}, "settings was"),
+        (observations, {"n_folds": 4}, "n_folds was 3, is 4"),
     ]:
+        options = {"n_folds": 3, "folder": folder, **changes}
         with pytest.raises(ValueError, match=difference):
-            evaluate_predictors(others, features=["confidence"], n_folds=3, keep=folder, **changes)
-
-
-def test_fewer_training_files_predict_worse_on_the_same_scenarios(tmp_path):
-    observations = make_observations(n=400, planted=Head(1, 1))
-    whole, part = (
-        evaluate_predictors(
-            observations,
-            features=["embeddings"],
-            train_share=share,
-            keep=tmp_path / f"{share}",
-        ).iloc[0]
-        for share in (1.0, 0.1)
+            evaluate_predictors(others, features=["confidence"], **options)
+    # Clusters that are left out are those by PCA, and never taken for others.
+    default = HeadClusters("pca")
+    evaluate_predictors(
+        observations, features=["confidence"], n_folds=3, folder=folder, clusters=default
     )
-    assert whole["n_scenarios"] == part["n_scenarios"] == 400
-    assert part["auc"] < whole["auc"]
-    with pytest.raises(ValueError, match="predictions of something else"):
+    by_umap = HeadClusters("pca")
+    by_umap.reducer = "umap"  # whether or not it is installed
+    with pytest.raises(ValueError, match="settings was"):
         evaluate_predictors(
-            observations, features=["embeddings"], train_share=0.2, keep=tmp_path / "0.1"
+            observations, features=["confidence"], n_folds=3, folder=folder, clusters=by_umap
         )
-    for wrong in (0, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=f"at most 1, got {wrong}"):
-            evaluate_predictors(observations, train_share=wrong)
 
 
 def test_calibration_is_told_for_every_predictor():

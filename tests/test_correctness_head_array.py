@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from aplens.correctness import HeadClusters, HeadScorer, Observations
+from aplens.correctness import HeadClusters, Observations, rank_by_predictor
 from aplens.correctness.head_array import HeadArray
 
 
@@ -68,12 +68,8 @@ def test_ranking_out_of_shards_is_ranking_in_memory_and_holds_one_head_at_a_time
 
     def rank(observations):
         train, test = observations.select(range(78)), observations.select(range(78, 120))
-        return (
-            HeadScorer(None, features="clusters", clusters=HeadClusters("pca"))
-            .fit(train)
-            .rank(test)
-            .to_frame()
-        )
+        clusters = HeadClusters("pca")
+        return rank_by_predictor(train, test, features="clusters", clusters=clusters).to_frame()
 
     expected = rank(in_memory)
     asked.clear()

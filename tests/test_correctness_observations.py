@@ -20,7 +20,7 @@ from aplens import _store
 from aplens._io import FolderInUseError, own_folder
 from aplens.correctness import Keep, Observations, observe, pattern_statistics
 from aplens.correctness.observations import COLUMNS, HEAD_NUMBERS
-from aplens.patterns import collect_patterns, log_normalize
+from aplens.patterns import collect_patterns
 from aplens.scenarios import Scenarios
 
 
@@ -111,6 +111,13 @@ def test_correct_means_that_the_argmax_is_the_target(any_model, mae, tmp_path):
     assert list(observations.table["correct"]) == [False, True] * 3
 
 
+def test_no_folder_leaves_no_files(any_model, mae, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    observations = observe(any_model, make_scenarios(5), mae)
+    assert list(tmp_path.iterdir()) == []
+    assert observations.embeddings.shape[:2] == (5, 12)
+
+
 def test_without_a_folder_the_same_is_in_memory(any_model, mae, tmp_path):
     scenarios = make_scenarios(6)
     options = {"batch_size": 4, "shard_size": 4, "keep": get_args(Keep)}
@@ -122,8 +129,6 @@ def test_without_a_folder_the_same_is_in_memory(any_model, mae, tmp_path):
         assert np.array_equal(some.embeddings, others.embeddings)
         for name in HEAD_NUMBERS:
             assert np.array_equal(some.numbers(name), others.numbers(name))
-        pairs = (each.patterns([1, 0]).values for each in (some, others))
-        assert torch.equal(*pairs)
     assert repr(held) == repr(kept)
     assert held.mae == kept.mae
 
@@ -225,7 +230,6 @@ def test_a_folder_never_mixes_two_runs(any_model, other_model, mae, tmp_path):
             {"keep": []},
             r"numbers was \['statistics', 'regions'\], is \[\]",
         ),
-        (any_model, scenarios, mae, {"keep": ["statistics", "patterns"]}, "patterns was False"),
         (any_model, scenarios, mae, {"precision": torch.bfloat16}, "precision was None, is 'torch"),
     ]:
         with pytest.raises(ValueError, match=difference):
@@ -262,31 +266,8 @@ def test_sizes_must_be_positive(any_model, mae, tmp_path, name):
 
 @pytest.mark.parametrize("keep", ["surprise", ["statistics", "mood"]])
 def test_what_cannot_be_kept_is_refused_by_name(any_model, mae, keep):
-    with pytest.raises(ValueError, match=r"list of some of \['statistics', .*'patterns'\], got"):
+    with pytest.raises(ValueError, match=r"list of some of \['statistics', 'surprise'\], got"):
         observe(any_model, make_scenarios(3), mae, keep=keep)
-
-
-def test_kept_patterns_come_back_but_for_rounding(tiny_model, mae, tmp_path):
-    scenarios = ragged_scenarios(tiny_model)
-    observations = observe(
-        tiny_model, scenarios, mae, tmp_path, batch_size=3, shard_size=2, keep=["patterns"]
-    )
-    original = collect_patterns(tiny_model, scenarios)
-    restored = observations.patterns([3, 0, 1])
-    assert restored.heads == original.heads
-    assert restored.lengths.tolist() == [2, 4, 11]
-    for place, index in enumerate([3, 0, 1]):
-        before, after = original.prompt(index), restored.prompt(place)
-        assert torch.equal(before > 0, after > 0)
-        error = (log_normalize(before) - log_normalize(after)).abs().max()
-        assert error <= 1 / 508 + 1e-4
-    assert observations.select([2, 3]).patterns([1]).lengths.tolist() == [2]
-
-
-def test_patterns_that_were_not_kept_are_an_error(any_model, mae, tmp_path):
-    observations = observe(any_model, make_scenarios(3), mae, tmp_path)
-    with pytest.raises(ValueError, match="observe with 'patterns' in keep"):
-        observations.patterns([0])
 
 
 def test_bfloat16_comes_close(any_model, mae, tmp_path):
@@ -374,6 +355,10 @@ def test_select_takes_positions_and_masks():
     assert len(by_mask) == mask.sum()
     assert by_mask.table["correct"].all()
     assert list(by_mask.select([0]).table["scenario"]) == [mask.argmax()]
+    for nothing in ([], np.zeros(12, dtype=bool)):
+        none = observations.select(nothing)
+        assert len(none) == 0
+        assert none.embeddings.shape == (0, 6, 12)
 
 
 def test_loaded_observations_outlive_their_folder(any_model, mae, tmp_path):

@@ -23,9 +23,16 @@ def test_rows_lie_where_the_full_decomposition_puts_them(shape):
 
 
 @pytest.mark.parametrize("width", [3, 60])
-def test_where_nothing_is_left_to_vary_rows_lie_at_zero(width):
+def test_where_nothing_is_left_to_vary_there_is_no_direction(width):
     rows = np.eye(width)[[0, 1] * 6]
     scores = fit_pca(rows, 3).transform(rows)
-    assert np.abs(scores[:, 0]) == pytest.approx(np.full(12, np.sqrt(0.5)))
-    np.testing.assert_allclose(scores[:, 1:], 0, atol=1e-12)
-    assert fit_pca(rows, 100).axes.shape[1] == min(12, width)
+    assert np.abs(scores) == pytest.approx(np.full((12, 1), np.sqrt(0.5)))
+    assert fit_pca(rows, 100).axes.shape[1] == 1
+
+
+@pytest.mark.parametrize("width", [9, 200])
+def test_what_rounding_varies_is_no_direction(width):
+    rng = np.random.default_rng(0)
+    places, directions = rng.normal(size=(80, 2)), rng.normal(size=(2, width))
+    rows = (3 + places @ directions).astype(np.float32)
+    assert fit_pca(rows, 8).axes.shape[1] == 2

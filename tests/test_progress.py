@@ -47,9 +47,7 @@ CALLS = {
     "Describing heads": lambda model, _, **bar: aplens.describe_heads(
         model, make_scenarios(), "L0H1", mae=make_mae(), **bar
     ),
-    "Observing": lambda model, _, **bar: aplens.HeadScorer(make_mae()).observe(
-        model, make_scenarios(), **bar
-    ),
+    "Observing": lambda model, _, **bar: aplens.observe(model, make_scenarios(), make_mae(), **bar),
     "Finding clusters": lambda model, _, **bar: aplens.show_clusters(
         model, make_scenarios(12), "L0H1", mae=make_mae(), reducer="pca", **bar
     ),

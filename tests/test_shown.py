@@ -9,7 +9,7 @@ import pytest
 from correctness_helpers import make_mae, make_observations, make_scenarios
 
 import aplens
-from aplens.correctness.attribution import attribute_heads
+from aplens.correctness import CorrectnessPredictor, attribute_heads
 from aplens.heads import HeadRanking, ModelShape, all_heads
 
 MODEL = ModelShape("tiny<model>", 3, 4)
@@ -34,7 +34,7 @@ def results(any_model):
     clean = [[5, 6], [8, 9]]
     metric = aplens.logit_difference(aplens.make_scenarios(any_model, clean, [1, 2], [3, 4]))
     observations = make_observations()
-    scorer = aplens.HeadScorer(make_mae(), features="statistics").fit(observations)
+    predictor = CorrectnessPredictor("statistics").fit(observations)
     return {
         "AttentionPatterns": patterns,
         "Reconstruction": make_mae().reconstruct(patterns),
@@ -51,10 +51,9 @@ def results(any_model):
         ),
         "Observations": observations,
         "Scenarios": scenarios,
-        "HeadAttributions": attribute_heads(scorer.predictor_, observations),
+        "HeadAttributions": attribute_heads(predictor, observations),
         "Prompts": scenarios.prompts(),
-        "CorrectnessPredictor": scorer.predictor_,
-        "HeadScorer": scorer,
+        "CorrectnessPredictor": predictor,
     }
 
 
@@ -70,9 +69,8 @@ NAMES = (
     "HeadAttributions",
     "Prompts",
     "CorrectnessPredictor",
-    "HeadScorer",
 )
-WITHOUT_TABLE = ("Prompts", "CorrectnessPredictor", "HeadScorer")
+WITHOUT_TABLE = ("Prompts", "CorrectnessPredictor")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,6 +85,7 @@ def test_a_result_is_one_line_and_in_a_notebook_a_short_table(name, results):
     shown = result._repr_html_()
     assert 1 <= shown.count("<tr>") - 1 <= 10
     assert "<caption>" + line[:12] in shown
+    assert len(result.to_frame())  # which the caption names where there is more
 
 
 def test_a_ranking_shows_its_verdict_before_its_table_and_map(results):

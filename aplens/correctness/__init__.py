@@ -1,6 +1,6 @@
 """Whether the model will be right: observations, predictors beside their baselines, SHAP."""
 
-from aplens.correctness.attribution import HeadAttributions, attribute_heads
+from aplens.correctness.attribution import HeadAttributions, attribute_heads, rank_by_predictor
 from aplens.correctness.clusters import HeadClusters
 from aplens.correctness.evaluation import (
     cross_validate,
@@ -12,7 +12,6 @@ from aplens.correctness.observations import HEAD_NUMBERS, Keep, Observations
 from aplens.correctness.observing import describe_outcomes, observe
 from aplens.correctness.predictor import DEFAULT_FEATURES, FEATURE_SETS, CorrectnessPredictor
 from aplens.correctness.regions import REGIONS
-from aplens.correctness.scorer import HeadScorer
 from aplens.correctness.splits import assign_folds, split_by_file
 from aplens.correctness.statistics import STATISTICS, pattern_statistics
 from aplens.correctness.surprise import SURPRISES
@@ -27,7 +26,6 @@ __all__ = [
     "CorrectnessPredictor",
     "HeadAttributions",
     "HeadClusters",
-    "HeadScorer",
     "Keep",
     "Observations",
     "assign_folds",
@@ -38,6 +36,7 @@ __all__ = [
     "keep_for",
     "observe",
     "pattern_statistics",
+    "rank_by_predictor",
     "score_table",
     "split_by_file",
 ]

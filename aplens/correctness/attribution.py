@@ -1,4 +1,4 @@
-"""What each head contributes to a prediction of correctness: its SHAP value."""
+"""What each head contributes to a prediction of correctness, its SHAP value, and ranks by it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from aplens.correctness.clusters import HeadClusters
 from aplens.correctness.logistic import LogisticModel
-from aplens.correctness.observations import Observations
-from aplens.correctness.predictor import CorrectnessPredictor
+from aplens.correctness.observations import Observations, incorrect_labels
+from aplens.correctness.predictor import DEFAULT_FEATURES, CorrectnessPredictor
+from aplens.correctness.splits import require_disjoint_files
 from aplens.heads import Head, HeadRanking, ModelShape
+from aplens.intervals import FileBootstrap
 from aplens.tables import Shown
 
 if TYPE_CHECKING:
@@ -54,6 +57,58 @@ class HeadAttributions(Shown):
         return HeadRanking.from_values(self.heads, self.values.T, self.model)
 
 
+def rank_by_predictor(
+    train: Observations,
+    test: Observations,
+    *,
+    features: str = DEFAULT_FEATURES,
+    clusters: HeadClusters | None = None,
+    seed: int = 0,
+) -> HeadRanking:
+    """Rank heads by what their patterns say about correctness (docs/method.md, steps 8 to 10).
+
+    A predictor is fitted on training observations; heads are ranked by their SHAP values on others.
+    The ranking's metadata says how good the predictor is on these, beside the model's own
+    confidence: a predictor that ranks correctness no better than chance ranks heads by noise.
+
+    Args:
+        train: What is fitted on.
+        test: What is ranked on, of other source files.
+        features: What the predictor looks at, as `CorrectnessPredictor` takes it.
+        clusters: As `CorrectnessPredictor` takes it.
+        seed: Of the predictors, and of the resamples.
+
+    Raises:
+        ValueError: When a source file is on both sides, a side has only one outcome, there are too
+            few scenarios to cluster, or a feature is not there or not finite.
+
+    Example:
+        >>> train, test = split_by_file(observe(model, scenarios, mae), 0.4, seed=0)
+        >>> ranking = rank_by_predictor(train, test, features="statistics")
+    """
+    require_disjoint_files(train.files, test.files)
+    incorrect = incorrect_labels(test)
+    predictor = CorrectnessPredictor(features, clusters=clusters, seed=seed).fit(train)
+    confidence = CorrectnessPredictor("confidence", seed=seed).fit(train)
+    bootstrap = FileBootstrap(test.files, seed=seed)
+
+    def auc(of: CorrectnessPredictor) -> list[float]:
+        return list(bootstrap.auc(of.decision_function(test), incorrect))
+
+    ranking = attribute_heads(predictor, test).to_ranking()
+    ranking.metadata |= {
+        "features": features,
+        "classifier": predictor.classifier,
+        "positive_class": "incorrect",
+        "n_train": len(train),
+        "n_test": len(test),
+        "auc": auc(predictor),
+        "confidence_auc": auc(confidence),
+        "seed": seed,
+    }
+    return ranking
+
+
 def attribute_heads(
     predictor: CorrectnessPredictor, observations: Observations
 ) -> HeadAttributions:
@@ -67,7 +122,6 @@ def attribute_heads(
         observations: Scenarios the predictor was not fitted on.
 
     Raises:
-        ValueError: When the predictor's classifier has no exact SHAP values.
         RuntimeError: When the installed shap misreads the trees, so that its values do not add up.
     """
     columns = predictor.columns(observations)

@@ -15,7 +15,7 @@ from aplens.correctness.density import cluster_by_density
 from aplens.correctness.head_array import HeadValues
 from aplens.correctness.principal import fit_pca
 
-Reducer = Literal["auto", "umap", "pca"]
+Reducer = Literal["umap", "pca"]
 
 #: The paper's settings, of UMAP and of HDBSCAN after it (docs/method.md, step 8).
 N_NEIGHBORS = 20
@@ -69,8 +69,7 @@ class HeadClusters:
     `min_samples` no larger.
 
     Args:
-        reducer: "umap" as the paper (a second a head for 300 scenarios), "pca" (0.03 s a head), or
-            "auto": UMAP when umap-learn is installed.
+        reducer: "pca" (0.03 s a head for 300 scenarios), or "umap" as the paper (a second a head).
         seed: Of UMAP.
 
     Attributes:
@@ -81,13 +80,14 @@ class HeadClusters:
         ImportError: When "umap" is asked for and umap-learn is not installed.
     """
 
-    def __init__(self, reducer: Reducer = "auto", *, seed: int = 0) -> None:
-        self.reducer = resolve_reducer(reducer)
+    def __init__(self, reducer: Reducer = "pca", *, seed: int = 0) -> None:
+        require_reducer(reducer)
+        self.reducer = reducer
         self.seed = seed
 
     def describe(self) -> dict[str, Any]:
         """What decides the clusters, beside the data."""
-        return {"reducer": self.reducer, "n_neighbors": _N_VOTES, "seed": self.seed}
+        return {"reducer": self.reducer, "n_votes": _N_VOTES, "seed": self.seed}
 
     def fit(self, embeddings: HeadValues) -> HeadClusters:
         """Cluster every head.
@@ -136,15 +136,13 @@ class HeadClusters:
         )
 
 
-def resolve_reducer(reducer: Reducer) -> Literal["umap", "pca"]:
-    """The reducer itself; for "auto", UMAP where it is installed."""
+def require_reducer(reducer: Reducer) -> None:
+    """Refuse a reducer that is unknown or not installed."""
     require_choice("reducer", reducer, get_args(Reducer))
-    installed = importlib.util.find_spec("umap") is not None
-    if reducer == "umap" and not installed:
-        raise ImportError("reducer='umap' needs umap-learn: pip install 'aplens[umap]'")
-    if reducer == "auto":
-        return "umap" if installed else "pca"
-    return reducer
+    if reducer == "umap" and importlib.util.find_spec("umap") is None:
+        raise ImportError(
+            "reducer 'umap' needs umap-learn: pip install 'aplens[umap]', or take reducer 'pca'"
+        )
 
 
 def check_shape(embeddings: HeadValues) -> None:

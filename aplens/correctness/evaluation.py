@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,9 @@ from aplens._progress import Progress, show_progress
 from aplens._store import Store
 from aplens.correctness.clusters import HeadClusters
 from aplens.correctness.features import keep_for
-from aplens.correctness.observations import Observations, incorrect_labels
+from aplens.correctness.observations import Observations
 from aplens.correctness.predictor import FEATURE_SETS, CorrectnessPredictor
-from aplens.correctness.splits import assign_folds, draw_files
+from aplens.correctness.splits import assign_folds
 from aplens.intervals import FileBootstrap, estimate_from
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ _COMPARED = {
     "over_hand_made": "statistics+regions",
 }
 
-
 #: A task of fewer scenarios has no row of its own: its figures would say nothing.
 FEWEST_OF_TASK = 10
 
@@ -41,11 +39,9 @@ def evaluate_predictors(
     *,
     features: Sequence[str] | None = None,
     n_folds: int = 5,
-    by_task: bool = False,
-    train_share: float = 1.0,
     seed: int = 0,
     progress: bool | Progress = True,
-    keep: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """Cross-validate predictors of correctness, grouped by source file.
@@ -55,55 +51,42 @@ def evaluate_predictors(
     Intervals (95 %) resample source files, the same draws for every feature set.
 
     Args:
-        observations: What to predict; source files are its groups.
+        observations: What to predict; source files are its groups. For a predictor of one task
+            alone (the paper has one a task) pass that task's.
         features: Feature sets, as `CorrectnessPredictor` takes them (default: those of
             `FEATURE_SETS` that these observations hold).
         n_folds: Folds; no file is in two.
-        by_task: One row a task as well, on the same predictions; tasks of fewer than ten scenarios
-            have none. For a predictor of one task alone (the paper has one a task) pass that task's
-            observations.
-        train_share: Fit on this share of each fold's training files, drawn at random: what fewer
-            scenarios would have given, judged on the same ones.
         seed: Decides the folds, the resamples and the predictors.
         progress: A bar (the default), nothing (False), or a function called with (predictors
             fitted, predictors in all).
-        keep: A folder in which predictions are kept as they are made; run again, only those that
-            are missing or damaged are made.
+        folder: Where predictions are kept as they are made; run again, only those that are missing
+            or damaged are made.
         settings: Handed to every `CorrectnessPredictor`.
 
     Returns:
-        One row a feature set (and task): `features`, `task` ("all" for all together),
-        `n_scenarios`, `n_files`, and `auc`, `accuracy` and `calibration_error` (see
-        `FileBootstrap`), each with `_low` and `_high`. An AUC is NaN where a task has only one
-        outcome. Where "confidence" is among the features, `over_confidence`, with `_low` and
-        `_high`, is the AUC less that of confidence alone: its interval compares both on the same
-        resamples. `over_statistics` and, of "statistics+regions", `over_hand_made` likewise.
-
-    Warns:
-        UserWarning: Tasks are left out; how many is said.
+        One row a feature set: `features`, `task` ("all": of all tasks together), `n_scenarios`,
+        `n_files`, and `auc`, `accuracy` and `calibration_error` (see `FileBootstrap`), each with
+        `_low` and `_high`. Where "confidence" is among the features, `over_confidence`, with `_low`
+        and `_high`, is the AUC less that of confidence alone: its interval compares both on the
+        same resamples. `over_statistics` and, of "statistics+regions", `over_hand_made` likewise.
+        What `score_table` gives of `cross_validate`, which together also judge a part of the
+        scenarios.
 
     Raises:
-        ValueError: When there is only one outcome, fewer files than folds, a share that is not
-            above 0 and at most 1, or NaN; or `keep` holds predictions of something else.
+        ValueError: When there is only one outcome, fewer files than folds, or NaN; or the folder
+            holds predictions of something else.
     """
-    if not 0 < train_share <= 1:
-        raise ValueError(f"train_share must be above 0 and at most 1, got {train_share}")
-    features = features or usual_features(observations)
     folds = assign_folds(observations, n_folds, seed)
-    setup = _describe_setup(observations, n_folds, seed, settings)
-    if train_share < 1:
-        setup["train_share"] = train_share
     scores = cross_validate(
         observations,
         folds,
-        features,
-        train_share=train_share,
+        features or usual_features(observations),
         seed=seed,
         progress=progress,
-        made=None if keep is None else Store(keep, "predictions", setup),
+        folder=folder,
         **settings,
     )
-    return score_table(observations, scores, folds=folds, by_task=by_task, seed=seed)
+    return score_table(observations, scores, folds=folds, seed=seed)
 
 
 def usual_features(observations: Observations) -> tuple[str, ...]:
@@ -117,10 +100,9 @@ def cross_validate(
     folds: Int[np.ndarray, " scenario"],
     features: Sequence[str],
     *,
-    train_share: float = 1.0,
     seed: int = 0,
     progress: bool | Progress = True,
-    made: Store | None = None,
+    folder: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> dict[str, Float[np.ndarray, " scenario"]]:
     """Probabilities of *incorrect* on every fold, from predictors fitted on the other folds.
@@ -129,20 +111,24 @@ def cross_validate(
         observations: What to predict.
         folds: Each scenario's fold, from 0, as `assign_folds` numbers them.
         features: Feature sets, as `CorrectnessPredictor` takes them.
-        train_share: Fit on this share of each fold's training files, drawn at random.
-        seed: Of the predictors, and of the files drawn.
+        seed: Of the predictors.
         progress: Called with (predictors fitted, predictors in all).
-        made: Where predictions are kept; those that are there are not made again.
+        folder: Where predictions are kept; those that are there are not made again.
         settings: Handed to every `CorrectnessPredictor`.
+
+    Raises:
+        ValueError: When a fold's other folds have only one outcome, or the folder holds predictions
+            of something else.
     """
     n_folds = int(folds.max()) + 1
+    made = None
+    if folder is not None:
+        made = Store(folder, "predictions", _describe_setup(observations, folds, seed, settings))
     tell = show_progress(progress, "Fitting predictors")
     scores = {name: np.empty(len(observations)) for name in features}
     for fold in range(n_folds):
         held_out = folds == fold
         train, test = observations.select(~held_out), observations.select(held_out)
-        if train_share < 1:
-            train = train.select(draw_files(train.files, train_share, seed + fold))
         for number, name in enumerate(features):
             predict = partial(
                 _predict, CorrectnessPredictor(name, seed=seed, **settings), train, test
@@ -160,16 +146,18 @@ def _predict(
 
 
 def _describe_setup(
-    observations: Observations, n_folds: int, seed: int, settings: Mapping[str, Any]
+    observations: Observations,
+    folds: Int[np.ndarray, " scenario"],
+    seed: int,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the predictions of a fold depend on, beside the features."""
-    shown = {
-        name: value.describe() if isinstance(value, HeadClusters) else value
-        for name, value in settings.items()
-    }
+    clusters = settings.get("clusters") or HeadClusters(seed=seed)
+    shown = {**settings, "clusters": clusters.describe()}
     return {
         "data": _describe_data(observations),
-        "n_folds": n_folds,
+        "n_folds": int(folds.max()) + 1,
+        "folds": fingerprint(folds.tolist()),
         "seed": seed,
         "settings": fingerprint(shown),
     }
@@ -191,57 +179,42 @@ def score_table(
     scores: dict[str, Float[np.ndarray, " scenario"]],
     *,
     folds: Int[np.ndarray, " scenario"] | None = None,
-    by_task: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
     """AUC and accuracy of probabilities of *incorrect*, with intervals over source files.
 
-    Columns as `evaluate_predictors`. `folds` says which scenarios one predictor scored.
+    Columns as `evaluate_predictors`. `folds` says which scenarios one predictor scored. An AUC is
+    NaN where there is only one outcome.
 
     Raises:
-        ValueError: When there is only one outcome, or a score is not finite.
+        ValueError: When a score is not finite.
     """
     import pandas as pd
 
-    incorrect = incorrect_labels(observations)
+    incorrect = ~observations.table["correct"].to_numpy(dtype=bool)
     folds = np.zeros(len(observations), dtype=np.int64) if folds is None else folds
-    tasks = observations.table["task"].to_numpy()
-    groups = {"all": np.ones(len(tasks), dtype=bool)}
-    if by_task:
-        named = {task: tasks == task for task in sorted(set(tasks))}
-        told = {task: chosen for task, chosen in named.items() if chosen.sum() >= FEWEST_OF_TASK}
-        groups |= told
-        if few := len(named) - len(told):
-            warnings.warn(
-                f"{few} of {len(named)} tasks have fewer than {FEWEST_OF_TASK} scenarios: they are "
-                "counted in the total alone",
-                stacklevel=3,
-            )
+    files = observations.files
+    bootstrap = FileBootstrap(files, seed=seed)
+    known = {
+        over: bootstrap.auc_values(scores[name], incorrect, folds)
+        for over, name in _COMPARED.items()
+        if name in scores
+    }
     rows = []
-    for task, chosen in groups.items():
-        files = [file for file, keep in zip(observations.files, chosen, strict=True) if keep]
-        bootstrap = FileBootstrap(files, seed=seed)
-        known = {
-            over: bootstrap.auc_values(scores[name][chosen], incorrect[chosen], folds[chosen])
-            for over, name in _COMPARED.items()
-            if name in scores
+    for name, probability in scores.items():
+        if not np.isfinite(probability).all():
+            raise ValueError(f"the scores of {name!r} contain NaN or infinity")
+        hits = (probability > 0.5) == incorrect
+        areas = bootstrap.auc_values(probability, incorrect, folds)
+        measured = {
+            "auc": estimate_from(areas),
+            "accuracy": bootstrap.mean(hits.astype(float)),
+            "calibration_error": bootstrap.calibration_error(probability, incorrect),
+            **{over: estimate_from(areas - values) for over, values in known.items()},
         }
-        for name, probability in scores.items():
-            if not np.isfinite(probability).all():
-                raise ValueError(f"the scores of {name!r} contain NaN or infinity")
-            hits = (probability > 0.5) == incorrect
-            areas = bootstrap.auc_values(probability[chosen], incorrect[chosen], folds[chosen])
-            measured = {
-                "auc": estimate_from(areas),
-                "accuracy": bootstrap.mean(hits[chosen].astype(float)),
-                "calibration_error": bootstrap.calibration_error(
-                    probability[chosen], incorrect[chosen]
-                ),
-                **{over: estimate_from(areas - values) for over, values in known.items()},
-            }
-            row: dict[str, Any] = {"features": name, "task": task}
-            row |= {"n_scenarios": len(files), "n_files": len(set(files))}
-            for measure, estimate in measured.items():
-                row |= estimate.columns(measure)
-            rows.append(row)
+        row: dict[str, Any] = {"features": name, "task": "all"}
+        row |= {"n_scenarios": len(files), "n_files": len(set(files))}
+        for measure, estimate in measured.items():
+            row |= estimate.columns(measure)
+        rows.append(row)
     return pd.DataFrame(rows)

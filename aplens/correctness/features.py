@@ -83,23 +83,23 @@ class HeadNumberFeatures(FeatureBlock):
 class EmbeddingFeatures(FeatureBlock):
     """Where each head's embedding lies along the directions in which it varies most (PCA).
 
-    A head that never varies has no column: its directions would be those of rounding.
+    A head has no more columns than there are directions in which it varies, none if it never does.
     """
 
     def _fit(self, observations: Observations) -> None:
         check_shape(observations.embeddings)
-        self._reducers = [
+        self._axes = [
             None if are_alike(rows) else fit_pca(rows, N_COMPONENTS)
             for rows in unit_heads(observations.embeddings)
         ]
-        widths = [0 if reducer is None else reducer.axes.shape[1] for reducer in self._reducers]
+        widths = [0 if found is None else found.axes.shape[1] for found in self._axes]
         self.column_heads = np.repeat(np.arange(len(widths)), widths)
 
     def transform(self, observations: Observations) -> Float[np.ndarray, "scenario column"]:
         """See `FeatureBlock`."""
         check_shape(observations.embeddings)
-        heads = zip(self._reducers, unit_heads(observations.embeddings), strict=True)
-        parts = [reducer.transform(rows) for reducer, rows in heads if reducer is not None]
+        heads = zip(self._axes, unit_heads(observations.embeddings), strict=True)
+        parts = [found.transform(rows) for found, rows in heads if found is not None]
         return np.concatenate([np.empty((len(observations), 0)), *parts], axis=1)
 
 

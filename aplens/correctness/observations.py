@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from aplens.correctness.head_array import HeadArray, HeadValues
-from aplens.correctness.shards import HeldShards, ShardFolder
+from aplens.correctness.shards import ShardFolder
 from aplens.heads import Head, ModelShape
-from aplens.patterns import AttentionPatterns, CompactPatterns, PatchGrid, restore_patterns
 from aplens.tables import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: What `observe` can keep beside embeddings and outcomes.
-Keep: TypeAlias = Literal["statistics", "surprise", "patterns"]
+Keep: TypeAlias = Literal["statistics", "surprise"]
 
 _ArraySource: TypeAlias = "HeadValues | Callable[[], HeadValues]"
 
@@ -67,7 +65,6 @@ class Observations(Shown):
             "statistics" there are 8 a head (`STATISTICS` names them), of "regions" and "unexpected"
             6 (`REGIONS`), of "surprise" 4 (`SURPRISES`).
         model: The model observed, as `describe_model` describes it.
-        patterns: Reads the patterns of some scenarios; None when they were not kept.
         mae: A fingerprint of the AP-MAE that encoded, None where it is not known: embeddings of
             others do not compare.
 
@@ -83,7 +80,6 @@ class Observations(Shown):
         numbers: Mapping[str, _ArraySource] | None = None,
         *,
         model: ModelShape,
-        patterns: Callable[[Int[np.ndarray, " some"]], AttentionPatterns] | None = None,
         mae: str | None = None,
     ) -> None:
         missing = [column for column in COLUMNS if column not in table.columns]
@@ -93,7 +89,6 @@ class Observations(Shown):
         self.heads = tuple(heads)
         self.model = model
         self.mae = mae
-        self._patterns = patterns
         self._sources: dict[str, _ArraySource] = {"embeddings": embeddings, **(numbers or {})}
         self._loaded: dict[str, HeadValues] = {}
         if unknown := sorted(self._sources.keys() - HEAD_NUMBERS.keys() - {"embeddings"}):
@@ -111,6 +106,10 @@ class Observations(Shown):
             f"Observations({len(self)} scenarios × {len(self.heads)} heads of {self.model.name}, "
             f"{self.table['correct'].mean():.1%} correct)"
         )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a scenario, with the columns of `COLUMNS`; a copy of `table`."""
+        return self.table.copy()
 
     def _shown_rows(self) -> pd.DataFrame:
         by_task = self.table.groupby("task", sort=False)
@@ -148,25 +147,6 @@ class Observations(Shown):
             )
         return np.asarray(self._load(name))
 
-    def patterns(self, scenarios: Sequence[int] | np.ndarray) -> AttentionPatterns:
-        """The patterns of all heads on some scenarios, as they were kept.
-
-        Each value of the log-normalized pattern is off by at most 1/508
-        (`aplens.patterns.CompactPatterns`).
-
-        Args:
-            scenarios: Positions, or a boolean mask.
-
-        Raises:
-            ValueError: When patterns were not kept, or no scenario is chosen.
-        """
-        if self._patterns is None:
-            raise ValueError("these observations hold no patterns: observe with 'patterns' in keep")
-        rows = np.arange(len(self))[np.asarray(scenarios)]
-        if rows.size == 0:
-            raise ValueError("expected at least one scenario, got none")
-        return self._patterns(np.atleast_1d(rows))
-
     @property
     def files(self) -> list[str]:
         """Each scenario's source file: the groups of every split."""
@@ -174,7 +154,8 @@ class Observations(Shown):
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Observations:
         """The scenarios at these positions, or where a boolean mask is true; nothing is loaded."""
-        rows = np.arange(len(self))[np.asarray(indices)]
+        places = np.asarray(indices) if len(indices) else np.empty(0, dtype=int)
+        rows = np.arange(len(self))[places]
 
         def select_numbers(name: str) -> np.ndarray:
             return self.numbers(name)[rows]
@@ -185,7 +166,6 @@ class Observations(Shown):
             lambda: self.embeddings[rows],
             {name: partial(select_numbers, name) for name in HEAD_NUMBERS if name in self._sources},
             model=self.model,
-            patterns=None if self._patterns is None else lambda some: self.patterns(rows[some]),
             mae=self.mae,
         )
 
@@ -196,7 +176,7 @@ class Observations(Shown):
         return same
 
     def load(self) -> Observations:
-        """Read everything but patterns into memory, so that the folder is no longer needed."""
+        """Read everything into memory, so that the folder is no longer needed."""
         for name in self._sources:
             self._loaded[name] = np.asarray(self._load(name))
         return self
@@ -212,8 +192,8 @@ class Observations(Shown):
         return cls.of_shards(ShardFolder.open(Path(folder)))
 
     @classmethod
-    def of_shards(cls, shards: ShardFolder | HeldShards) -> Observations:
-        """What is in memory, or in a folder whose shards are known to be complete and sound."""
+    def of_shards(cls, shards: ShardFolder) -> Observations:
+        """What is in a folder whose shards are known to be complete and sound."""
         run = shards.run
         return cls(
             shards.read_table(),
@@ -221,7 +201,6 @@ class Observations(Shown):
             lambda: _stored_embeddings(shards),
             {name: partial(_read_numbers, shards, name) for name in run["numbers"]},
             model=ModelShape(run["model_name"], run["n_layers"], run["n_heads"]),
-            patterns=(lambda rows: _read_patterns(shards, rows)) if run["patterns"] else None,
             mae=run["mae"],
         )
 
@@ -252,36 +231,13 @@ def incorrect_labels(observations: Observations) -> Bool[np.ndarray, " scenario"
     return incorrect
 
 
-def _stored_embeddings(shards: ShardFolder | HeldShards) -> HeadArray:
+def _stored_embeddings(shards: ShardFolder) -> HeadArray:
     """The embeddings of all scenarios; nothing is read yet."""
     run = shards.run
     shape = (run["n_scenarios"], len(run["heads"]), run["d_embed"])
     return HeadArray(shape, np.float16, partial(shards.read_head, "embeddings"))
 
 
-def _read_numbers(
-    shards: ShardFolder | HeldShards, name: str
-) -> Float[np.ndarray, "scenario head number"]:
+def _read_numbers(shards: ShardFolder, name: str) -> Float[np.ndarray, "scenario head number"]:
     heads = range(len(shards.run["heads"]))
     return np.stack([shards.read_head(name, head) for head in heads], axis=1)
-
-
-def _read_patterns(
-    shards: ShardFolder | HeldShards, rows: Int[np.ndarray, " some"]
-) -> AttentionPatterns:
-    run = shards.run
-    grid = PatchGrid(run["n_ctx"], run["patch_size"])
-    n_tokens = run["n_tokens"]
-    n_heads = len(run["heads"])
-    values = torch.empty(len(rows), n_heads, n_tokens, n_tokens)
-    stored = zip(
-        shards.read_scenarios("patterns.codes", rows),
-        shards.read_scenarios("patterns.floors", rows),
-        strict=True,
-    )
-    for (places, codes), (_, floors) in stored:
-        compact = CompactPatterns(torch.from_numpy(codes), torch.from_numpy(floors))
-        values[places] = restore_patterns(compact, grid, n_tokens).transpose(0, 1)
-    # A prompt's queries all attend to something, and what stands beyond its end to nothing.
-    lengths = (values > 0).any(dim=-1).any(dim=1).sum(dim=-1)
-    return AttentionPatterns(values, tuple(Head(*head) for head in run["heads"]), lengths)

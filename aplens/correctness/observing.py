@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float16, Int, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 
 from aplens._io import fingerprint, hash_tensors
 from aplens._parts import in_parts
@@ -20,12 +19,12 @@ from aplens._processes import join_processes
 from aplens._progress import Progress, show_progress
 from aplens.correctness.observations import COLUMNS, HEAD_NUMBERS, Keep, Observations
 from aplens.correctness.regions import attention_by_region
-from aplens.correctness.shards import HeldShards, ShardFolder
+from aplens.correctness.shards import ShardFolder
 from aplens.correctness.statistics import patch_statistics
 from aplens.correctness.surprise import patch_surprise
-from aplens.heads import Head
+from aplens.heads import Head, ModelShape
 from aplens.models import compute_in, describe_model, sketch_weights
-from aplens.patterns import AttentionPatterns, compact_patterns, log_normalize, read_layers
+from aplens.patterns import AttentionPatterns, log_normalize, read_layers
 from aplens.prompts import read_prompts
 from aplens.scenarios.answers import require_answers, require_logits
 
@@ -69,11 +68,7 @@ def observe(
         keep: What to keep as well. "statistics": the hand-made numbers, the predictors' baselines
             (`aplens.correctness.statistics`, `aplens.correctness.regions`). "surprise": how far the
             last query's attention departs from what the AP-MAE fills in for it
-            (`aplens.correctness.surprise`); observing takes about twice as long. "patterns": the
-            patterns themselves, for `Observations.patterns`, one byte a value of the
-            lower-triangular patches (`aplens.patterns.CompactPatterns`), 10 MB a prompt for 270
-            heads on 256 tokens. A shard is held in memory until it is written: choose a smaller
-            `shard_size`.
+            (`aplens.correctness.surprise`); observing takes about twice as long.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16 (default:
             as it is). Faster where the hardware is; a few predictions may change.
         progress: A bar (the default), nothing (False), or a function called with (scenarios done,
@@ -99,17 +94,17 @@ def observe(
             raise ValueError(f"{name} must be 1 or more, got {getattr(options, name)}")
     require_answers(model, scenarios)
     prompts = scenarios.prompts()
-    longest = prompts.n_tokens
-    mae.grid.n_rows_for(longest)  # refuses prompts that are too long for it
+    mae.grid.n_rows_for(prompts.n_tokens)  # refuses prompts that are too long for it
     if "surprise" in keep:
         from aplens.mae.habit import require_visible
 
         require_visible(mae, int(prompts.lengths.min()))
     tell = show_progress(progress, "Observing")
     run = _describe_run(model, scenarios, mae, options)
-    read = _LayerReader(mae, options, mae.grid.n_patches_for(longest))
     if folder is None:
-        return _observe_in_memory(model, scenarios, read, options, run, tell)
+        everything = slice(0, len(scenarios))
+        told = _tell_after(tell, 0, len(scenarios))
+        return _hold(*_observe_rows(model, scenarios, everything, mae, options, told), run)
     processes = join_processes()
     with processes.own(folder) as path:
         shards = ShardFolder.resume(path, run) if processes.is_main else None
@@ -122,13 +117,9 @@ def observe(
                 done += rows.stop - rows.start
                 tell(done, total)
                 continue
-            batches = []
-            for batch in _observe_batches(model, scenarios[rows], read, options):
-                batches.append(batch)
-                done += len(batch.outcomes)
-                tell(done, total)
-            table = _join_tables(batches, scenarios, rows)
-            shards.write(name, _join_arrays(batches), table)
+            told = _tell_after(tell, done, total)
+            shards.write(name, *_observe_rows(model, scenarios, rows, mae, options, told))
+            done += rows.stop - rows.start
     return Observations.of_shards(shards)
 
 
@@ -141,52 +132,58 @@ class ObserveOptions(NamedTuple):
     precision: torch.dtype | None
 
 
-def _observe_in_memory(
+def _tell_after(tell: Progress, before: int, total: int) -> Callable[[int], object]:
+    """Told how many of some scenarios are done, others having been done before."""
+    return lambda done: tell(before + done, total)
+
+
+def _observe_rows(
     model: Any,
     scenarios: Scenarios,
-    read: _LayerReader,
+    rows: slice,
+    mae: APMAE,
     options: ObserveOptions,
-    run: dict[str, Any],
-    tell: Progress,
-) -> Observations:
-    batches: list[_Batch] = []
-    done = 0
-    for batch in _observe_batches(model, scenarios, read, options):
-        batches.append(batch)
-        done += len(batch.outcomes)
-        tell(done, len(scenarios))
-    table = _join_tables(batches, scenarios, slice(0, len(scenarios)))
-    return Observations.of_shards(HeldShards(run, _join_arrays(batches), table))
+    tell: Callable[[int], object],
+) -> tuple[Arrays, pd.DataFrame]:
+    """Some scenarios' arrays, and their rows with their outcomes."""
+    import pandas as pd
 
-
-class _Batch(NamedTuple):
-    arrays: Arrays
-    outcomes: pd.DataFrame
-
-
-def _observe_batches(
-    model: Any, scenarios: Scenarios, read: _LayerReader, options: ObserveOptions
-) -> Iterator[_Batch]:
-    targets, wrong = scenarios.targets(), [scenario.wrong for scenario in scenarios]
+    some = scenarios[rows]
+    targets, wrong = some.targets(), [scenario.wrong for scenario in some]
+    read, arrays, outcomes = _LayerReader(mae, options), [], []
     start = 0
-    for batch in read_prompts(model, scenarios).split(options.batch_size):
-        rows = slice(start, start := start + len(batch))
+    for batch in read_prompts(model, some).split(options.batch_size):
+        places = slice(start, start := start + len(batch))
         with compute_in(model, options.precision):
             layers, logits = read_layers(model, batch, read)
-        arrays = {key: torch.cat([layer[key] for layer in layers]) for key in layers[0]}
-        yield _Batch(arrays, describe_outcomes(logits, targets[rows], wrong[rows]))
+        arrays.append({key: torch.cat([layer[key] for layer in layers]) for key in layers[0]})
+        outcomes.append(describe_outcomes(logits, targets[places], wrong[places]))
+        tell(start)
+    table = some.to_frame()
+    table["scenario"] = range(rows.start, rows.stop)
+    table = table.join(pd.concat(outcomes, ignore_index=True))[list(COLUMNS)]
+    return {key: torch.cat([part[key] for part in arrays], dim=1) for key in arrays[0]}, table
+
+
+def _hold(arrays: Arrays, table: pd.DataFrame, run: Mapping[str, Any]) -> Observations:
+    """Observations in memory."""
+    by_scenario = {key: values.transpose(0, 1).numpy() for key, values in arrays.items()}
+    return Observations(
+        table,
+        [Head(*head) for head in run["heads"]],
+        by_scenario.pop("embeddings"),
+        by_scenario,
+        model=ModelShape(run["model_name"], run["n_layers"], run["n_heads"]),
+        mae=run["mae"],
+    )
 
 
 class _LayerReader:
-    """What is kept of one layer's patterns: head by head, scenario by scenario.
+    """What is kept of one layer's patterns: head by head, scenario by scenario."""
 
-    Kept patterns of fewer than `n_patches` patches, those of the longest prompt, are filled up.
-    """
-
-    def __init__(self, mae: APMAE, options: ObserveOptions, n_patches: int) -> None:
+    def __init__(self, mae: APMAE, options: ObserveOptions) -> None:
         self._mae = mae
         self._options = options
-        self._n_patches = n_patches
 
     def __call__(self, patterns: AttentionPatterns) -> Arrays:
         arrays: Arrays = {}
@@ -209,36 +206,14 @@ class _LayerReader:
     def _describe(self, attention: Float[Tensor, "pattern query key"]) -> dict[str, Tensor]:
         """Everything that is kept of patterns of one length, pattern by pattern, on the CPU."""
         mae, keep = self._mae, self._options.keep
-        patches = mae.grid.patchify(attention)
-        scaled = log_normalize(patches)
+        scaled = log_normalize(mae.grid.patchify(attention))
         kept = {"embeddings": mae.encode_patches(scaled, n_tokens=attention.shape[-1])}
         if "statistics" in keep:
             kept["statistics"] = patch_statistics(scaled, attention, mae.grid)
             kept["regions"] = attention_by_region(attention[:, -1])
         if "surprise" in keep:
-            kept |= patch_surprise(mae, scaled, attention)._asdict()
-        if "patterns" in keep:
-            codes, floors = compact_patterns(patches)
-            filling = self._n_patches - codes.shape[-2]
-            kept["patterns.codes"] = F.pad(codes, (0, 0, 0, filling))
-            kept["patterns.floors"] = floors
+            kept |= patch_surprise(mae, scaled, attention)
         return {key: values.cpu() for key, values in kept.items()}
-
-
-def _join_arrays(batches: Sequence[_Batch]) -> dict[str, Tensor]:
-    return {
-        key: torch.cat([batch.arrays[key] for batch in batches], dim=1) for key in batches[0].arrays
-    }
-
-
-def _join_tables(batches: Sequence[_Batch], scenarios: Scenarios, rows: slice) -> pd.DataFrame:
-    """The scenarios' rows with their outcomes."""
-    import pandas as pd
-
-    table = scenarios[rows].to_frame()
-    table["scenario"] = range(rows.start, rows.stop)
-    outcomes = pd.concat([batch.outcomes for batch in batches], ignore_index=True)
-    return table.join(outcomes)[list(COLUMNS)]
 
 
 def fingerprint_mae(mae: APMAE) -> str:
@@ -319,11 +294,7 @@ def _describe_run(
         "n_scenarios": len(scenarios),
         "scenarios": fingerprint(scenarios.to_frame().to_dict(orient="list")),
         "d_embed": mae.embedding_size(),
-        "n_ctx": mae.config.n_ctx,
-        "patch_size": mae.config.patch_size,
-        "n_tokens": scenarios.prompts().n_tokens,
         "shard_size": options.shard_size,
         "numbers": [name for name, kept_by in HEAD_NUMBERS.items() if kept_by in options.keep],
-        "patterns": "patterns" in options.keep,
         "precision": None if options.precision is None else str(options.precision),
     }

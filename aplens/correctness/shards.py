@@ -6,12 +6,11 @@ A shard's files are `safetensors`, arrays [head, scenario, …] in which a head 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
 from torch import Tensor
 
 from aplens._store import Store
@@ -85,44 +84,9 @@ class ShardFolder:
         names = [name for name, _ in self.shards()]
         return np.concatenate([self._open(name).get_slice(key)[head] for name in names])
 
-    def read_scenarios(
-        self, key: str, scenarios: Int[np.ndarray, " scenario"]
-    ) -> Iterator[tuple[Int[np.ndarray, " some"], np.ndarray]]:
-        """Some scenarios' part of an array: where they stand in `scenarios`, `[head, some, …]`."""
-        for name, rows in self.shards():
-            places = np.flatnonzero((scenarios >= rows.start) & (scenarios < rows.stop))
-            if len(places):
-                within = scenarios[places] - rows.start
-                yield places, self._open(name).get_tensor(key)[:, within]
-
     def _open(self, name: str) -> Any:
         from safetensors import safe_open
 
         if name not in self._opened:
             self._opened[name] = safe_open(self.store.file(name, "safetensors"), framework="np")
         return self._opened[name]
-
-
-class HeldShards:
-    """What a folder of shards holds, in memory; arrays are `[head, scenario, …]`."""
-
-    def __init__(
-        self, run: Mapping[str, Any], arrays: Mapping[str, Tensor], table: pd.DataFrame
-    ) -> None:
-        self.run = run
-        self._arrays = {key: values.numpy() for key, values in arrays.items()}
-        self._table = table
-
-    def read_table(self) -> pd.DataFrame:
-        """All rows."""
-        return self._table
-
-    def read_head(self, key: str, head: int) -> np.ndarray:
-        """One head's part of an array, `[scenario, …]`."""
-        return self._arrays[key][head]
-
-    def read_scenarios(
-        self, key: str, scenarios: Int[np.ndarray, " scenario"]
-    ) -> Iterator[tuple[Int[np.ndarray, " some"], np.ndarray]]:
-        """Some scenarios' part of an array, `[head, some, …]`, in one piece."""
-        yield np.arange(len(scenarios)), self._arrays[key][:, scenarios]

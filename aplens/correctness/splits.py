@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from aplens.correctness.observations import Observations, incorrect_labels
 
@@ -71,10 +71,3 @@ def require_disjoint_files(train: Sequence[str], test: Sequence[str]) -> None:
             f"{len(shared)} source files are in both training and test, such as {shared[0]!r}: "
             "split by file"
         )
-
-
-def draw_files(files: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, " scenario"]:
-    """Which scenarios are of a share of the source files, at least one file, drawn at random."""
-    names = np.unique(np.asarray(files, dtype=str))
-    drawn = np.random.default_rng(seed).permutation(names)[: max(1, round(share * len(names)))]
-    return np.isin(np.asarray(files, dtype=str), drawn)

@@ -8,7 +8,7 @@ not have, since one query is a 32nd of the pixels of its patches.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from aplens.correctness.regions import attention_by_region
 if TYPE_CHECKING:
     from aplens.mae import APMAE
 
-#: What `Surprise.surprise` holds, in its order, in log-normalized units.
+#: What "surprise" holds of a pattern, in its order, in log-normalized units.
 SURPRISES = (
     "last_error",  # mean squared difference over the last query's keys
     "last_shift",  # mean difference: attends more (or less) broadly than expected
@@ -28,26 +28,18 @@ SURPRISES = (
 )
 
 
-class Surprise(NamedTuple):
-    """What departs from the expectation.
-
-    Attributes:
-        surprise: The numbers that `SURPRISES` names.
-        unexpected: The share of attention that goes to each of `REGIONS`, less the share expected.
-    """
-
-    surprise: Float[Tensor, "pattern 4"]
-    unexpected: Float[Tensor, "pattern 6"]
-
-
 def patch_surprise(
     mae: APMAE,
     scaled: Float[Tensor, "pattern patch pixel"],
     attention: Float[Tensor, "pattern query key"],
-) -> Surprise:
+) -> dict[str, Float[Tensor, "pattern number"]]:
     """Compare the last query's attention with what AP-MAE fills in for it.
 
     The patterns are of prompts of one length, longer than one patch: else nothing is left to see.
+
+    Returns:
+        "surprise": the numbers that `SURPRISES` names. "unexpected": the share of attention that
+        goes to each of `REGIONS`, less the share expected.
     """
     from aplens.mae.habit import fill_in_queries, to_attention
 
@@ -55,15 +47,13 @@ def patch_surprise(
     filled = fill_in_queries(mae, scaled, n, 1)
     difference = mae.grid.last_query(scaled, n) - filled[:, 0]
     last = attention[:, -1].to(difference)
-    return Surprise(
-        torch.stack(
-            [
-                difference.square().mean(-1),
-                difference.mean(-1),
-                difference.amax(-1),
-                (last * difference).sum(-1),
-            ],
-            dim=-1,
-        ),
-        attention_by_region(last - to_attention(filled, attention)[:, 0]),
-    )
+    numbers = [
+        difference.square().mean(-1),
+        difference.mean(-1),
+        difference.amax(-1),
+        (last * difference).sum(-1),
+    ]
+    return {
+        "surprise": torch.stack(numbers, dim=-1),
+        "unexpected": attention_by_region(last - to_attention(filled, attention)[:, 0]),
+    }

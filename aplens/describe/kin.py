@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens.correctness.clusters import Reducer, fit_umap, resolve_reducer
+from aplens.correctness.clusters import Reducer, fit_umap, require_reducer
 from aplens.correctness.principal import fit_pca
 from aplens.patterns.templates import MIXED
 
@@ -78,15 +78,15 @@ def group_heads(
 
 
 def lay_out(
-    directions: Float[Tensor, "head d"], reducer: Reducer = "auto"
+    directions: Float[Tensor, "head d"], reducer: Reducer = "pca"
 ) -> tuple[Float[np.ndarray, "head 2"], str]:
     """Places in a plane, like heads near each other; and by what: "umap" or "pca".
 
     So few heads that each would be every other's neighbour are laid out by PCA in any case.
     """
     rows = directions.float().numpy()
-    used = resolve_reducer(reducer)
-    if used == "pca" or len(rows) <= _N_NEIGHBORS:
+    require_reducer(reducer)
+    if reducer == "pca" or len(rows) <= _N_NEIGHBORS:
         places = np.zeros((len(rows), 2))
         found = fit_pca(rows, min(2, *rows.shape)).transform(rows)
         places[:, : found.shape[1]] = found

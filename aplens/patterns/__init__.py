@@ -7,7 +7,6 @@ from aplens.patterns.collect import (
     read_layers,
     stream_patterns,
 )
-from aplens.patterns.compact import CompactPatterns, compact_patterns, restore_patterns
 from aplens.patterns.cropping import crop_patches, depth_scales
 from aplens.patterns.normalize import log_normalize
 from aplens.patterns.patches import PatchGrid
@@ -27,17 +26,14 @@ __all__ = [
     "MIXED_BELOW",
     "TEMPLATES",
     "AttentionPatterns",
-    "CompactPatterns",
     "PatchGrid",
     "PatternCollector",
     "collect_patterns",
-    "compact_patterns",
     "crop_patches",
     "depth_scales",
     "log_normalize",
     "name_templates",
     "read_layers",
-    "restore_patterns",
     "stream_patterns",
     "template_scores",
     "template_strengths",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import os
 from collections.abc import Iterable
@@ -116,7 +115,6 @@ class ObserveSettings:
         shard_size: Scenarios a shard on disk.
         surprise: Whether to compute how the last query departs from what AP-MAE expects, which the
             default predictor of errors takes.
-        patterns: Whether to keep the patterns themselves.
         held_out: Whether to observe the part `ablate` as well. Predictors are then compared on all
             parts, each file predicted by one that has not seen it. The ranking still sees `fit` and
             `rank` alone.
@@ -126,7 +124,6 @@ class ObserveSettings:
     batch_size: Count = 8
     shard_size: Count = 64
     surprise: bool = True
-    patterns: bool = False
     held_out: bool = False
     precision: Literal["bfloat16"] | None = None
 
@@ -140,7 +137,7 @@ class RankSettings:
         verify: How many of the first heads are then ablated one by one, beside those of the first
             two layers; see `aplens.rank_heads`.
         features: What the predictor sees whose SHAP values are the other ranking: "clusters" as in
-            the paper, see `aplens.HeadScorer`.
+            the paper, see `aplens.correctness.CorrectnessPredictor`.
         reducer: Before clustering: "pca", or "umap" as in the paper, which takes about a second a
             head and fold and needs `pip install aplens[umap]`.
         folds: Of the comparison of predictors.
@@ -300,15 +297,6 @@ def require_length(n_ctx: int, context_length: int) -> None:
         raise ValueError(
             f"scenarios.context_length is {context_length}, but this AP-MAE takes up to {n_ctx} "
             "tokens: mine shorter prompts, or use an AP-MAE of a longer context"
-        )
-
-
-def require_reducer(rank: RankSettings) -> None:
-    """Refuse a reducer that is not installed."""
-    if rank.reducer == "umap" and importlib.util.find_spec("umap") is None:
-        raise ValueError(
-            'rank.reducer is "umap", but umap-learn is not installed: pip install aplens[umap], or '
-            'set rank.reducer = "pca"'
         )
 
 

@@ -196,8 +196,6 @@ def _plan_observing(
     prompts = round(counted.scenarios * share)
     numbers = _STATISTICS + (_SURPRISES if wanted.surprise else 0)
     a_head = _HALF * mae.embedding_size() + _FLOAT * numbers
-    if wanted.patterns:
-        a_head += mae.grid.n_patches_for(settings.context_length) * mae.grid.n_pixels
     encodings = 2 if wanted.surprise else 1
     return StagePlan(
         "observe",

@@ -13,7 +13,7 @@ from aplens._io import atomic_write, write_json
 from aplens._processes import join_processes
 from aplens._sums import sketch_files
 from aplens._words import split_features
-from aplens.study.config import ScenarioSettings, StudySettings, require_length, require_reducer
+from aplens.study.config import ScenarioSettings, StudySettings, require_length
 from aplens.study.findings import EFFECTS, SHAP_CORRECT, SHAP_INCORRECT
 from aplens.study.folder import StudyFolder
 from aplens.study.stages import Reporter, Stage, run_stages
@@ -95,7 +95,9 @@ class Study:
         if "train" in [one.name for one in stages]:
             self._require_mae()
         if "rank" in [one.name for one in stages]:
-            require_reducer(self.settings.rank)
+            from aplens.correctness.clusters import require_reducer
+
+            require_reducer(self.settings.rank.reducer)
         self.folder = StudyFolder(self.folder.path, self.settings)  # what was read may be redone
         run_stages(stages, self.folder.path, self.reporter, redo=redo)
 
@@ -241,7 +243,6 @@ class Study:
         wanted = self.settings.observe
         keep: list[Keep] = ["statistics"]
         keep += ["surprise"] if wanted.surprise else []
-        keep += ["patterns"] if wanted.patterns else []
         observe(
             self.model,
             Scenarios(s for part in self.folder.observed_parts for s in self.folder.parts[part]),
@@ -255,7 +256,7 @@ class Study:
         )
 
     def _rank(self) -> None:
-        from aplens.correctness import HeadClusters, HeadScorer
+        from aplens.correctness import HeadClusters, evaluate_predictors, rank_by_predictor
         from aplens.correctness.evaluation import usual_features
         from aplens.ranking import rank_heads
 
@@ -267,16 +268,21 @@ class Study:
         fit, held_out = self.folder.observed_part("fit"), self.folder.observed_part("rank")
         self.reporter.say(f"predictors of correctness, {wanted.folds} folds by source file")
         clusters = HeadClusters(wanted.reducer, seed=seed)
-        scorer = HeadScorer(self.folder.mae, features=wanted.features, clusters=clusters, seed=seed)
-        table = scorer.evaluate(
+        features = wanted.compare or usual_features(self.folder.observations)
+        table = evaluate_predictors(
             self.folder.observations,
-            features=wanted.compare or None,
+            features=features,
             n_folds=wanted.folds,
-            progress=self._weigh_fits(wanted.compare or usual_features(self.folder.observations)),
-            keep=self.folder.path / "predictions",
+            seed=seed,
+            progress=self._weigh_fits(features),
+            folder=self.folder.path / "predictions",
+            clusters=clusters,
         )
         self.reporter.say(f"SHAP of {wanted.features} on {len(held_out)} scenarios")
-        scorer.fit(fit).rank(held_out).save(self.folder.path / "shap.json")
+        shap = rank_by_predictor(
+            fit, held_out, features=wanted.features, clusters=clusters, seed=seed
+        )
+        shap.save(self.folder.path / "shap.json")
         with atomic_write(self.folder.path / "predictors.parquet") as temporary:
             table.to_parquet(temporary, index=False)
 

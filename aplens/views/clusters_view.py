@@ -44,7 +44,7 @@ def show_clusters(
     head: HeadsLike,
     *,
     mae: APMAE,
-    reducer: Reducer = "auto",
+    reducer: Reducer = "pca",
     progress: bool | Progress = True,
 ) -> Figure:
     """What kinds of patterns one head has: its clusters, with the typical patterns of each.

@@ -244,21 +244,21 @@ class HeadMap:
             rows.append(row)
         return pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="group"))
 
-    def plot(self, reducer: Reducer = "auto") -> Figure:
+    def plot(self, reducer: Reducer = "pca") -> Figure:
         """Every head in a plane, like heads near each other: colours templates, shapes models.
 
         Args:
-            reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed.
+            reducer: "pca", or "umap", which needs umap-learn.
         """
         frame = self._rows(range(len(self)))
         frame[["x", "y"]], _ = lay_out(self.directions, reducer)
         return plot_head_places(frame)
 
-    def show(self, reducer: Reducer = "auto") -> View:
+    def show(self, reducer: Reducer = "pca") -> View:
         """The page, to show in a notebook or to `save`: point at a head, click it, search "L5H1".
 
         Args:
-            reducer: "umap", "pca", or "auto": UMAP where umap-learn is installed.
+            reducer: "pca", or "umap", which needs umap-learn.
         """
         places, method = lay_out(self.directions, reducer)
         groups = self._group(min(N_GROUPS, len(self)))

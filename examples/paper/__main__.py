@@ -141,18 +141,13 @@ def predict(
         typer.Option(help="A set of features, such as 'surprise+confidence'. Repeatable."),
     ] = None,
     folds: Annotated[int, typer.Option(help="Folds, by source file.")] = 5,
-    by_task: Annotated[bool, typer.Option(help="One row a task as well.")] = False,
-    train_share: Annotated[
-        float, typer.Option(help="Share of each fold's training files to fit on.")
-    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of folds, resamples and predictors.")] = 0,
     keep: Annotated[
-        Path | None, typer.Option(help="A file that keeps predictions, so that a run goes on.")
+        Path | None, typer.Option(help="A folder that keeps predictions, so that a run goes on.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="A Parquet file for the table.")] = None,
 ) -> None:
     """Predict correctness from the observations of several studies together."""
-    from aplens.correctness import FEATURE_SETS
     from paper.files import write_table
     from paper.predict import predict_together, predictions_to_markdown
 
@@ -160,12 +155,10 @@ def predict(
         reporter.start("predict", f"correctness, {folds} folds by source file")
         found = predict_together(
             folders,
-            features or FEATURE_SETS,
+            features,
             n_folds=folds,
-            by_task=by_task,
-            train_share=train_share,
             seed=seed,
-            keep=keep,
+            folder=keep,
             progress=reporter.update,
         )
         if table is not None:

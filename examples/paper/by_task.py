@@ -6,16 +6,27 @@ task's scenarios. The study's own ranking is over all tasks together.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
 from aplens import HeadRanking, SweepPlan, sweep_ablations
-from aplens.correctness import HeadClusters, HeadScorer, evaluate_predictors
+from aplens.correctness import (
+    HeadClusters,
+    Observations,
+    assign_folds,
+    cross_validate,
+    rank_by_predictor,
+    score_table,
+)
+from aplens.correctness.evaluation import FEWEST_OF_TASK, usual_features
 from aplens.interventions import AblationSweep, SettingResult
 from paper.files import write_table
 from paper.over_tasks import MEAN_OF_TASKS
@@ -64,18 +75,53 @@ def in_paper_names(sweep: AblationSweep) -> AblationSweep:
 
 def evaluate_by_task(study: Study) -> pd.DataFrame:
     """The predictions that the study's stage `rank` kept, judged task by task."""
-    rank, seed = study.settings.rank, study.settings.seed
-    table = evaluate_predictors(
-        study.folder.observations,
-        features=rank.compare or None,
-        n_folds=rank.folds,
-        by_task=True,
+    rank, seed, observations = study.settings.rank, study.settings.seed, study.folder.observations
+    folds = assign_folds(observations, rank.folds, seed)
+    scores = cross_validate(
+        observations,
+        folds,
+        rank.compare or usual_features(observations),
         seed=seed,
         progress=study.reporter.update,
-        keep=study.folder.path / "predictions",
+        folder=study.folder.path / "predictions",
         clusters=HeadClusters(rank.reducer, seed=seed),  # type: ignore[arg-type]
     )
-    return table[table["task"] != "all"].reset_index(drop=True)
+    return score_tasks(observations, scores, folds, seed)
+
+
+def score_tasks(
+    observations: Observations,
+    scores: Mapping[str, Float[np.ndarray, " scenario"]],
+    folds: Int[np.ndarray, " scenario"],
+    seed: int,
+) -> pd.DataFrame:
+    """`score_table` of each task's scenarios; a task of fewer than ten has no row.
+
+    An AUC is NaN where a task has only one outcome.
+
+    Warns:
+        UserWarning: Tasks are left out; how many is said.
+    """
+    of_scenario = observations.table["task"].to_numpy()
+    tasks = sorted(set(of_scenario))
+    told = [task for task in tasks if (of_scenario == task).sum() >= FEWEST_OF_TASK]
+    if few := len(tasks) - len(told):
+        warnings.warn(
+            f"{few} of {len(tasks)} tasks have fewer than {FEWEST_OF_TASK} scenarios: they have no "
+            "row",
+            stacklevel=2,
+        )
+    tables = []
+    for task in told:
+        chosen = of_scenario == task
+        table = score_table(
+            observations.select(chosen),
+            {name: values[chosen] for name, values in scores.items()},
+            folds=folds[chosen],
+            seed=seed,
+        )
+        tables.append(table.assign(task=task))
+    return pd.concat(tables, ignore_index=True)
 
 
 def rank_tasks(study: Study, tasks: Sequence[str], folder: Path) -> dict[str, HeadRanking]:
@@ -89,11 +135,12 @@ def rank_tasks(study: Study, tasks: Sequence[str], folder: Path) -> dict[str, He
             rankings[task] = HeadRanking.load(path)
             continue
         clusters = HeadClusters(rank.reducer, seed=seed)  # type: ignore[arg-type]
-        scorer = HeadScorer(study.folder.mae, features=rank.features, clusters=clusters, seed=seed)
         parts = (study.folder.observed_part(part) for part in ("fit", "rank"))
         fit, held_out = (part.select(part.table["task"].to_numpy() == task) for part in parts)
         try:
-            rankings[task] = scorer.fit(fit).rank(held_out)
+            rankings[task] = rank_by_predictor(
+                fit, held_out, features=rank.features, clusters=clusters, seed=seed
+            )
         except ValueError as error:  # few scenarios, or one outcome; the others can be ranked
             study.reporter.say(f"{task}: not ranked by itself: {error}")
             continue

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 import aplens
-from aplens.correctness import DEFAULT_FEATURES, HeadClusters, HeadScorer, split_by_file
+from aplens.correctness import DEFAULT_FEATURES, observe, rank_by_predictor, split_by_file
 from aplens.heads import Head
 from aplens.interventions import measure_effects
 from aplens.models import describe_model
@@ -147,13 +147,17 @@ def choose_by_predictor(features: str) -> Callable[[Run], Choice]:
 
     def choose(run: Run) -> Choice:
         assert run.task.fit is not None
-        # PCA before clustering, not the paper's UMAP, which would take minutes a seed.
-        scorer = HeadScorer(run.mae, features=features, clusters=HeadClusters("pca"), seed=run.seed)
-        observed = scorer.observe(
-            run.model, run.task.fit, run.folder / "observations", keep=("statistics", "surprise")
+        observed = observe(
+            run.model,
+            run.task.fit,
+            run.mae,
+            run.folder / "observations",
+            keep=("statistics", "surprise"),
         )
         fit, held_out = split_by_file(observed, 0.4, run.seed)
-        return Choice(tuple(scorer.fit(fit).rank(held_out)), len(run.task.fit))
+        # Clusters after PCA, not the paper's UMAP, which would take minutes a seed.
+        ranking = rank_by_predictor(fit, held_out, features=features, seed=run.seed)
+        return Choice(tuple(ranking), len(run.task.fit))
 
     return choose
 

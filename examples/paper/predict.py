@@ -19,12 +19,13 @@ _FIGURES += ("calibration_error",)
 
 
 def predict_together(
-    folders: Sequence[str | os.PathLike[str]], features: Sequence[str], **options: Any
+    folders: Sequence[str | os.PathLike[str]], features: Sequence[str] | None, **options: Any
 ) -> pd.DataFrame:
     """Cross-validate predictors on the scenarios of several studies of one model and AP-MAE.
 
     What more scenarios would give, without observing again what is there: a second study with
-    another seed, or of other files, is enough. Files of the same name count as one.
+    another seed, or of other files, is enough. Files of the same name count as one. Without
+    `features`, those of `FEATURE_SETS` whose numbers all studies kept.
     """
     parts = [StudyFolder(folder).observations for folder in folders]
     return evaluate_predictors(join_observations(parts), features=features, **options)
@@ -34,7 +35,7 @@ def join_observations(parts: Sequence[Observations]) -> Observations:
     """Observations of one model one below the other; nothing is loaded before it is asked for.
 
     Scenarios of source files with the same name are taken for the same file's: no split puts them
-    on two sides.
+    on two sides. Numbers of heads are those that all parts have.
     """
     first = parts[0]
     for name in ("model", "heads", "mae"):
@@ -53,7 +54,11 @@ def join_observations(parts: Sequence[Observations]) -> Observations:
         table.assign(scenario=range(len(table))),
         first.heads,
         lambda: np.concatenate([np.asarray(part.embeddings) for part in parts]),
-        {name: partial(join_numbers, name) for name in HEAD_NUMBERS},
+        {
+            name: partial(join_numbers, name)
+            for name, kept_by in HEAD_NUMBERS.items()
+            if all(kept_by in part.kept for part in parts)
+        },
         model=first.model,
         mae=first.mae,
     )
@@ -61,9 +66,7 @@ def join_observations(parts: Sequence[Observations]) -> Observations:
 
 def predictions_to_markdown(table: pd.DataFrame, command: str) -> str:
     """The table of `predict_together` and what it is over; intervals 95 %, over source files."""
-    whole = table[table["task"] == "all"].iloc[0]
+    whole = table.iloc[0]
     lines = [f"Command: {code(command)}.", ""]
     lines += [f"{whole['n_scenarios']} scenarios of {whole['n_files']} source files.", ""]
-    by_task = (table["task"] != "all").any()
-    shown = [*(["task"] if by_task else []), "features", *_FIGURES]
-    return "\n".join([*lines, Table.from_frame(table, shown).to_markdown(), ""])
+    return "\n".join([*lines, Table.from_frame(table, ("features", *_FIGURES)).to_markdown(), ""])

@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
-from aplens.correctness import HeadClusters, Observations, evaluate_predictors, score_table
+from aplens.correctness import (
+    CorrectnessPredictor,
+    HeadClusters,
+    Observations,
+    assign_folds,
+    evaluate_predictors,
+    score_table,
+)
 from paper.files import write_table
 from paper.single_tasks import evaluate_single_tasks
 
@@ -47,7 +55,9 @@ def try_predictors(study: Study, settings: TrySettings, folder: Path) -> pd.Data
         tries[classifier] = partial(evaluate, classifier=classifier)
     shares = {f"{share:g} of the files": share for share in settings.shares}
     for name, share in shares.items():
-        tries[name] = partial(evaluate, train_share=share)
+        tries[name] = partial(
+            evaluate_with_fewer_files, observations, share, features=settings.features, **options
+        )
     if settings.single_tasks:
         tries["one predictor a task, balanced"] = partial(
             evaluate_single_tasks, observations, features=settings.single_tasks, **options
@@ -64,6 +74,38 @@ def try_predictors(study: Study, settings: TrySettings, folder: Path) -> pd.Data
     table = pd.concat(tables, ignore_index=True)
     table["train_share"] = table["tried"].map(shares).fillna(1.0)
     return table[["tried", *(column for column in table if column != "tried")]]
+
+
+def evaluate_with_fewer_files(
+    observations: Observations,
+    share: float,
+    *,
+    features: Sequence[str],
+    n_folds: int = 5,
+    seed: int = 0,
+    **settings: Any,
+) -> pd.DataFrame:
+    """`evaluate_predictors`, fitted on a share of each fold's training files, drawn at random.
+
+    What fewer scenarios would have given, judged on the same ones.
+    """
+    folds = assign_folds(observations, n_folds, seed)
+    scores = {name: np.empty(len(observations)) for name in features}
+    for fold in range(n_folds):
+        held_out = folds == fold
+        train, test = observations.select(~held_out), observations.select(held_out)
+        train = train.select(_draw_files(train.files, share, seed + fold))
+        for name, of_scenarios in scores.items():
+            predictor = CorrectnessPredictor(name, seed=seed, **settings).fit(train)
+            of_scenarios[held_out] = predictor.predict_proba(test)[:, 1]
+    return score_table(observations, scores, folds=folds, seed=seed)
+
+
+def _draw_files(files: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, " scenario"]:
+    """Which scenarios are of a share of the source files, at least one file, drawn at random."""
+    names = np.unique(np.asarray(files, dtype=str))
+    drawn = np.random.default_rng(seed).permutation(names)[: max(1, round(share * len(names)))]
+    return np.isin(np.asarray(files, dtype=str), drawn)
 
 
 def _shuffled(

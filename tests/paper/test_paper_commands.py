@@ -95,6 +95,8 @@ def test_joined_observations_are_those_of_observing_together(tiny_model, tmp_pat
     assert some.files == [joined.files[7], joined.files[1]]
     with pytest.raises(ValueError, match="'surprise' in keep"):
         _ = joined.numbers("surprise")
+    # Without features named, those are compared whose numbers all parts have.
+    assert joined.kept == {"statistics"}
 
 
 def test_observations_of_different_things_are_not_joined(tiny_model, tmp_path):
