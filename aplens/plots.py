@@ -149,7 +149,7 @@ def plot_head_places(frame: pd.DataFrame) -> Figure:
     """
     figure = new_figure(WIDTH, 5.0)
     axes = figure.subplots()
-    markers = dict(zip(dict.fromkeys(frame["model"]), cycle("o^sDPX")))
+    markers = dict(zip(dict.fromkeys(frame["model"]), cycle("o^sDvP")))  # as in map.js
     for (model, template), rows in frame.groupby(["model", "template"], sort=False):
         axes.scatter(
             rows["x"],

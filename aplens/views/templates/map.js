@@ -9,11 +9,11 @@
   // The models' shapes, in the order of the figure's; from the seventh model on they come again.
   const SHAPES = [
     (r) => `M${-r} 0a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0`, // circle
-    (r) => `M${-0.9 * r} ${-0.9 * r}h${1.8 * r}v${1.8 * r}h${-1.8 * r}Z`, // square
     (r) => `M0 ${-1.25 * r}L${1.2 * r} ${0.9 * r}H${-1.2 * r}Z`, // triangle
-    (r) => `M0 ${1.25 * r}L${1.2 * r} ${-0.9 * r}H${-1.2 * r}Z`, // triangle upside down
+    (r) => `M${-0.9 * r} ${-0.9 * r}h${1.8 * r}v${1.8 * r}h${-1.8 * r}Z`, // square
     (r) => `M0 ${-1.3 * r}L${1.3 * r} 0L0 ${1.3 * r}L${-1.3 * r} 0Z`, // diamond
-    (r) => drawPlus(1.2 * r, 0.4 * r),
+    (r) => `M0 ${1.25 * r}L${1.2 * r} ${-0.9 * r}H${-1.2 * r}Z`, // triangle upside down
+    (r) => drawPlus(1.2 * r, 0.4 * r), // plus
   ];
 
   // Arms that reach so far, each twice as broad as `half`.
