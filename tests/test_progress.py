@@ -53,7 +53,10 @@ CALLS = {
         model, make_scenarios(), mae=make_mae(), **bar
     ),
     "Mapping heads": lambda model, _, **bar: aplens.map_heads(
-        {"one": model, "other": model}, make_scenarios(), mae=tiny_mae(fingerprint_dim=8), **bar
+        {"one": model, "other": model},
+        make_scenarios(),
+        mae=tiny_mae(fingerprint_dim=8, n_ctx=32),
+        **bar,
     ),
     "Observing": lambda model, _, **bar: aplens.HeadScorer(make_mae()).observe(
         model, make_scenarios(), **bar
