@@ -48,7 +48,7 @@ def common_length(lengths: Int[Tensor, " prompt"]) -> int:
 def fit_context(mae: APMAE, *prompts: Prompts) -> list[Prompts]:
     """The first tokens that the AP-MAE takes; the caller's caller is warned when others are cut."""
     n_ctx = mae.config.n_ctx
-    lengths = torch.cat([each.lengths for each in prompts])
+    lengths = torch.cat([each.lengths.cpu() for each in prompts])  # of models on several devices
     n_longer = int((lengths > n_ctx).sum())
     if n_longer:
         warnings.warn(

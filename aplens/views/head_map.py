@@ -145,7 +145,7 @@ class HeadMap:
         of = slice(None) if among is None else self._slice(among)
         found = find_nearest(self.directions, place, k, of)
         frame = self._rows([other for other, _ in found])
-        frame["similarity"] = [similarity for _, similarity in found]
+        frame["similarity"] = torch.tensor([similarity for _, similarity in found]).numpy()
         return frame
 
     def twins(self) -> pd.DataFrame:
@@ -353,7 +353,7 @@ def map_heads(
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     named = _name_models(models)
     whole = [read_prompts(model, prompts) for model in named.values()]
-    mae = choose_mae(mae, torch.cat([each.lengths for each in whole]))
+    mae = choose_mae(mae, torch.cat([each.lengths.cpu() for each in whole]))
     read = []
     for cut in fit_context(mae, *whole):  # a loop, not a list: whoever called is to be warned
         read.append(leave_out_short(mae, cut)[1])
