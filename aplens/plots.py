@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from aplens.heads import HeadRanking
     from aplens.mae import Reconstruction
 
-#: Shapes of models: circle, triangle, square, diamond, triangle upside down, as in map.js.
-MODEL_MARKERS = "o^sDv"
+#: Shapes of models: circle, triangle, square, diamond, triangle upside down, plus; as in map.js.
+MODEL_MARKERS = "o^sDvP"
 
 #: The predictors' features that need no AP-MAE.
 PREDICTOR_BASELINES = ("majority", "task", "confidence", "statistics", "regions")

@@ -18,6 +18,7 @@ from aplens import (
     collect_patterns,
     describe_heads,
     make_scenarios,
+    map_heads,
     score_heads,
 )
 from aplens.describe.surprise_keys import KEY_KINDS, Answers, SurpriseTally, key_kinds
@@ -127,10 +128,6 @@ def test_a_card_agrees_with_the_patterns_themselves(tiny_model, mae):
     )
     means = embeddings.mean(0)
     card, place = cards[0], patterns.heads.index(Head(2, 1))
-    cosines = torch.cosine_similarity(means, means[place], dim=-1)
-    best = [i for i in cosines.argsort(descending=True).tolist() if i != place][:3]
-    assert list(card.nearest) == [patterns.heads[i] for i in best]
-    assert list(card.nearest.values()) == pytest.approx(cosines[best].tolist(), abs=1e-5)
 
     nearest = int((embeddings[:, place] @ means[place]).argmax())
     assert card.typical.prompt == prompts.index(long[nearest])
@@ -154,6 +151,31 @@ def test_a_card_agrees_with_the_patterns_themselves(tiny_model, mae):
         card.surprise_by_text.values(), reverse=True
     )
     assert len(card.surprise_by_text) == 5
+
+
+def test_nearest_heads_are_those_of_a_map_of_the_same_prompts(tiny_model):
+    mae, prompts = tiny_mae(fingerprint_dim=8), random_prompts(16, 9, 16, 4, 12, 30)
+    with pytest.warns(UserWarning, match="prompts"):
+        cards = describe_heads(tiny_model, prompts, "L2H1, L0H3", mae=mae)
+    with pytest.warns(UserWarning, match="prompts"):
+        heads = map_heads(tiny_model, prompts, mae=mae)
+    for card in cards:
+        expected = heads.nearest(str(card.head), k=3)["similarity"]
+        assert [str(head) for head in card.nearest] == list(expected.index)
+        assert list(card.nearest.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_without_a_fingerprint_nearest_heads_have_the_most_similar_mean_embeddings(tiny_model, mae):
+    prompts = random_prompts(16, 9, 12)
+    exact = {"precision": torch.float32}
+    (card,) = describe_heads(tiny_model, prompts, "L2H1", mae=mae, **exact)
+    patterns = collect_patterns(tiny_model, prompts)
+    embeddings = torch.nn.functional.normalize(mae.encode(patterns, **exact), dim=-1).mean(0)
+    cosines = torch.nn.functional.normalize(embeddings - embeddings.mean(0), dim=-1)
+    cosines = cosines @ cosines[patterns.heads.index(Head(2, 1))]
+    best = cosines.argsort(descending=True).tolist()[1:4]
+    assert list(card.nearest) == [patterns.heads[i] for i in best]
+    assert list(card.nearest.values()) == pytest.approx(cosines[best].tolist(), abs=1e-4)
 
 
 def test_cards_do_not_depend_on_batches_and_tell_their_progress(any_model, mae):

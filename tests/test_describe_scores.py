@@ -10,7 +10,9 @@ import pytest
 import torch
 from mae_helpers import tiny_mae
 
-from aplens import collect_patterns, parse_heads
+import aplens
+from aplens import APMAE, collect_patterns, parse_heads
+from aplens.describe.reading import choose_mae
 from aplens.describe.scores import score_heads
 from aplens.mae import random_masks
 from aplens.mae.rounds import seeded
@@ -134,8 +136,9 @@ def test_template_columns_are_averages_over_prompts(any_model, mae):
 
 def test_long_prompts_are_scored_on_their_first_tokens(any_model, mae):
     prompts = random_prompts(30, 20)
-    with pytest.warns(UserWarning, match="2 of 2 prompts are longer .* first 16 tokens"):
+    with pytest.warns(UserWarning, match="2 of 2 prompts are longer .* first 16 tokens") as caught:
         frame = score_heads(any_model, prompts, mae=mae)
+    assert [warning.filename for warning in caught] == [__file__]
     cut = score_heads(any_model, [prompt[:16] for prompt in prompts], mae=mae)
     pd.testing.assert_frame_equal(frame, cut)
 
@@ -154,6 +157,40 @@ def test_fitting_prompts_raise_no_warning(any_model, mae):
         score_heads(any_model, random_prompts(16, 5), mae=mae)
 
 
+# Which AP-MAE reads them
+
+
+@pytest.mark.parametrize(
+    ("lengths", "name"),
+    [((3, 64), "aplens-short"), ((64, 64, 200), "aplens-short"), ((9, 65, 65), "aplens-base")],
+)
+def test_the_bundled_ap_mae_that_fits_the_middle_prompt_is_taken(lengths, name):
+    chosen = choose_mae("auto", torch.tensor(lengths))
+    assert chosen.config == APMAE.from_pretrained(name).config
+    assert chosen.config.n_ctx >= sorted(lengths)[(len(lengths) - 1) // 2]
+
+
+def test_every_call_that_reads_patterns_takes_an_ap_mae_by_name_and_chooses_one(any_model):
+    prompts, short = random_prompts(20, 20), APMAE.from_pretrained("aplens-short")
+    calls = {
+        "score": lambda **mae: score_heads(any_model, prompts, heads="L0H1", **mae).to_numpy(),
+        "describe": lambda **mae: [
+            card.surprise for card in aplens.describe_heads(any_model, prompts, "L0H1", **mae)
+        ],
+        "map": lambda **mae: aplens.map_heads(any_model, prompts, **mae).directions.numpy(),
+        "show": lambda **mae: aplens.show_heads(any_model, prompts[0], "L0H1", **mae).html,
+    }
+    for name, call in calls.items():
+        expected = call(mae=short)
+        for given in ({"mae": "aplens-short"}, {"mae": "auto"}, {}):
+            if given or name != "show":  # which shows no habit unless asked to
+                assert np.array_equal(call(**given), expected), (name, given)
+        with pytest.raises(TypeError, match=r"mae must be an APMAE, 'auto', .*got 5"):
+            call(mae=5)
+        with pytest.raises(aplens.mae.CheckpointError, match="no AP-MAE 'aplens-shrt'"):
+            call(mae="aplens-shrt")
+
+
 def test_a_head_that_is_not_there_is_refused(any_model, mae):
     with pytest.raises(ValueError, match="layer 9"):
         score_heads(any_model, random_prompts(16), mae=mae, heads="L9H0")
@@ -162,8 +199,6 @@ def test_a_head_that_is_not_there_is_refused(any_model, mae):
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["hooked", "bridge"])
 def test_real_heads_are_named_and_the_previous_token_heads_vary_least(kind, request):
-    from aplens import APMAE
-
     model = request.getfixturevalue(f"smollm2_{kind}")
     texts = [
         "The harbour lay quiet that morning, and only the gulls and the bell of the old ferry",

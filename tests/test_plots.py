@@ -195,13 +195,13 @@ def test_baselines_look_different():
 def test_a_figure_of_heads_has_the_shapes_of_the_page_and_says_when_they_repeat():
     listed = read_script("map.js").split("const SHAPES = [")[1].split("];")[0]
     shapes = [line.rpartition("// ")[2] for line in listed.strip().splitlines()]
-    assert shapes == ["circle", "triangle", "square", "diamond", "triangle upside down"]
-    assert MODEL_MARKERS == "o^sDv"
-    names = [f"model {number}" for number in range(6)]
-    frame = pd.DataFrame({"x": range(6), "y": 0.0, "template": "self", "model": names})
+    assert shapes == ["circle", "triangle", "square", "diamond", "triangle upside down", "plus"]
+    assert MODEL_MARKERS == "o^sDvP"
+    names = [f"model {number}" for number in range(7)]
+    frame = pd.DataFrame({"x": range(7), "y": 0.0, "template": "self", "model": names})
     texts = plot_head_places(frame).axes[0].get_legend().get_texts()
     shown = [text.get_text() for text in texts]
-    assert shown == ["self", "model 0, model 5", *names[1:5]]
+    assert shown == ["self", "model 0, model 6", *names[1:6]]
 
 
 def make_reconstruction():

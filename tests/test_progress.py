@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from correctness_helpers import make_mae, make_scenarios
+from mae_helpers import tiny_mae
 
 import aplens
 from aplens import _progress
@@ -46,6 +47,15 @@ CALLS = {
     ),
     "Describing heads": lambda model, _, **bar: aplens.describe_heads(
         model, make_scenarios(), "L0H1", mae=make_mae(), **bar
+    ),
+    "Scoring heads": lambda model, _, **bar: aplens.score_heads(
+        model, make_scenarios(), mae=make_mae(), **bar
+    ),
+    "Mapping heads": lambda model, _, **bar: aplens.map_heads(
+        {"one": model, "other": model},
+        make_scenarios(),
+        mae=tiny_mae(fingerprint_dim=8, n_ctx=32),
+        **bar,
     ),
     "Observing": lambda model, _, **bar: aplens.observe(model, make_scenarios(), make_mae(), **bar),
     "Finding clusters": lambda model, _, **bar: aplens.show_clusters(

@@ -376,18 +376,6 @@ def test_a_long_prompt_is_read_whole_and_its_last_tokens_shown_as_the_view_says(
     assert data_of(alone)["before"] is None
 
 
-def test_very_long_prompts_are_thinned_to_the_largest_attention(any_model, monkeypatch):
-    monkeypatch.setattr("aplens.views.heads_view._MOST_CELLS", 16)
-    tokens = torch.arange(30)
-    view = show_heads(any_model, tokens, "L1H1", max_tokens=64)
-    assert "Each cell shows the largest attention of 2 × 2." in view.html
-    assert data_of(view)["tokens"] == [f"{token}…" for token in range(0, 30, 2)]
-    assert data_of(view)["positions"] == list(range(0, 30, 2))
-    values = collect_patterns(any_model, tokens[None], "L1H1").values[0, 0].numpy()
-    largest = values.reshape(15, 2, 15, 2).max((1, 3))[np.tril_indices(15)]
-    np.testing.assert_allclose(attention_of(view) / 255, largest, atol=1 / 500)
-
-
 def test_prompts_come_as_ids_or_scenarios_and_tokens_as_the_tokenizer_writes_them(spoken):
     scenario = make_scenarios(1, n_tokens=12)[0]
     view = show_heads(spoken, scenario, "L0H0")
@@ -409,8 +397,13 @@ def test_what_cannot_be_shown_is_refused_before_the_model_runs(any_model, monkey
         show_heads(any_model, tokens, [])
     with pytest.raises(ValueError, match="layer 9 is out of range"):
         show_heads(any_model, tokens, "L9H0")
-    with pytest.raises(ValueError, match="max_tokens must be 1 or more, got 0"):
-        show_heads(any_model, tokens, "L0H0", max_tokens=0)
+    for max_tokens in (0, 257):
+        with pytest.raises(ValueError, match=f"max_tokens must be 1 to 256, got {max_tokens}"):
+            show_heads(any_model, tokens, "L0H0", max_tokens=max_tokens)
+    foreign = HeadRanking.from_values([Head(0, 0)], np.ones((1, 1)), ModelShape("other", 12, 12))
+    for chosen in ({"ranking": foreign, "heads": "L0H0"}, {"heads": foreign}):
+        with pytest.raises(ValueError, match=r"the ranking is of .*other"):
+            show_heads(any_model, tokens, **chosen)
     with pytest.raises(ValueError, match="expected one prompt, got 2"):
         show_heads(any_model, [tokens, tokens], "L0H0")
     with pytest.raises(ValueError, match="tokenizer"):

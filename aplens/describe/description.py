@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aplens._progress import Progress, show_progress
-from aplens.describe.scores import TemplateCounts, common_length
+from aplens.describe.kin import centre, find_nearest
+from aplens.describe.reading import common_length
+from aplens.describe.scores import TemplateCounts
 from aplens.describe.surprise_keys import KEY_KINDS, Answers, SurpriseTally
 from aplens.heads import Head
+from aplens.mae import DEFAULT_POOL, FINGERPRINT_POOL
 from aplens.mae.habit import require_visible
 from aplens.models import describe_model
 from aplens.patterns import AttentionPatterns, collect_patterns, read_layers
@@ -62,8 +65,9 @@ class HeadDescription:
             prompt's answer), "wrong_answer", "first_token", "delimiter", "other". A key counts
             once, as the first of these. NaN without surprise.
         surprise_by_text: The five token texts that get most of it, with their shares.
-        nearest: The three heads of the model whose mean embeddings over these prompts are most
-            alike, with the cosine.
+        nearest: The three heads of the model whose fingerprints over these prompts are most like
+            its own, with the similarity, from -1 to 1, as `HeadMap.nearest` has it for these
+            prompts. Where the AP-MAE has no fingerprint, mean embeddings stand for fingerprints.
         typical: Its typical pattern.
     """
 
@@ -101,9 +105,9 @@ def describe_patterns(
     """Describe heads by their patterns; the prompts are run twice, and no pattern is kept.
 
     The first run sums up the embeddings of all heads of the model. The second looks at the chosen
-    ones, and stops after the last of their layers. Prompts are longer than one patch of the AP-MAE
-    and within its context; `texts` and `delimiters` say of token ids what they read and whether
-    they are delimiters. All else is as `aplens.describe_heads` has it.
+    ones, and stops after the last of their layers. Prompts are on the model's device, longer than
+    one patch of the AP-MAE and within its context. `texts` and `delimiters` say of token ids what
+    they read and whether they are delimiters; there is one of `answers` a prompt.
     """
     require_visible(mae, int(prompts.lengths.min()))
     length = common_length(prompts.lengths)
@@ -113,7 +117,7 @@ def describe_patterns(
     def tell(start: int) -> Callable[[int], object]:
         return lambda done: show(start + done, 2 * len(prompts))
 
-    means = _mean_directions(model, prompts, mae, length, batch_size, precision, tell(0))
+    means, kin = _embed_all(model, prompts, mae, length, batch_size, precision, tell(0))
     every = describe_model(model).heads
     places = [every.index(head) for head in heads]
     typical = _TypicalSearch(mae, means[places], length, precision)
@@ -141,7 +145,7 @@ def describe_patterns(
             surprise=float(surprise.means()[row]),
             surprise_by_kind=dict(zip(KEY_KINDS, by_kind[row].tolist(), strict=True)),
             surprise_by_text=dict(list(by_text.items())[:_N_TEXTS]),
-            nearest=_nearest(means, place, every),
+            nearest={every[i]: cosine for i, cosine in find_nearest(kin, place, _N_NEAREST)},
             typical=found,
         )
         for row, (head, place, by_text, found) in enumerate(
@@ -150,7 +154,7 @@ def describe_patterns(
     ]
 
 
-def _mean_directions(
+def _embed_all(
     model: Any,
     prompts: Prompts,
     mae: APMAE,
@@ -158,27 +162,46 @@ def _mean_directions(
     batch_size: int,
     precision: torch.dtype | None,
     tell: Callable[[int], object],
-) -> Float[Tensor, "head d_embed"]:
-    """The mean of each head's embeddings as unit vectors, of all heads of the model.
+) -> tuple[Float[Tensor, "head d_embed"], Float[Tensor, "head d"]]:
+    """Of all heads: the mean of their embeddings as unit vectors, and what they are compared by.
 
-    Of prompts of at least `length` tokens the first so many, whose patterns no later token changes.
+    The mean is of prompts of at least `length` tokens, of the first so many, whose patterns no
+    later token changes; heads are compared by the fingerprints of whole prompts.
     """
-    total: Tensor | float = 0.0
-    n_done = n_seen = 0
-
-    def embed(patterns: AttentionPatterns) -> Float[Tensor, "head d_embed"]:
-        cut = patterns.values[:, :, :length, :length]
-        return F.normalize(mae.encode(cut, precision=precision), dim=-1).double().sum(0).cpu()
-
+    means: Tensor | float = 0.0
+    kin: Tensor | float = 0.0
+    n_done = 0
     for batch in prompts.split(batch_size):
-        long = batch.lengths >= length
-        if long.any():
-            layers, _ = read_layers(model, batch[long], embed)
-            total = total + torch.cat(layers)
-            n_seen += int(long.sum())
+        layers, _ = read_layers(
+            model, batch, lambda patterns: _sum_embeddings(mae, patterns, length, precision)
+        )
+        means = means + torch.cat([embeddings for embeddings, _ in layers])
+        kin = kin + torch.cat([fingerprints for _, fingerprints in layers])
         n_done += len(batch)
         tell(n_done)
-    return torch.as_tensor(total) / n_seen
+    fingerprints = (torch.as_tensor(kin) / n_done).float()
+    n_long = int((prompts.lengths >= length).sum())
+    return torch.as_tensor(means) / n_long, centre(fingerprints, fingerprints.mean(0))
+
+
+def _sum_embeddings(
+    mae: APMAE, patterns: AttentionPatterns, length: int, precision: torch.dtype | None
+) -> tuple[Float[Tensor, "head d_embed"], Float[Tensor, "head d"]]:
+    """Summed over prompts: unit embeddings of the first `length` tokens, and fingerprints."""
+    size = mae.embedding_size(DEFAULT_POOL)  # the fingerprint's pools begin with these
+    embeddings = torch.zeros(len(patterns.heads), size, dtype=torch.float64)
+    fingerprints: Tensor | float = 0.0
+    for _, alike in patterns.by_length():
+        whole = mae.encode(alike, pool=FINGERPRINT_POOL, precision=precision)
+        unit = F.normalize(whole[..., :size], dim=-1)
+        compared = mae.read_fingerprint(whole) if mae.has_fingerprint else unit
+        fingerprints = fingerprints + compared.double().sum(0).cpu()
+        if alike.n_tokens > length:
+            cut = mae.encode(alike.crop(length), precision=precision)
+            unit = F.normalize(cut, dim=-1)
+        if alike.n_tokens >= length:
+            embeddings += unit.double().sum(0).cpu()
+    return embeddings, torch.as_tensor(fingerprints)
 
 
 def _batches(
@@ -225,15 +248,3 @@ class _TypicalSearch:
             TypicalPattern(*each)
             for each in zip(self._prompts.tolist(), self._patterns, habits, strict=True)
         ]
-
-
-def _nearest(
-    means: Float[Tensor, "head d_embed"], place: int, heads: Sequence[Head]
-) -> dict[Head, float]:
-    cosines = F.cosine_similarity(means, means[place], dim=-1)
-    cosines[place] = -torch.inf
-    best = cosines.topk(min(_N_NEAREST, len(heads) - 1))
-    return {
-        heads[i]: cosine
-        for i, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    }

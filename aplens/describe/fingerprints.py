@@ -36,6 +36,10 @@ _N_CANDIDATES = 64
 _N_REPEATED, _REPEATED_LENGTH = 8, 64
 
 
+#: What is kept in other numbers than float32.
+_KINDS = {"pictures": torch.uint8, "departures": torch.int64}
+
+
 @dataclass(frozen=True, repr=False)
 class ModelHeads:
     """What a map knows of one model's heads.
@@ -62,7 +66,8 @@ class ModelHeads:
         texts: The prompts as this model read them.
 
     Raises:
-        ValueError: When shapes do not fit each other, a number is not finite, or a place is none.
+        ValueError: When shapes do not fit each other, an array is of another type than float32
+            (`pictures` uint8, `departures` int64), a number is not finite, or a place is none.
     """
 
     name: str
@@ -81,21 +86,24 @@ class ModelHeads:
     def __post_init__(self) -> None:
         n, k = len(self.heads), min(_N_DEPARTURES, len(self.texts))
         d = self.fingerprints.shape[-1]
-        expected: dict[str, tuple[int, ...]] = {
+        shapes: dict[str, tuple[int, ...]] = {
             "fingerprints": (n, d),
+            "halves": (2, n, d),
             "template_scores": (n, len(TEMPLATES)),
             "template_shares": (n,),
             "pictures": (n, SIDE, SIDE),
             "departures": (n, k),
             "surprises": (n, k),
         }
-        if self.halves is not None:
-            expected["halves"] = (2, n, d)
-        for name, shape in expected.items():
+        for name, shape in shapes.items():
             values = getattr(self, name)
-            if tuple(values.shape) != shape or 0 in shape:
+            if values is None and name == "halves":
+                continue
+            kind = _KINDS.get(name, torch.float32)
+            if tuple(values.shape) != shape or 0 in shape or values.dtype != kind:
                 raise ValueError(
-                    f"expected {name} of shape {shape}, none of it 0, got {tuple(values.shape)}"
+                    f"expected {name} of shape {shape}, none of it 0, and {kind}, got "
+                    f"{tuple(values.shape)} and {values.dtype}"
                 )
             if values.is_floating_point() and not values.isfinite().all():
                 raise ValueError(f"{name} must be finite numbers")
@@ -136,13 +144,14 @@ def measure_heads(
 ) -> ModelHeads:
     """Run each prompt once through a model, and sum up what all of its heads do.
 
-    Prompts, which read `texts`, are longer than one patch of the AP-MAE and within its context.
-    `progress` is called with the prompts done. All else is as `aplens.map_heads` has it.
+    Prompts, which read `texts`, are on the model's device, longer than one patch of the AP-MAE and
+    within its context. `seed` is that of the halves of the prompts and of the repeated tokens;
+    `progress` is called with the prompts done.
     """
     require_visible(mae, int(prompts.lengths.min()))
     info = describe_model(model)
     templates = _score_repeated(model, prompts, mae.config.n_ctx, seed)
-    sums = _Sums(len(prompts), seed)
+    sums = _Sums(len(prompts), len(info.heads), seed)
     for batch in prompts.split(batch_size):
         layers, _ = read_layers(model, batch, lambda patterns: _look(mae, patterns, precision))
         sums.add(_Seen(*(torch.cat(parts, dim=1) for parts in zip(*layers, strict=True))))
@@ -210,14 +219,14 @@ def _draw(attention: Float[Tensor, "prompt head query key"]) -> UInt8[Tensor, "p
 class _Sums:
     """What all prompts so far add up to."""
 
-    def __init__(self, n_prompts: int, seed: int) -> None:
+    def __init__(self, n_prompts: int, n_heads: int, seed: int) -> None:
         order = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(seed))
         self._second: Bool[Tensor, " prompt"] = order >= (n_prompts + 1) // 2
         self._by_half: Tensor | float = 0.0
         self._candidates: list[_Seen] = []
         self.n_done = 0
-        self.departures: Int[Tensor, "head k"] = torch.empty(0)
-        self.surprises: Float[Tensor, "head k"] = torch.empty(0)
+        self.departures: Int[Tensor, "head k"] = torch.empty(n_heads, 0, dtype=torch.long)
+        self.surprises: Float[Tensor, "head k"] = torch.empty(n_heads, 0)
 
     def add(self, seen: _Seen) -> None:
         """The next prompts."""
@@ -233,10 +242,8 @@ class _Sums:
 
     def _rank(self, rows: Int[Tensor, " prompt"], surprises: Float[Tensor, "prompt head"]) -> None:
         """Keep the prompts with the largest surprises."""
-        values, places = surprises.T, rows.expand(surprises.shape[1], -1)
-        if self.n_done:
-            values = torch.cat([self.surprises, values], dim=1)
-            places = torch.cat([self.departures, places], dim=1)
+        values = torch.cat([self.surprises, surprises.T], dim=1)
+        places = torch.cat([self.departures, rows.expand(len(values), -1)], dim=1)
         self.surprises, best = values.topk(min(_N_DEPARTURES, values.shape[1]), dim=1)
         self.departures = places.gather(1, best)
 

@@ -33,6 +33,20 @@ def centre(
     return F.normalize(fingerprints - about, dim=-1)
 
 
+def find_nearest(
+    directions: Float[Tensor, "head d"], place: int, k: int, among: slice = slice(None)
+) -> list[tuple[int, float]]:
+    """The up to k heads most like one, the nearest first: their places and similarities.
+
+    It is no neighbour of its own. `among` is where the heads to look among stand.
+    """
+    places = range(len(directions))[among]
+    similarities = directions[among] @ directions[place]
+    order = similarities.argsort(descending=True, stable=True)[: k + 1].tolist()
+    found = [(places[i], float(similarities[i])) for i in order if places[i] != place]
+    return found[:k]
+
+
 def mutual_nearest(similarities: Float[Tensor, "head other"]) -> Int[Tensor, "2 pair"]:
     """The rows and columns that are each other's most similar."""
     of_row, of_column = similarities.argmax(1), similarities.argmax(0)

@@ -8,26 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from aplens._documents import check, take
-from aplens._io import atomic_write, parse_json
+from aplens._io import atomic_write, fingerprint, hash_tensors, parse_json
 from aplens.describe.fingerprints import ModelHeads
 from aplens.heads import ModelShape, parse_heads
 
 _KEY, _VERSION = "aplens.head_map", 1
-_ARRAYS = {
-    "fingerprints": torch.float32,
-    "halves": torch.float32,
-    "template_scores": torch.float32,
-    "template_shares": torch.float32,
-    "pictures": torch.uint8,
-    "departures": torch.int64,
-    "surprises": torch.float32,
-}
+_ARRAYS = (
+    "fingerprints",
+    "halves",
+    "template_scores",
+    "template_shares",
+    "pictures",
+    "departures",
+    "surprises",
+)
 
 
 def write_map(path: str | os.PathLike[str], models: Sequence[ModelHeads], mae: str) -> None:
@@ -39,6 +38,7 @@ def write_map(path: str | os.PathLike[str], models: Sequence[ModelHeads], mae: s
         for name in _ARRAYS
         if getattr(each, name) is not None
     }
+    facts["checksum"] = _checksum(facts, arrays)
     with atomic_write(path) as temporary:
         save_file(arrays, temporary, metadata={_KEY: json.dumps(facts, allow_nan=False)})
 
@@ -56,12 +56,15 @@ def read_map(path: str | os.PathLike[str]) -> tuple[tuple[ModelHeads, ...], str]
     if header is None:
         raise ValueError(f"{path} is not a map of heads saved by aplens")
     try:
-        facts = check(parse_json(header), dict, "the header")
+        facts = parse_json(header)
         version = take(facts, "version", int)
         if version != _VERSION:
             raise ValueError(f"it is of version {version}; this aplens reads {_VERSION}")
+        checksum = _checksum(facts, arrays)
+        if facts.get("checksum", checksum) != checksum:  # the first files had none
+            raise ValueError("it does not match its checksum")
         models = [
-            _read_model(check(each, dict, f"models[{number}]"), number, arrays)
+            _read_model(each, number, arrays)
             for number, each in enumerate(take(facts, "models", list))
         ]
         return tuple(models), take(facts, "mae", str)
@@ -82,39 +85,23 @@ def _facts(model: ModelHeads) -> dict[str, Any]:
 
 
 def _read_model(facts: Mapping[str, Any], number: int, arrays: Mapping[str, Tensor]) -> ModelHeads:
-    where = f"models[{number}]."
     shape = ModelShape(
-        take(facts, "model_name", str, where),
-        take(facts, "n_layers", int, where),
-        take(facts, "n_heads", int, where),
+        take(facts, "model_name", str), take(facts, "n_layers", int), take(facts, "n_heads", int)
     )
-    pairs = [
-        tuple(check(pair, list, f"{where}heads")) for pair in take(facts, "heads", list, where)
-    ]
-    heads = parse_heads(pairs, shape)
-    if len(heads) != len(pairs):
-        raise ValueError(f"{where}heads names a head twice")
+    pairs = [tuple(pair) for pair in take(facts, "heads", list)]
+    names = {name: f"{number}.{name}" for name in _ARRAYS}
+    found: dict[str, Any] = {name: arrays[of] for name, of in names.items() if of in arrays}
     return ModelHeads(
-        name=take(facts, "name", str, where),
+        name=take(facts, "name", str),
         model=shape,
-        heads=heads,
-        templates=_texts(facts, "templates", where),
-        texts=_texts(facts, "texts", where),
-        **{name: _array(arrays, f"{number}.{name}") for name in _ARRAYS},
+        heads=parse_heads(pairs, shape),
+        templates=tuple(take(facts, "templates", list)),
+        texts=tuple(check(text, str, "texts") for text in take(facts, "texts", list)),
+        **{"halves": None, **found},  # a single prompt has none
     )
 
 
-def _texts(facts: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    return tuple(check(each, str, f"{where}{key}") for each in take(facts, key, list, where))
-
-
-def _array(arrays: Mapping[str, Tensor], name: str) -> Any:
-    """An array of the kind that belongs there; halves may be missing."""
-    kind = _ARRAYS[name.partition(".")[2]]
-    if name not in arrays:
-        if name.endswith(".halves"):
-            return None
-        raise ValueError(f"the array {name} is missing")
-    if arrays[name].dtype != kind:
-        raise ValueError(f"expected the array {name} of {kind}, got {arrays[name].dtype}")
-    return arrays[name]
+def _checksum(facts: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> str:
+    """Of all that is in the file."""
+    content = {name: value for name, value in facts.items() if name != "checksum"}
+    return fingerprint([content, hash_tensors(arrays)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aplens._progress import Progress, show_progress
+from aplens.describe.reading import choose_mae, common_length, fit_context
 from aplens.heads import HeadsLike
 from aplens.mae.error import hidden_errors
 from aplens.mae.masking import random_masks
@@ -35,7 +37,7 @@ def score_heads(
     model: Any,
     prompts: PromptsLike,
     *,
-    mae: APMAE,
+    mae: APMAE | str | os.PathLike[str] = "auto",
     heads: HeadsLike | None = None,
     batch_size: int = 8,
     precision: torch.dtype | None = None,
@@ -51,7 +53,8 @@ def score_heads(
         model: A HookedTransformer or TransformerBridge.
         prompts: Text, token ids, a tokenizer's output, scenarios, of any lengths; see
             `aplens.prompts.read_prompts`.
-        mae: The AP-MAE.
+        mae: The AP-MAE, or its name, as for `APMAE.from_pretrained`. "auto" (the default):
+            "aplens-short" where the middle prompt has up to 64 tokens, else "aplens-base".
         heads: Which heads (default: all).
         batch_size: Prompts a forward pass.
         precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at, see
@@ -79,12 +82,15 @@ def score_heads(
 
     Raises:
         ValueError: When a head is out of range, or prompts are empty, too long or not the model's.
-        TypeError: When `prompts` is no form of prompts.
+        TypeError: When `prompts` is no form of prompts, or `mae` neither an AP-MAE nor a name.
+        aplens.mae.CheckpointError: When there is no AP-MAE of that name.
     """
     import pandas as pd
 
     chosen = tuple(sorted(select_heads(model, heads)))
-    read = fit_context(read_prompts(model, prompts), mae.config.n_ctx)
+    whole = read_prompts(model, prompts)
+    mae = choose_mae(mae, whole.lengths)
+    (read,) = fit_context(mae, whole)
     _warn_of_short_prompts(read, mae.grid.patch_size)
     errors = _Errors(mae, precision)
     variation = _Variation(mae, common_length(read.lengths), precision)
@@ -205,27 +211,6 @@ class TemplateCounts:
             "template_share": self._counts.max(axis=1) / self._n_prompts,
             **dict(zip(TEMPLATES, self._scores.T / self._n_prompts, strict=True)),
         }
-
-
-def common_length(lengths: Int[Tensor, " prompt"]) -> int:
-    """The length of the middle prompt, the shorter of two: at least half of them are as long.
-
-    The shortest prompt's length would let a single short one decide how much of the others is seen.
-    """
-    return int(lengths.median())
-
-
-def fit_context(prompts: Prompts, n_ctx: int) -> Prompts:
-    """The first tokens that the AP-MAE takes; the caller's caller is warned when others are cut."""
-    n_longer = int((prompts.lengths > n_ctx).sum())
-    if not n_longer:
-        return prompts
-    warnings.warn(
-        f"{n_longer} of {len(prompts)} prompts are longer than this AP-MAE's context: heads are "
-        f"scored on their first {n_ctx} tokens",
-        stacklevel=3,
-    )
-    return prompts.first_tokens(n_ctx)
 
 
 def _warn_of_short_prompts(prompts: Prompts, patch_size: int) -> None:

@@ -61,6 +61,6 @@ def map_models(
         maps.append(map_heads({name: model}, cut, mae=reader, progress=tell))
         del model
     joined = HeadMap.join(maps)
-    (joined.save if output.suffix == ".safetensors" else joined.save_page)(output)
+    (joined if output.suffix == ".safetensors" else joined.show()).save(output)
     reporter.finish("map", time.monotonic() - started, [output])
     return joined

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import string
 import unicodedata
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,25 +17,21 @@ from torch import Tensor
 from aplens._progress import Progress
 from aplens._tokens import displayable_token, last_text, token_texts
 from aplens.describe.description import HeadDescription, describe_patterns
-from aplens.describe.scores import fit_context
+from aplens.describe.reading import choose_mae, fit_context, leave_out_short
 from aplens.describe.surprise_keys import Answers
 from aplens.heads import Head, HeadRanking, HeadsLike, ModelShape
 from aplens.models import describe_model
 from aplens.patterns import log_normalize
-from aplens.patterns.collect import select_heads
 from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.scenarios import Scenarios
 from aplens.views.embed import View, build_view, render_template
 from aplens.views.pixels import draw_pattern
-from aplens.views.wording import TOP_HEADS, at_most, count, join
+from aplens.views.wording import choose_heads, count, join
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from aplens.mae import APMAE
-
-#: The bundled AP-MAE for short prompts, and its patches' side in tokens.
-_SHORT, _SHORT_PATCH = "aplens-short", 8
 
 #: Side of a small pattern and height of a card and of the text above, in pixels.
 _SIDE = 96
@@ -155,7 +151,7 @@ def describe_heads(
     prompts: PromptsLike,
     heads: HeadsLike,
     *,
-    mae: APMAE,
+    mae: APMAE | str | os.PathLike[str] = "auto",
     ranking: HeadRanking | None = None,
     batch_size: int = 8,
     precision: torch.dtype | None = None,
@@ -177,7 +173,9 @@ def describe_heads(
         model: A HookedTransformer or TransformerBridge.
         prompts: Texts, token ids, scenarios, of any lengths; see `aplens.read_prompts`.
         heads: Which heads, at most 24. A `HeadRanking` stands for its 6 best.
-        mae: The AP-MAE that knows the habits. "aplens-short" is for prompts of up to 64 tokens.
+        mae: The AP-MAE that knows the habits, or its name, as for `APMAE.from_pretrained`. "auto"
+            (the default): "aplens-short" where the middle prompt has up to 64 tokens, else
+            "aplens-base".
         ranking: Where effects and ranks come from (default: `heads`, if that is a ranking).
         batch_size: Prompts a forward pass.
         precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at).
@@ -192,21 +190,17 @@ def describe_heads(
         ValueError: When no heads or too many are chosen, one is out of range, the ranking is of
             a model of another shape, no prompt is longer than one patch, or the prompts are empty,
             too long for the model or not the model's.
-        TypeError: When `prompts` is no form of prompts.
+        TypeError: When `prompts` is no form of prompts, or `mae` neither an AP-MAE nor a name.
         UnsupportedModelError: When the model has no causal attention patterns.
+        aplens.mae.CheckpointError: When there is no AP-MAE of that name.
     """
-    if isinstance(heads, HeadRanking):
-        ranking = ranking or heads
-        heads = heads.top(TOP_HEADS)
-    chosen = at_most(select_heads(model, heads))
-    info = describe_model(model)
-    shape = ModelShape(info.name, info.n_layers, info.n_heads)
-    if ranking is not None and ranking.model != replace(shape, name=ranking.model.name):
-        raise ValueError(f"the ranking is of {ranking.model}, the model is {shape}")
+    chosen, ranking = choose_heads(model, heads, ranking)
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    read = fit_context(read_prompts(model, prompts), mae.config.n_ctx)
-    places, read = leave_out_short(read, mae.grid.patch_size)
+    whole = read_prompts(model, prompts)
+    mae = choose_mae(mae, whole.lengths)
+    (cut,) = fit_context(mae, whole)
+    places, read = leave_out_short(mae, cut)
     texts = _read_texts(model, read)
     described = describe_patterns(
         model,
@@ -225,27 +219,9 @@ def describe_heads(
         replace(card, typical=replace(card.typical, prompt=places[card.typical.prompt]))
         for card in described
     ]
+    info = describe_model(model)
+    shape = ModelShape(info.name, info.n_layers, info.n_heads)
     return HeadCards(tuple(cards), ranking, shape, len(read), tuple(ends))
-
-
-def leave_out_short(prompts: Prompts, patch_size: int) -> tuple[list[int], Prompts]:
-    """The prompts that have a habit, with their places; the caller's caller is warned of others."""
-    long = prompts.lengths > patch_size
-    n_short = len(prompts) - int(long.sum())
-    if n_short == len(prompts):
-        shorter = f"use '{_SHORT}', whose patches are of {_SHORT_PATCH}, or "
-        raise ValueError(
-            f"all {count(n_short, 'prompt')} have at most {patch_size} tokens, one patch of this "
-            "AP-MAE, and so no habit: "
-            f"{shorter if patch_size > _SHORT_PATCH else ''}give longer prompts"
-        )
-    if n_short:
-        warnings.warn(
-            f"{n_short} of {len(prompts)} prompts have at most {patch_size} tokens, one patch of "
-            "this AP-MAE: they have no habit, and are left out",
-            stacklevel=3,
-        )
-    return long.nonzero().flatten().tolist(), prompts[long]
 
 
 def _read_answers(prompts: PromptsLike, places: list[int]) -> list[Answers]:
@@ -285,18 +261,19 @@ def _effects(ranking: HeadRanking | None) -> dict[Head, str]:
     if ranking is None:
         return {}
     rows = ranking.to_frame().to_dict(orient="records")
-    described = {}
-    for place, (head, row) in enumerate(zip(ranking, rows, strict=True), start=1):
-        score = _signed(row["mean"])
-        if "measured" in row:
-            known = not math.isnan(row["low"])
-            interval = f" [{_signed(row['low'])}, {_signed(row['high'])}]" if known else ""
-            how = "measured" if row["measured"] else "estimated"
-            score = f"effect {score}{interval}, {how}"
-        else:
-            score = f"score {score}"
-        described[head] = join(f"#{place} of {len(ranking)}", score)
-    return described
+    return {
+        head: join(f"#{place} of {len(rows)}", _describe_effect(row))
+        for place, (head, row) in enumerate(zip(ranking, rows, strict=True), start=1)
+    }
+
+
+def _describe_effect(row: Mapping[Any, Any]) -> str:
+    if "measured" not in row:
+        return f"score {_signed(row['mean'])}"
+    known = not math.isnan(row["low"])
+    interval = f" [{_signed(row['low'])}, {_signed(row['high'])}]" if known else ""
+    how = "measured" if row["measured"] else "estimated"
+    return f"effect {_signed(row['mean'])}{interval}, {how}"
 
 
 def _signed(number: float) -> str:

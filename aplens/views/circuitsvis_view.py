@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from aplens._tokens import label_tokens
 from aplens.heads import HeadsLike
 from aplens.patterns import collect_patterns
-from aplens.views.heads_view import choose_heads, read_one_prompt
+from aplens.views.heads_view import read_one_prompt
+from aplens.views.wording import choose_heads
 
 if TYPE_CHECKING:
     from circuitsvis.utils.render import RenderedHTML
@@ -36,14 +37,15 @@ def show_in_circuitsvis(
         are.
 
     Raises:
-        ValueError: When no heads or too many are chosen, one is out of range, or the prompt is
-            empty, too long for the model or several prompts.
+        ValueError: When no heads or too many are chosen, one is out of range, the ranking is of a
+            model of another shape, or the prompt is empty, too long for the model or several
+            prompts.
         TypeError: When `prompt` is no prompt.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
     from circuitsvis.attention import attention_heads
 
-    chosen, _ = choose_heads(model, heads, None)
+    chosen, _ = choose_heads(model, heads)
     tokens = read_one_prompt(model, prompt).cpu()
     attention = collect_patterns(model, tokens[None], chosen).prompt(0).float().cpu()
     written = [text.replace("<", "‹") for text in label_tokens(model, tokens.tolist())]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,20 +14,21 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from aplens._progress import Progress, show_progress
 from aplens._tokens import readable_text
 from aplens._words import shorten
 from aplens.correctness.clusters import Reducer
 from aplens.correctness.observing import fingerprint_mae
 from aplens.describe.fingerprints import ModelHeads, measure_heads
-from aplens.describe.kin import Group, centre, group_heads, lay_out, mutual_nearest
+from aplens.describe.kin import Group, centre, find_nearest, group_heads, lay_out, mutual_nearest
 from aplens.describe.map_file import read_map, write_map
+from aplens.describe.reading import choose_mae, fit_context, leave_out_short
 from aplens.heads import Head, HeadsLike, parse_heads
 from aplens.mae import APMAE
 from aplens.models import describe_model
 from aplens.patterns.templates import TEMPLATES
 from aplens.plots import plot_head_places
 from aplens.prompts import Prompts, PromptsLike, read_prompts
-from aplens.views.cards import leave_out_short
 from aplens.views.embed import View
 from aplens.views.map_page import build_page
 from aplens.views.wording import count
@@ -143,12 +142,10 @@ class HeadMap:
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         place = self._place(head, self.names[0] if model is None else model)
-        of = self._slice(among) if among is not None else slice(0, len(self))
-        similarities = self.directions[of] @ self.directions[place]
-        order = similarities.argsort(descending=True, stable=True).tolist()
-        found = [i for i in order if i + of.start != place][:k]
-        frame = self._rows([i + of.start for i in found])
-        frame["similarity"] = similarities[found].numpy()
+        of = slice(None) if among is None else self._slice(among)
+        found = find_nearest(self.directions, place, k, of)
+        frame = self._rows([other for other, _ in found])
+        frame["similarity"] = torch.tensor([similarity for _, similarity in found]).numpy()
         return frame
 
     def twins(self) -> pd.DataFrame:
@@ -176,47 +173,6 @@ class HeadMap:
             frame["similarity"] = similarities[rows, columns].numpy()
             frames.append(frame)
         return pd.concat(frames).sort_values("similarity", ascending=False, kind="stable")
-
-    def changed(self, before: str | None = None, after: str | None = None) -> pd.DataFrame:
-        """Heads by how far they moved between two checkpoints of one model, the farthest first.
-
-        What was trained stands out, but not alone: heads of later layers read other inputs then,
-        and move as well. Heads before the first trained layer do not move at all.
-
-        Args:
-            before: One model's name (default: the first).
-            after: The other's (default: the second).
-
-        Returns:
-            One row a head, its name as index: `layer`, `head`, `template_before`,
-            `template_after`; `moved`, 1 - the similarity of the two, from 0 to 2; `between_halves`,
-            how far either moves between the halves of the prompts, on average: what is no more
-            than that may be chance.
-
-        Raises:
-            ValueError: When there is no such model, both are the same, their shapes differ, or
-                there was a single prompt, which has no halves.
-        """
-        if len(self.models) < 2 and None in (before, after):
-            raise ValueError(f"a change is between two models, this map has only {self.names[0]}")
-        one = self._model(self.names[0] if before is None else before)
-        other = self._model(self.names[1] if after is None else after)
-        if one is other:
-            raise ValueError(f"a change is between two models, got {one.name} twice")
-        if one.heads != other.heads or one.model.n_heads != other.model.n_heads:
-            raise ValueError(
-                f"{one.name} and {other.name} have different heads: a change is between two "
-                f"checkpoints of one model, got {one.model} and {other.model}"
-            )
-        if one.halves is None or other.halves is None:
-            raise ValueError("a change is judged by the halves of the prompts: map 2 or more")
-        pair = [self.directions[self._slice(each.name)] for each in (one, other)]
-        frame = self._rows(range(len(self))[self._slice(one.name)])[["layer", "head"]]
-        frame["template_before"], frame["template_after"] = one.templates, other.templates
-        frame["moved"] = (1 - (pair[0] * pair[1]).sum(-1)).numpy()
-        halves = torch.stack([self._between_halves(each) for each in (one, other)])
-        frame["between_halves"] = halves.mean(0).numpy()
-        return frame.sort_values("moved", ascending=False, kind="stable")
 
     def groups(self, n_groups: int = N_GROUPS) -> pd.DataFrame:
         """Heads of all models in groups of like ones (Ward's method), the largest first.
@@ -265,14 +221,6 @@ class HeadMap:
         slices = [self._slice(name) for name in self.names]
         return build_page(self.models, self.directions, slices, places, groups, method)
 
-    def save_page(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page as one HTML file that needs nothing else, and return its path.
-
-        Raises:
-            OSError: When the file cannot be written.
-        """
-        return self.show().save(path)
-
     def _repr_html_(self) -> str:
         return self.show()._repr_html_()
 
@@ -300,15 +248,11 @@ class HeadMap:
 
         `directions @ directions.T` are the similarities of all heads, in the order of `to_frame`.
         """
-        return centre(self._fingerprints, self._middle)
+        return centre(torch.cat([each.fingerprints for each in self.models]), self._middle)
 
     @cached_property
-    def _fingerprints(self) -> Float[Tensor, "head d"]:
-        return torch.cat([each.fingerprints for each in self.models])
-
-    @property
     def _middle(self) -> Float[Tensor, " d"]:
-        return self._fingerprints.mean(0)
+        return torch.cat([each.fingerprints for each in self.models]).mean(0)
 
     def _between_halves(self, model: ModelHeads) -> Float[Tensor, " head"]:
         if model.halves is None:
@@ -362,13 +306,13 @@ class HeadMap:
 
 def map_heads(
     models: Any | Sequence[Any] | Mapping[str, Any],
-    prompts: PromptsLike | Mapping[str, PromptsLike],
+    prompts: PromptsLike,
     *,
-    mae: APMAE | str | os.PathLike[str] = "aplens-short",
+    mae: APMAE | str | os.PathLike[str] = "auto",
     batch_size: int = 8,
     precision: torch.dtype | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Progress = True,
 ) -> HeadMap:
     """Map the heads of one or several models by what they do: like heads have like fingerprints.
 
@@ -382,12 +326,16 @@ def map_heads(
         models: A HookedTransformer or TransformerBridge; several; or a dictionary of names to
             models. Without names, a model is called what its configuration calls it.
         prompts: Texts, which each model's own tokenizer reads; token ids or scenarios, which all
-            models must then understand; or a dictionary of models' names to each one's prompts.
-        mae: An AP-MAE that has a fingerprint, or the name of one, as for `APMAE.from_pretrained`.
+            models must then understand. For each model's own prompts map one after the other, and
+            join the maps (`HeadMap.join`).
+        mae: An AP-MAE that has a fingerprint, or its name, as for `APMAE.from_pretrained`. "auto"
+            (the default): "aplens-short" where the middle prompt has up to 64 tokens, else
+            "aplens-base". Name one where maps are to be joined: only those of one AP-MAE can be.
         batch_size: Prompts a forward pass.
         precision: The AP-MAE's: float32 or bfloat16 (default: what its device is good at).
         seed: Of the halves of the prompts and of the repeated tokens.
-        progress: Called with (prompts run, prompts to run), over all models.
+        progress: A bar (the default), nothing (False), or a function called with (prompts run,
+            prompts to run), over all models.
 
     Warns:
         UserWarning: Prompts are longer than the AP-MAE's context: their first tokens are taken.
@@ -397,21 +345,24 @@ def map_heads(
         ValueError: When there is no model, two have one name, the AP-MAE has no fingerprint, no
             prompt is longer than one patch, or the prompts are empty, too long for a model or not
             its own.
-        TypeError: When `prompts` is no form of prompts.
+        TypeError: When `prompts` is no form of prompts, or `mae` neither an AP-MAE nor a name.
         UnsupportedModelError: When a model has no causal attention patterns.
         aplens.mae.CheckpointError: When there is no AP-MAE of that name.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     named = _name_models(models)
-    if not isinstance(mae, APMAE):
-        mae = APMAE.from_pretrained(mae)
-    read = _read_prompts(named, prompts, mae)
-    total, done, found = sum(map(len, read)), 0, []
+    whole = [read_prompts(model, prompts) for model in named.values()]
+    mae = choose_mae(mae, torch.cat([each.lengths.cpu() for each in whole]))
+    read = []
+    for cut in fit_context(mae, *whole):  # a loop, not a list: whoever called is to be warned
+        read.append(leave_out_short(mae, cut)[1])
+    show, total = show_progress(progress, "Mapping heads"), sum(map(len, read))
+    done, found = 0, []
     for (name, model), own in zip(named.items(), read, strict=True):
 
         def tell(n: int, start: int = done) -> object:
-            return progress and progress(start + n, total)
+            return show(start + n, total)
 
         found.append(
             measure_heads(
@@ -455,27 +406,6 @@ def _refuse_repeated(names: Sequence[str]) -> None:
             f"several models are called {', '.join(map(shorten, repeated))}: give a dictionary of "
             "names to models, such as {'before': model, 'after': tuned}"
         )
-
-
-def _read_prompts(models: Mapping[str, Any], prompts: Any, mae: APMAE) -> list[Prompts]:
-    """Each model's prompts, cut to the AP-MAE's context, those without a habit left out."""
-    n_ctx = mae.config.n_ctx
-    by_model = isinstance(prompts, Mapping) and set(prompts) & set(models)
-    if by_model and set(prompts) != set(models):
-        raise ValueError(
-            f"expected prompts for the models {list(models)}, got them for {list(prompts)}"
-        )
-    read = [
-        read_prompts(model, prompts[name] if by_model else prompts)
-        for name, model in models.items()
-    ]
-    if any(each.n_tokens > n_ctx for each in read):
-        warnings.warn(
-            f"prompts are longer than this AP-MAE's context: their first {n_ctx} tokens are taken",
-            stacklevel=3,
-        )
-    cut = [each.first_tokens(n_ctx) for each in read]
-    return [leave_out_short(each, mae.grid.patch_size)[1] for each in cut]
 
 
 def _read_texts(model: Any, prompts: Prompts) -> tuple[str, ...]:

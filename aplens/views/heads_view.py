@@ -8,6 +8,7 @@ paper, and numbers the tokens of a cut prompt from 0.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,23 +18,24 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from aplens._tokens import label_tokens
+from aplens.describe.reading import choose_mae
 from aplens.heads import Head, HeadRanking, HeadsLike
 from aplens.models import describe_model
 from aplens.patterns import collect_patterns
-from aplens.patterns.collect import AttentionPatterns, as_patterns, select_heads
+from aplens.patterns.collect import AttentionPatterns, as_patterns
 from aplens.patterns.templates import name_templates, template_scores
 from aplens.prompts import PromptsLike, read_prompts
 from aplens.scenarios import Scenario
 from aplens.views.embed import View, build_view, pack, read_script, to_json
-from aplens.views.wording import TOP_HEADS, at_most, count, join
+from aplens.views.wording import choose_heads, count, join
 
 if TYPE_CHECKING:
     from transformer_lens import ActivationCache
 
     from aplens.mae import APMAE
 
-#: Cells a side that a browser draws without delay; of longer prompts a cell is several tokens.
-_MOST_CELLS = 256
+#: Tokens of which a browser draws the pattern without delay.
+_MOST_TOKENS = 256
 
 #: Full colour begins at this quantile of a head's attention, but not below this attention.
 _FULL_COLOR = 0.995
@@ -68,27 +70,22 @@ def show_heads(
     heads: HeadsLike | None = None,
     *,
     ranking: HeadRanking | None = None,
-    mae: APMAE | None = None,
-    max_tokens: int = _MOST_CELLS,
+    mae: APMAE | str | os.PathLike[str] | None = None,
+    max_tokens: int = _MOST_TOKENS,
     patterns: AttentionPatterns | ActivationCache | None = None,
 ) -> View:
     """The attention of chosen heads on one prompt, to point at in a notebook.
 
     Each head is labelled with its layer and head, its rank, and the template its pattern follows
     here (`aplens.patterns.templates`). The chosen one is drawn large, with the attention of each
-    query to each key under the pointer. All heads share one scale of colour, or each has its own,
-    by a switch. A token that holds a piece of a character is labelled with its bytes.
-
-    Pointing at a query, a row of the large pattern or a token above it, lists the keys it attends
-    to most, and colours the tokens by its attention. Until one is pointed at, this is the last
-    query. A click keeps the query, a second click or Escape lets it go. The arrow keys left and
-    right show another head, up and down keep another query. A text that is searched for is marked
-    where it stands, and Enter keeps it as the query, one place after the other.
+    query to each key under the pointer. Pointing at a query, a row of the large pattern or a token
+    above it, lists the keys it attends to most; a click keeps it. The view says which keys go
+    through heads and queries, and finds a text. A token that holds a piece of a character is
+    labelled with its bytes.
 
     With `mae`, each head has three pictures: its attention, its habit (`mae.expect`: what the rest
     of the pattern lets AP-MAE expect of each query), and attention minus habit, in the same colours
-    for all heads. A query then also lists the keys it attends to beyond its habit, with both
-    numbers.
+    for all heads. A query then also lists the keys it attends to beyond its habit.
 
     Attention and habit are rounded to 1/255, so to within 1/510; what rounds to 0 is left white.
 
@@ -98,27 +95,31 @@ def show_heads(
         heads: Which heads, at most 24. A `HeadRanking` stands for its 6 best. Default: those of
             `ranking`.
         ranking: Where the ranks in the labels come from (default: `heads`, if that is a ranking).
-        mae: An AP-MAE for habits. Of a prompt longer than its context, the model reads only the
-            BOS token, if there is one, and the last tokens, as in mined scenarios; the view says
-            so.
-        max_tokens: Of a longer prompt, which the model reads whole, the last tokens are shown; the
-            view says so, and how much of a query's attention lies before them. Above 256 tokens a
-            cell stands for several, and shows the largest attention among them.
+        mae: An AP-MAE for habits (default: none are shown), or its name, as for
+            `APMAE.from_pretrained`. "auto": "aplens-short" for a prompt of up to 64 tokens, else
+            "aplens-base". Of a prompt longer than its context, the model reads only the BOS token,
+            if there is one, and the last tokens, as in mined scenarios; the view says so.
+        max_tokens: Of a longer prompt, which the model reads whole, the last tokens are shown, at
+            most 256; the view says so, and how much of a query's attention lies before them.
         patterns: The patterns of what the model reads, where you have them: what `collect_patterns`
             returned or `run_with_cache` kept. The model is then not run.
 
     Raises:
-        ValueError: When no heads or too many are chosen, one is out of range, or the prompt is
-            empty, too long for the model, several prompts, text that no tokenizer can read, or,
-            with `mae`, no longer than one of its patches.
+        ValueError: When no heads or too many are chosen, one is out of range, the ranking is of a
+            model of another shape, `max_tokens` is not 1 to 256, or the prompt is empty, too long
+            for the model, several prompts, text that no tokenizer can read, or, with `mae`, no
+            longer than one of its patches.
             With `patterns`: when they lack a head, or are not of one prompt of this length.
-        TypeError: When `prompt` is no prompt.
+        TypeError: When `prompt` is no prompt, or `mae` neither an AP-MAE nor a name.
+        aplens.mae.CheckpointError: When there is no AP-MAE of that name.
         UnsupportedModelError: When the model has no causal attention patterns.
     """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be 1 or more, got {max_tokens}")
+    if not 1 <= max_tokens <= _MOST_TOKENS:
+        raise ValueError(f"max_tokens must be 1 to {_MOST_TOKENS}, got {max_tokens}")
     chosen, ranking = choose_heads(model, heads, ranking)
     whole = read_one_prompt(model, prompt).cpu()
+    if mae is not None:
+        mae = choose_mae(mae, torch.tensor([len(whole)]))
     read, positions = _choose_tokens(model, whole, max_tokens, mae)
     _require_habit(len(positions), mae)
 
@@ -130,33 +131,18 @@ def show_heads(
         (str(head), join(_rank(head, ranking), str(name).replace("_", " ")))
         for head, name in zip(chosen, names, strict=True)
     ]
-    step = -(-len(positions) // _MOST_CELLS)
     written = label_tokens(model, whole.tolist())
     is_cut = len(positions) < len(read)
     return _build_heads_view(
         labels,
-        _pool(attention, step),
-        _name_cells([written[place] for place in positions], step),
-        positions=positions[::step],
+        attention,
+        [written[place] for place in positions],
+        positions=positions,
         title=f"Attention of {count(len(chosen), 'head')} of {describe_model(model).name}",
-        note=_describe_prompt(whole, positions, step, mae),
-        habit=None if habit is None else _pool(habit, step),
-        before=_pool_queries(1 - attention.sum(-1), step) if is_cut else None,
+        note=_describe_prompt(whole, positions, mae),
+        habit=habit,
+        before=1 - attention.sum(-1) if is_cut else None,
     )
-
-
-def choose_heads(
-    model: Any, heads: HeadsLike | None, ranking: HeadRanking | None
-) -> tuple[tuple[Head, ...], HeadRanking | None]:
-    """The heads to show, and where their ranks come from."""
-    if isinstance(heads, HeadRanking):
-        ranking = ranking or heads
-        heads = heads.top(TOP_HEADS)
-    elif heads is None:
-        if ranking is None:
-            raise ValueError("no heads were chosen: pass heads or a ranking")
-        heads = ranking.top(TOP_HEADS)
-    return at_most(select_heads(model, heads)), ranking
 
 
 def _choose_tokens(
@@ -278,21 +264,6 @@ def _later_keys(values: UInt8[np.ndarray, "head lower"]) -> UInt8[np.ndarray, "h
     return values[:, columns > 0] if n_tokens > 1 else values
 
 
-def _pool(cells: Float[Tensor, "head query key"], step: int) -> Float[Tensor, "head query key"]:
-    """The largest of each `step` × `step` cells."""
-    return torch.nn.functional.max_pool2d(cells, step, ceil_mode=True)
-
-
-def _pool_queries(shares: Float[Tensor, "head query"], step: int) -> Float[Tensor, "head query"]:
-    """The largest of each `step` queries."""
-    return torch.nn.functional.max_pool1d(shares, step, ceil_mode=True)
-
-
-def _name_cells(tokens: Sequence[str], step: int) -> list[str]:
-    """What stands at the axes: each token, or the first of every `step`."""
-    return list(tokens) if step == 1 else [f"{token}…" for token in tokens[::step]]
-
-
 def read_one_prompt(model: Any, prompt: PromptsLike | Scenario) -> Int[Tensor, " pos"]:
     """The token ids of a prompt; several are refused."""
     read = read_prompts(model, [prompt.prompt] if isinstance(prompt, Scenario) else prompt)
@@ -312,7 +283,7 @@ def _require_habit(n_tokens: int, mae: APMAE | None) -> None:
 
 
 def _describe_prompt(
-    whole: Int[Tensor, " pos"], positions: Sequence[int], step: int, mae: APMAE | None
+    whole: Int[Tensor, " pos"], positions: Sequence[int], mae: APMAE | None
 ) -> str:
     shown = count(len(whole), "token")
     if len(positions) < len(whole):
@@ -326,9 +297,8 @@ def _describe_prompt(
         if mae is not None:
             most = ", the most that this AP-MAE takes" * (len(positions) == mae.config.n_ctx)
             shown += f"{most}; the model read nothing before them"
-    pooled = f" Each cell shows the largest attention of {step} × {step}." if step > 1 else ""
     return (
-        f"{shown}.{pooled} Point at a head or a query (row or token), click to keep it. "
+        f"{shown}. Point at a head or a query (row or token), click to keep it. "
         "Keys: ← → head, ↑ ↓ query, Esc lets go."
     )
 

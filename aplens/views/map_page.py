@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aplens._words import displayable
 from aplens.describe.fingerprints import SIDE, ModelHeads
-from aplens.describe.kin import Group
+from aplens.describe.kin import Group, find_nearest
 from aplens.patterns.templates import TEMPLATES
 from aplens.style import PATTERN_COLORS, TEMPLATE_COLORS
 from aplens.views.embed import View, build_view, pack, read_script, to_json
@@ -140,24 +140,12 @@ def _fit(places: Float[np.ndarray, "head 2"]) -> Float[np.ndarray, "head 2"]:
 
 def _find_nearest(
     directions: Float[Tensor, "head d"], slices: Sequence[slice]
-) -> list[list[list[list[float]]]]:
+) -> list[list[list[tuple[int, float]]]]:
     """For each head and model the nearest heads: their places and similarities."""
-    by_model = []
-    for of in slices:
-        similarities = directions @ directions[of].T
-        own = range(of.start, of.stop)
-        similarities[own, range(len(own))] = -2.0  # a head is no neighbour of its own
-        k = min(_N_NEAREST, len(own) - 1) or 1
-        best = similarities.topk(k, dim=1)
-        by_model.append((best.indices + of.start, best.values))
     return [
         [
-            [
-                [place, round(value, 3)]
-                for place, value in zip(indices[head].tolist(), values[head].tolist(), strict=True)
-                if place != head
-            ]
-            for indices, values in by_model
+            [(other, round(value, 3)) for other, value in found]
+            for found in (find_nearest(directions, head, _N_NEAREST, of) for of in slices)
         ]
         for head in range(len(directions))
     ]

@@ -1,4 +1,4 @@
-"""Does `HeadMap.changed` find the heads that were trained? Fine-tune some layers, and look.
+"""Does a map of heads find those that were trained? Fine-tune some layers, and look.
 
 A model is trained for a few steps on the code of one Python package, all parameters frozen but
 those of some layers' blocks. Then heads are listed by how far they moved, on other prompts, and the
@@ -52,28 +52,47 @@ def try_change(
     """Map a model's heads, train some layers in place, map again.
 
     Returns:
-        The heads as `HeadMap.changed` lists them, with `attention`, the mean total variation
-        distance between a query's attention before and after, and `free`, whether their layer was
-        trained; and how well each number finds the free layers' heads among those of the first free
-        layer and after: one row a number, `auc` (0.5 is chance), `found`, which share of as many
-        first heads as are free is free, and `chance`.
+        The heads as `list_changes` has them, with `attention`, the mean total variation distance
+        between a query's attention before and after, and `free`, whether their layer was trained;
+        and how well each number finds the free layers' heads among those of the first free layer
+        and after: one row a number, `auc` (0.5 is chance), `found`, which share of as many first
+        heads as are free is free, and `chance`.
     """
     n_characters = _CHARACTERS_A_TOKEN * mae.config.n_ctx
     texts = prose_and_code(settings.prompts, n_characters, settings.seed)
-    read, n_ctx = aplens.read_prompts(model, texts), mae.config.n_ctx
-    prompts = aplens.prompts.Prompts(read.tokens[:, :n_ctx], read.lengths.clamp(max=n_ctx))
+    prompts = aplens.read_prompts(model, texts).first_tokens(mae.config.n_ctx)
     before = aplens.map_heads({"before": model}, prompts, mae=mae, seed=settings.seed)
     attention = _collect(model, prompts)
     losses = train_layers(model, settings)
     say(f"loss {np.mean(losses[:5]):.2f} at first, {np.mean(losses[-5:]):.2f} in the end (nats)")
     after = aplens.map_heads({"after": model}, prompts, mae=mae, seed=settings.seed)
-    frame = aplens.HeadMap.join([before, after]).changed()
+    frame = list_changes(aplens.HeadMap.join([before, after]))
     frame["attention"] = pd.Series(
         _distances(attention, _collect(model, prompts)),
         index=[str(head) for head in before.models[0].heads],
     )
     frame["free"] = frame["layer"].isin(settings.layers)
     return frame, judge(frame)
+
+
+def list_changes(heads: aplens.HeadMap) -> pd.DataFrame:
+    """Heads by how far they moved between two checkpoints of one model, the farthest first.
+
+    Args:
+        heads: A map of both, the one before training first, made on two prompts or more.
+
+    Returns:
+        One row a head, its name as index: `layer`, `head`; `moved`, 1 - the similarity of the two,
+        from 0 to 2; `between_halves`, how far either moves between the halves of the prompts, on
+        average: what is no more than that may be chance.
+    """
+    table = heads.to_frame()
+    one, other = (table[table["model"] == name] for name in heads.names)
+    frame = one[["layer", "head"]].copy()
+    before, after = heads.directions.chunk(2)
+    frame["moved"] = (1 - (before * after).sum(-1)).numpy()
+    frame["between_halves"] = (one["between_halves"] + other["between_halves"]) / 2
+    return frame.sort_values("moved", ascending=False, kind="stable")
 
 
 def judge(frame: pd.DataFrame) -> pd.DataFrame:

@@ -98,7 +98,7 @@ def changed(
     seed: Annotated[int, typer.Option(help="Of files and prompts.")] = 0,
     table: Annotated[Path | None, typer.Option(help="A Parquet file for the heads.")] = None,
 ) -> None:
-    """Train some layers of a model, and see whether HeadMap.changed lists their heads."""
+    """Train some layers of a model, and see whether a map of heads finds theirs."""
     import aplens
     from paper.changed import ChangeSettings, try_change
 

@@ -6,13 +6,24 @@
   const SIZE = 5; // half of a mark's width, in the same
   const LISTED = 10; // heads of a group
   const GRID_WIDTH = 200; // at most, in pixels
+  // The models' shapes, in the order of the figure's; from the seventh model on they come again.
   const SHAPES = [
     (r) => `M${-r} 0a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0`, // circle
     (r) => `M0 ${-1.25 * r}L${1.2 * r} ${0.9 * r}H${-1.2 * r}Z`, // triangle
     (r) => `M${-0.9 * r} ${-0.9 * r}h${1.8 * r}v${1.8 * r}h${-1.8 * r}Z`, // square
     (r) => `M0 ${-1.3 * r}L${1.3 * r} 0L0 ${1.3 * r}L${-1.3 * r} 0Z`, // diamond
     (r) => `M0 ${1.25 * r}L${1.2 * r} ${-0.9 * r}H${-1.2 * r}Z`, // triangle upside down
+    (r) => drawPlus(1.2 * r, 0.4 * r), // plus
   ];
+
+  // Arms that reach so far, each twice as broad as `half`.
+  function drawPlus(reach, half) {
+    const arm = reach - half;
+    return (
+      `M${-half} ${-reach}h${2 * half}v${arm}h${arm}v${2 * half}h${-arm}v${arm}` +
+      `h${-2 * half}v${-arm}h${-arm}v${-2 * half}h${arm}Z`
+    );
+  }
 
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
