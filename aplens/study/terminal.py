@@ -51,7 +51,7 @@ def reporting() -> Iterator[tuple[Console, TerminalReporter]]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error is a refusal in words, of this package's own kinds, the disk's or memory's."""
+    """Whether an error is a refusal in words, of a kind of our own, the disk's or memory's."""
     if isinstance(error, ValueError | OSError):
         return True
     if isinstance(error, ImportError):
