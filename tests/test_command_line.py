@@ -98,6 +98,7 @@ def small(tiny_saved, java_zip):
         f"model.name={tiny_saved}",
         "model.kind=bridge",
         f"scenarios.corpus={java_zip}",
+        'scenarios.prefix=""',
         'scenarios.tasks=["identifiers", "numeric_literals"]',
         "scenarios.per_task=40",
         "scenarios.context_length=32",
