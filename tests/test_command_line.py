@@ -11,11 +11,13 @@ import tomllib
 from importlib.resources import files
 
 import pytest
+import torch
 from study_fixtures import aplens_command
 
 import aplens
 from aplens.scenarios import ScenarioError, read_prompt_file
 from aplens.study import StudySettings
+from aplens.study.plan import _time
 
 ROWS = [
     ("class Adder1 {\n    private int", " total", " boolean"),
@@ -161,3 +163,10 @@ def test_a_new_study_file_is_the_demos_and_runs(tmp_path, tiny_saved, java_zip, 
     folder = tmp_path / "out"
     run("run", path, "--folder", folder, *changes)
     assert (folder / "report.html").is_file()
+
+
+def test_what_runs_on_an_apple_gpu_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    _time(torch.device("mps"), lambda: waited.append("run"))
+    assert waited == ["run", "mps"] * 4

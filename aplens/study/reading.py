@@ -100,8 +100,9 @@ def _read_change(line: str) -> dict[str, Any]:
 def _merge(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
     for key, value in changes.items():
         before = table.get(key)
-        tables = before if isinstance(before, list) else [before]
-        if isinstance(value, dict) and tables and all(isinstance(one, dict) for one in tables):
+        several = before if isinstance(before, list) else [before]
+        tables = [one for one in several if isinstance(one, dict)]
+        if isinstance(value, dict) and tables:
             for one in tables:
                 _merge(one, value)
         else:
