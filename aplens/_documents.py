@@ -1,4 +1,4 @@
-"""Checks for what comes out of a file: each part is what was written, or the error names it."""
+"""Checks for what comes from outside, most of it out of a file: sound, or the error names it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from aplens._io import read_json
-from aplens._words import shorten
+from aplens._words import is_whole, shorten
+
+#: Larger seeds fit neither a column of a table nor every generator.
+_LARGEST_SEED = 2**63 - 1
 
 Kind = TypeVar("Kind", str, int, float, bool, list, dict)
 
@@ -58,3 +61,10 @@ def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {shorten(value)}")
+
+
+def read_seed(seed: Any, name: str = "seed") -> int:
+    """A seed, NumPy's among what it may come as, that NumPy, PyTorch and a file of results take."""
+    if not is_whole(seed) or not 0 <= seed <= _LARGEST_SEED:
+        raise ValueError(f"{name} must be a whole number from 0 to 2**63 - 1, got {shorten(seed)}")
+    return int(seed)

@@ -94,9 +94,10 @@ def _remove(paths: Iterator[Path]) -> None:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path of the same name; what is written there replaces `path` on success.
 
-    The folder is made when missing. On an exception what was written is removed and `path` stays as
-    it was. The temporary path lies in a folder of its own beside `path`, so that what libraries
-    write beside their target is cleared away with it.
+    A file, or a folder where there is none yet. The folder around it is made when missing. On an
+    exception what was written is removed and `path` stays as it was. The temporary path lies in a
+    folder of its own beside `path`, so that what libraries write beside their target is cleared
+    away with it.
 
     Raises:
         OSError: When the folder cannot be written, or the disk is full; it names `path`, whatever
@@ -109,25 +110,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             temporary = Path(folder, target.name)
             yield temporary
-            temporary.chmod(0o666 & ~_umask())  # some libraries make files for their owner only
+            # Some libraries make files for their owner only.
+            temporary.chmod((0o777 if temporary.is_dir() else 0o666) & ~_umask())
             temporary.replace(target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` on success, which must not be there before."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _disk_errors_of(target):
-        temporary = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
-        try:
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            temporary.replace(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -233,13 +220,24 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def describe_differences(saved: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    """Every leaf in which two nested dictionaries differ, in words that name it."""
+    """Every leaf in which two nested dictionaries differ, in words that name it.
+
+    Tables in lists are compared one by one, by their places.
+    """
+    saved, wanted = (_number_tables(value) for value in (saved, wanted))
     if isinstance(saved, dict) and isinstance(wanted, dict):
         for key in sorted(saved.keys() | wanted.keys()):
-            inner = f"{name}.{key}".lstrip(".")
+            inner = f"{name}{key}" if key.startswith("[") else f"{name}.{key}".lstrip(".")
             yield from describe_differences(saved.get(key), wanted.get(key), inner)
     elif saved != wanted:
         yield f"{name} was {shorten(saved)}, is {shorten(wanted)}"
+
+
+def _number_tables(value: Any) -> Any:
+    """A list of tables as one table of them by their places; anything else as it is."""
+    if not isinstance(value, list | tuple) or not any(isinstance(item, dict) for item in value):
+        return value
+    return {f"[{place}]": item for place, item in enumerate(value)}
 
 
 def cache_folder() -> Path:

@@ -66,7 +66,9 @@ class Store:
         path = Path(folder) / _MANIFEST
         if not path.is_file():
             raise FileNotFoundError(f"there are no {holds} in {folder}: {_MANIFEST} is missing")
-        return cls(folder, holds, _read_manifest(path, holds))
+        store = cls.__new__(cls)
+        store.folder, store.setup = path.parent, _read_manifest(path, holds)
+        return store
 
     def __iter__(self) -> Iterator[str]:
         """All keys under which there is a result, sound or not."""

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from aplens import __version__
+from aplens._io import atomic_write
 from aplens._processes import join_processes
 from aplens.study.terminal import reporting
 
@@ -21,6 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+
+#: The study that `demo` runs, every setting explained.
+_DEMO = files("aplens") / "studies" / "demo.toml"
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's TOML file.")]
 Folder = Annotated[
@@ -60,7 +64,7 @@ def demo(
     redo: Redo = None,
 ) -> None:
     """Rank and ablate SmolLM2's heads on real Java, in about 6 minutes on two cores."""
-    with as_file(files("aplens") / "studies" / "demo.toml") as study_file:
+    with as_file(_DEMO) as study_file:
         _run(study_file, folder, "report", redo)
 
 
@@ -150,13 +154,15 @@ def init(
         Path, typer.Argument(help="The file to write. One that is there is left as it is.")
     ] = Path("study.toml"),
 ) -> None:
-    """Write a study file that runs as it is, every setting explained."""
+    """Write the study of `aplens demo` to a file of your own, every setting explained."""
     with reporting() as (console, _):
-        from aplens.study.template import write_template
-
-        path = write_template(study_file)
+        if study_file.exists():
+            raise FileExistsError(f"{study_file} is there already: choose another name")
+        with atomic_write(study_file) as temporary:
+            temporary.write_bytes(_DEMO.read_bytes())
+        path = shlex.quote(str(study_file))
         console.print(
-            f"wrote {path}. What it will cost: aplens run --plan {shlex.quote(str(path))}",
+            f"wrote {study_file}. What it will cost: aplens run --plan {path}",
             markup=False,
             soft_wrap=True,
         )

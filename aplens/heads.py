@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 from jaxtyping import Float
 
-from aplens._documents import check, read_document, require_choice, take
+from aplens._documents import check, read_document, read_seed, require_choice, take
 from aplens._io import write_json
-from aplens._seeds import read_seed
 from aplens._words import is_whole, shorten
 from aplens.tables import Shown, Table
 from aplens.verdicts import describe_ranking, has_no_effect, is_at_chance

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
-import subprocess
 import sys
+import tomllib
+from importlib.resources import files
 
 import pandas as pd
 import pytest
+import torch
 from study_fixtures import aplens_command
 
 import aplens
 from aplens import HeadRanking
 from aplens.scenarios import ScenarioError, read_prompt_file
 from aplens.study import StudySettings
+from aplens.study.plan import _time
 
 ROWS = [
     ("class Adder1 {\n    private int", " total", " boolean"),
@@ -125,10 +129,12 @@ def small(tiny_saved, java_zip):
         f"model.name={tiny_saved}",
         "model.kind=bridge",
         f"scenarios.corpus={java_zip}",
+        'scenarios.prefix=""',
         'scenarios.tasks=["identifiers", "numeric_literals"]',
         "scenarios.per_task=40",
         "scenarios.context_length=32",
         "mae.pretrained=aplens-short",
+        "observe.held_out=false",
         "rank.folds=2",
         "rank.features=statistics",
         'rank.compare=["confidence", "statistics"]',
@@ -139,14 +145,35 @@ def small(tiny_saved, java_zip):
     ]
 
 
-def test_a_new_study_file_explains_every_setting_and_runs(tmp_path, tiny_saved, java_zip):
+def explained(text, key, table):
+    """Whether a table of a study file has this key, set or as a comment, below what it means."""
+    after = text[text.index(f"\n[{table}]\n") + 1 :] if table else text
+    within = re.split(r"^\[(?!%s\.)" % (table or "^"), after[1:], flags=re.MULTILINE)[0]
+    line = rf"(?:# )?{key} = .+|\[{table}\.{key}\]"
+    return re.search(rf"^# .+\n(?:{line})$|^{key} = .+  # \w|^title = ", within, re.MULTILINE)
+
+
+def test_the_study_file_that_ships_explains_every_setting():
+    text = (files("aplens") / "studies" / "demo.toml").read_text(encoding="utf-8")
+    for field in dataclasses.fields(StudySettings):
+        value = getattr(StudySettings(), field.name)
+        table = value[0] if isinstance(value, tuple) else value
+        if not dataclasses.is_dataclass(table):
+            assert explained(text, field.name, "")
+            continue
+        assert re.search(rf"^# .+\n\[{field.name}\]$", text, re.MULTILINE)
+        for inner in dataclasses.fields(table):
+            assert explained(text, inner.name, field.name), f"{field.name}.{inner.name}"
+    # A key that is left out stands as a comment, and can be set as it stands there.
+    left_out = re.findall(r"^# (\w+ = .+)$", text, re.MULTILINE)
+    assert left_out == ['device_map = "auto"', "per_task = 100"]
+    tomllib.loads("\n".join(left_out))
+
+
+def test_a_new_study_file_is_the_demos_and_runs(tmp_path, tiny_saved, java_zip, monkeypatch):
     path = tmp_path / "mine.toml"
     assert str(path) in run("init", path)
-    text = path.read_text()
     assert StudySettings.from_toml(path).mae.pretrained == "aplens-base"
-    for key, value in re.findall(r"^(?:# )?(\w+) =(.*)$", text, re.MULTILINE):
-        assert re.search(rf"^# .+\n(?:# )?{key} =|^{key} = .*  # \w|^title", text, re.MULTILINE)
-        assert value or f"# {key} =" in text
     again = aplens_command("init", path)
     assert again.exit_code == 1
     assert "is there already" in again.output
@@ -159,12 +186,16 @@ def test_a_new_study_file_explains_every_setting_and_runs(tmp_path, tiny_saved, 
     assert re.search(r"^ablate +16 +80 ", plan, re.MULTILINE)  # none, 3 orders, 1 random
     assert "GB, the most that loading the model" in plan
     assert "Timed just now" in plan
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert "Memory: not measured on this system." in run("run", "--plan", path, *changes)
 
     folder = tmp_path / "out"
     run("run", path, "--folder", folder, *changes)
     assert (folder / "report.html").is_file()
 
 
-def test_the_module_is_the_command():
-    command = [sys.executable, "-m", "aplens", "-h"]
-    assert "rank" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_what_runs_on_an_apple_gpu_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    _time(torch.device("mps"), lambda: waited.append("run"))
+    assert waited == ["run", "mps"] * 4

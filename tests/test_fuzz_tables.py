@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from aplens._io import fingerprint
 from aplens.mae import APMAE, CheckpointError
 from aplens.mae.checkpoints import STATE_FILE, TrainingState, load_checkpoint, save_checkpoint
+from aplens.mae.pretrained import _load_config
 from aplens.scenarios import Scenario, ScenarioError, Scenarios
 from aplens.scenarios.scenario import _schema
 
@@ -156,11 +157,10 @@ def good_config(mae_folder) -> dict:
 def read_mae(folder, weights: bytes, config: bytes) -> APMAE | None:
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "config.json").write_bytes(config)
-    refusal = refusal_of(CheckpointError, APMAE.from_pretrained, folder)
-    if refusal is None:
-        return APMAE.from_pretrained(folder)
-    assert is_clear(refusal, folder)
-    return None
+    found: list[APMAE] = []
+    refusal = refusal_of(CheckpointError, lambda: found.append(APMAE.from_pretrained(folder)))
+    assert refusal is None or is_clear(refusal, folder)
+    return found[0] if found else None
 
 
 @fuzz(100)
@@ -238,18 +238,26 @@ def test_a_double_that_no_float_can_hold_is_refused(mae_folder, good_weights, go
 # --- configurations ----------------------------------------------------------------------------
 
 
+def read_configuration(folder, data: bytes) -> None:
+    """Without building the AP-MAE that it describes."""
+    path = folder / "config.json"
+    path.write_bytes(data)
+    refusal = refusal_of(CheckpointError, _load_config, path)
+    assert refusal is None or is_clear(refusal, path)
+
+
 @fuzz(200)
 @given(data=st.data())
-def test_a_configuration_with_one_wrong_value(mae_folder, good_weights, good_config, data):
-    read_mae(mae_folder, good_weights, dump(data.draw(mutations(good_config))))
+def test_a_configuration_with_one_wrong_value(mae_folder, good_config, data):
+    read_configuration(mae_folder, dump(data.draw(mutations(good_config))))
 
 
 @fuzz(60)
 @given(data=json_values.map(dump) | st.binary(max_size=40))
 @example(data=b"[" * 100_000)
 @example(data=b'{"model_type": "aplens_apmae", "n_ctx": ' + b"[" * 900 + b"]" * 900 + b"}")
-def test_what_is_no_configuration(mae_folder, good_weights, data):
-    read_mae(mae_folder, good_weights, data)
+def test_what_is_no_configuration(mae_folder, data):
+    read_configuration(mae_folder, data)
 
 
 @pytest.mark.parametrize(

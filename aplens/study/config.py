@@ -7,12 +7,14 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from aplens._io import require_file_name
 from aplens._words import shorten
 from aplens.study.reading import Count, Seed, check_fields, read_settings
+
+if TYPE_CHECKING:
+    from aplens.mae import APMAEConfig, TrainingSettings
 
 #: The language of a corpus that goes by a name; of a folder or a zip the study says it.
 _LANGUAGES = {"jdk": "java", "python": "python", "prose": "prose"}
@@ -104,6 +106,29 @@ class MAESettings:
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     languages: tuple[str, ...] = ()
+
+    def make_config(self) -> APMAEConfig:
+        """The AP-MAE to train: the preset with its changes.
+
+        Raises:
+            TypeError: When a change is of a field that there is not.
+            ValueError: When no AP-MAE can be so.
+        """
+        from aplens.mae import APMAEConfig
+
+        return dataclasses.replace(getattr(APMAEConfig, self.preset)(), **self.config)
+
+    def make_recipe(self, seed: int) -> TrainingSettings:
+        """How it is trained: as fits the preset, with the changes; `seed` where they name none.
+
+        Raises:
+            TypeError: When a change is of a setting that there is not.
+            ValueError: When nothing can be trained so.
+        """
+        from aplens.mae import TrainingSettings
+
+        make = TrainingSettings.small if self.preset == "small" else TrainingSettings
+        return make(**{"seed": seed, **self.training})
 
 
 @dataclass(frozen=True)
@@ -211,7 +236,9 @@ class StudySettings:
         for i, table in enumerate(self.scenarios):
             _check_scenarios(table, f"scenarios[{i}]." if several else "scenarios.")
         _check_split(self.split)
-        _check_mae(self.mae, self.context_length)
+        _check_mae(self.mae, self.seed)
+        if self.mae.pretrained is None:
+            require_length(self.mae.make_config().n_ctx, self.context_length)
         _check_features(self)
         if not self.ablate.sizes:
             raise ValueError("ablate.sizes must not be empty")
@@ -223,19 +250,11 @@ class StudySettings:
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], changes: Iterable[str] = ()) -> StudySettings:
-        """Read a study file.
-
-        Args:
-            path: The file.
-            changes: Settings that replace the file's, each a line of TOML, such as
-                'mae.config.base = "none"'. A word that is no TOML value stands for itself; "" for a
-                key that may be left out leaves it out.
+        """Read a study file, with changes such as "model.name=gpt2"; all as `read_settings` does.
 
         Raises:
-            FileNotFoundError: When there is no such file.
             OSError: When it cannot be read.
-            ValueError: When it is not TOML, or a key is unknown, of the wrong type or out of range;
-                the message names the file and the key.
+            ValueError: When it is no study; the message names the file and the key.
         """
         return read_settings(cls, path, changes)
 
@@ -271,24 +290,20 @@ def _check_split(split: SplitSettings) -> None:
         raise ValueError(f"split must have shares of 0 or more that sum to 1, got {shares}")
 
 
-def _check_mae(mae: MAESettings, context_length: int) -> None:
+def _check_mae(mae: MAESettings, seed: int) -> None:
     from aplens.mae import APMAEConfig, TrainingSettings
 
-    preset = getattr(APMAEConfig, mae.preset)()
-    makers: dict[str, tuple[Any, Any]] = {
-        "config": (APMAEConfig, partial(dataclasses.replace, preset)),
-        "training": (TrainingSettings, TrainingSettings),
-    }
-    for key, (kind, make) in makers.items():
-        changes, known = getattr(mae, key), [one.name for one in dataclasses.fields(kind)]
+    for key, changes, kind, make in (
+        ("config", mae.config, APMAEConfig, mae.make_config),
+        ("training", mae.training, TrainingSettings, lambda: mae.make_recipe(seed)),
+    ):
+        known = [one.name for one in dataclasses.fields(kind)]
         if unknown := sorted(changes.keys() - set(known)):
             raise ValueError(f"unknown key mae.{key}.{unknown[0]!r}; known here: {sorted(known)}")
         try:
-            make(**changes)
+            make()
         except (TypeError, ValueError) as error:
             raise ValueError(f"mae.{key}: {error}") from error
-    if mae.pretrained is None:
-        require_length(dataclasses.replace(preset, **mae.config).n_ctx, context_length)
 
 
 def require_length(n_ctx: int, context_length: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from aplens._documents import check, take
 from aplens._io import read_json
-from aplens._words import shorten
 from aplens.heads import HeadRanking
+from aplens.intervals import Estimate
 from aplens.study.stages import StageRecord
 
 if TYPE_CHECKING:
@@ -26,18 +26,17 @@ if TYPE_CHECKING:
     from aplens.scenarios import Scenarios
     from aplens.study.config import StudySettings
 
-#: What the report takes from a study's tables.
-PREDICTOR_COLUMNS = ("task", "features", "auc", "auc_low", "accuracy", "accuracy_low")
-
-#: What ends the names of the columns that hold an estimate's interval.
-_ENDS = ("_low", "_high")
+#: What a report takes of the table of predictors.
+_PREDICTOR_COLUMNS = ["task", "features"]
+_PREDICTOR_COLUMNS += [name + end for name in ("auc", "accuracy") for end in ("", "_low", "_high")]
 
 
 class StudyFolder:
     """The results of a study, each read once, when it is first asked for.
 
-    What is not there yet raises `FileNotFoundError`, what is damaged or something else a
-    `ValueError` that names the file.
+    What is not there yet raises `FileNotFoundError`; what is not, to the bit, what its stage wrote,
+    a `ValueError` that names the file. Of results that lie alone, without a study's record of them,
+    only those that are something else are noticed.
 
     Args:
         path: The folder.
@@ -64,12 +63,12 @@ class StudyFolder:
         """All scenarios mined."""
         from aplens.scenarios import Scenarios
 
-        return Scenarios.load(self.path / "scenarios.parquet")
+        return Scenarios.load(self._checked("scenarios.parquet"))
 
     @cached_property
     def corpora(self) -> list[dict[str, Any]]:
         """What was mined: each corpus's `name`, `language` and `note`."""
-        return read_corpora(self.path / "corpus.json")
+        return read_corpora(self._checked("corpus.json"))
 
     @cached_property
     def parts(self) -> dict[str, Scenarios]:
@@ -98,11 +97,14 @@ class StudyFolder:
         """The AP-MAE that encodes."""
         from aplens.mae import APMAE
 
-        return APMAE.from_pretrained(self.path / "mae")
+        return APMAE.from_pretrained(self._checked("mae"))
 
     @cached_property
     def observations(self) -> Observations:
-        """What was observed on `observed_parts`, one part after the other."""
+        """What was observed on `observed_parts`, one part after the other.
+
+        Its shards carry checksums of their own, looked at when each is read.
+        """
         from aplens.correctness import Observations
 
         return Observations.open(self.path / "observations")
@@ -129,27 +131,59 @@ class StudyFolder:
     @cached_property
     def ranking(self) -> HeadRanking:
         """The heads, ranked by their effects."""
-        return read_ranking(self.path / "ranking.json")
+        path = self._checked("ranking.json")
+        ranking = HeadRanking.load(path)
+        with _naming(path):
+            take(ranking.metadata, "metric", str, "metadata.")
+            take(ranking.metadata, "n_prompts", int, "metadata.")
+            _require_columns(ranking.to_frame(), ["measured"])
+        return ranking
 
     @cached_property
     def shap(self) -> HeadRanking:
         """The heads, ranked by the SHAP values of a predictor of correctness."""
-        return read_shap(self.path / "shap.json")
+        path = self._checked("shap.json")
+        ranking = HeadRanking.load(path)
+        with _naming(path):
+            take(ranking.metadata, "features", str, "metadata.")
+            for key in ("auc", "confidence_auc"):
+                numbers = take(ranking.metadata, key, list, "metadata.")
+                interval = dict(zip(Estimate._fields, numbers, strict=False))
+                for end in Estimate._fields:
+                    take(interval, end, float, f"metadata.{key}: ")
+        return ranking
 
     @cached_property
     def predictors(self) -> pd.DataFrame:
         """How well each set of features predicts correctness; see `evaluate_predictors`."""
-        return read_table(self.path / "predictors.parquet", PREDICTOR_COLUMNS)
+        path = self._checked("predictors.parquet")
+        table = read_table(path)
+        with _naming(path):
+            _require_columns(table, _PREDICTOR_COLUMNS)
+        return table
 
     @cached_property
     def sweep(self) -> AblationSweep:
         """The ablations."""
-        return read_sweep(self.path / "ablations" / "sweep.json")
+        from aplens.interventions import AblationSweep
+
+        path = self._checked("ablations/sweep.json")
+        sweep = AblationSweep.load(path)
+        with _naming(path):
+            take(sweep.setup, "method", str, "setup.")
+        return sweep
 
     @property
     def seconds(self) -> dict[str, float]:
-        """How long each stage took, interrupted runs included."""
-        return StageRecord(self.path).seconds
+        """How long each stage took, interrupted runs included; empty without a record."""
+        record = StageRecord.find(self.path)
+        return record.seconds if record else {}
+
+    def _checked(self, name: str) -> Path:
+        """A path of the study's, once its files are seen to be what their stage wrote."""
+        if record := StageRecord.find(self.path):
+            record.require_unchanged(name)
+        return self.path / name
 
 
 def _turns(tasks: Sequence[str]) -> list[int]:
@@ -160,51 +194,10 @@ def _turns(tasks: Sequence[str]) -> list[int]:
     return names.groupby(names).cumcount().tolist()
 
 
-# Readers: each refuses what is something else or damaged with a ValueError that names the file.
-
-
-def read_ranking(path: Path) -> HeadRanking:
-    """A ranking by effects, whose metadata says by which metric and on how many prompts."""
-    kind = "no ranking of a study by effects (run its stage rank again)"
-    facts = {"method": str, "metric": str, "n_prompts": int}
-    with _reading_ranking(path, kind, facts) as ranking:
-        if (method := ranking.metadata["method"]) != "effects":
-            raise ValueError(f"metadata.method must be 'effects', got {shorten(method)}")
-        if "measured" not in ranking.to_frame():
-            raise ValueError("its heads do not say whether they were measured")
-    return ranking
-
-
-def read_shap(path: Path) -> HeadRanking:
-    """A ranking by a predictor of correctness, whose metadata says how good that predictor is."""
-    facts = {"features": str, "n_train": int, "n_test": int, "auc": list, "confidence_auc": list}
-    with _reading_ranking(path, "no ranking of a study's predictor", facts) as ranking:
-        for key in ("auc", "confidence_auc"):
-            interval = ranking.metadata[key]
-            if len(interval) != 3:
-                raise ValueError(
-                    f"metadata.{key} must be an estimate and the two ends of its interval, got "
-                    f"{len(interval)} numbers"
-                )
-            for i, value in enumerate(interval):
-                check(value, float, f"metadata.{key}[{i}]")
-    return ranking
-
-
-def read_sweep(path: Path) -> AblationSweep:
-    """A sweep that says by which method it ablated."""
-    from aplens.interventions import AblationSweep
-
-    sweep = AblationSweep.load(path)
-    with _naming(path, "no sweep of a study"):
-        take(sweep.setup, "method", str, "setup.")
-    return sweep
-
-
 def read_corpora(path: Path) -> list[dict[str, Any]]:
     """What was mined: each corpus's `name` and `note`."""
     corpora = read_json(path)
-    with _naming(path, "no list of a study's corpora"):
+    with _naming(path):
         for i, corpus in enumerate(check(corpora, list, "it")):
             table = check(corpus, dict, f"[{i}]")
             for key in ("name", "note"):
@@ -212,39 +205,28 @@ def read_corpora(path: Path) -> list[dict[str, Any]]:
     return corpora
 
 
-def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A table that has these columns, and of each interval the estimate and both ends."""
+def read_table(path: Path) -> pd.DataFrame:
+    """A table in Parquet; a ValueError names the file of one that is damaged."""
     import pandas as pd
     from pyarrow import ArrowException
 
     data = path.read_bytes()
     try:
-        table = pd.read_parquet(BytesIO(data))
+        return pd.read_parquet(BytesIO(data))
     # Arrow and pandas raise these of damaged files, and Arrow's own errors; from bytes in memory.
     except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-    with _naming(path, "no table of a study"):
-        names = [str(name) for name in table]
-        measures = sorted({name.rsplit("_", 1)[0] for name in names if name.endswith(_ENDS)})
-        wanted = [*columns, *(name + end for name in measures for end in ("", *_ENDS))]
-        if missing := [name for name in wanted if name not in table]:
-            raise ValueError(f"column {missing[0]} is missing")
-    return table
+
+
+def _require_columns(table: pd.DataFrame, names: Sequence[str]) -> None:
+    if missing := [name for name in names if name not in table]:
+        raise ValueError(f"column {missing[0]} is missing")
 
 
 @contextmanager
-def _reading_ranking(path: Path, kind: str, facts: Mapping[str, Any]) -> Iterator[HeadRanking]:
-    """A ranking whose metadata has these facts; what the block raises names the file."""
-    ranking = HeadRanking.load(path)
-    with _naming(path, kind):
-        for key, of in facts.items():
-            take(ranking.metadata, key, of, "metadata.")
-        yield ranking
-
-
-@contextmanager
-def _naming(path: Path, kind: str) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
+    """For results that lie alone, where no stage's record tells that they are something else."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path} is {kind}: {error}") from error
+        raise ValueError(f"{path} is not what a study writes there: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aplens._words import split_features
-from aplens.mae import APMAE, APMAEConfig, TrainingSettings, random_masks
+from aplens.mae import APMAE, random_masks
 from aplens.models import ModelInfo, describe_model, last_token_logits
 from aplens.ranking import ALWAYS_MEASURED_LAYERS, VERIFY_PROMPTS
 from aplens.study.corpora import StudyCorpus, find_corpus
@@ -99,8 +98,7 @@ def plan_study(settings: StudySettings, model: Any) -> StudyPlan:
         (
             f"{info.name}, {len(info.heads)} heads. Corpus: {names}, at least "
             f"{counted.files:,} source files for {counted.scenarios:,} scenarios.",
-            f"Memory: {_peak_memory(info) / 1e9:.1f} GB, the most that loading the model and a "
-            "batch of prompts took just now.",
+            f"Memory: {_describe_memory(info)}.",
             f"Timed just now: {costs.prompt:.3g} s a prompt of {settings.context_length} tokens "
             f"for the model, {costs.encoding:.3g} s to encode its patterns. Passes of an ablated "
             "model that share their first layers take less; fits of predictors, and the stages "
@@ -177,8 +175,7 @@ def _plan_training(
     weights = float(_FLOAT * sum(value.numel() for value in mae.state_dict().values()))
     if settings.mae.pretrained:
         return StagePlan("train", 0, 0, 0.0, weights)
-    make = TrainingSettings.small if settings.mae.preset == "small" else TrainingSettings
-    recipe = make(**settings.mae.training)
+    recipe = settings.mae.make_recipe(settings.seed)
     a_prompt = recipe.heads_fraction * len(info.heads) * recipe.passes
     passes = math.ceil(recipe.patterns / a_prompt)
     prompts = int(counted.scenarios * settings.split.autoencoder)
@@ -238,8 +235,7 @@ def _plan_ablating(
 def _load_mae(settings: StudySettings) -> APMAE:
     if settings.mae.pretrained:
         return APMAE.from_pretrained(settings.mae.pretrained)
-    preset = getattr(APMAEConfig, settings.mae.preset)()
-    return APMAE(dataclasses.replace(preset, **settings.mae.config))
+    return APMAE(settings.mae.make_config())
 
 
 def _time(device: torch.device, run: Callable[[], object]) -> float:
@@ -256,14 +252,27 @@ def _time(device: torch.device, run: Callable[[], object]) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
-def _peak_memory(info: ModelInfo) -> float:
-    """Bytes: of the GPU where there is one, else of this process."""
+def _describe_memory(info: ModelInfo) -> str:
+    peak = _peak_memory(info)
+    if peak is None:
+        return "not measured on this system"
+    return (
+        f"{peak / 1e9:.1f} GB, the most that loading the model and a batch of prompts took just now"
+    )
+
+
+def _peak_memory(info: ModelInfo) -> float | None:
+    """Bytes: of the GPU where there is one, else of this process; None where nobody counts them."""
     if info.device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(info.device))
-    import resource  # which Windows lacks
-
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else 1024 * peak)
 

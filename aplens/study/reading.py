@@ -33,7 +33,10 @@ def read_settings(
     Args:
         kind: The dataclass; its fields may be dataclasses themselves, one or several.
         path: The file.
-        changes: Settings to replace, each "key=value", such as "model.name=gpt2".
+        changes: Settings that replace the file's, each a line of TOML, such as
+            'mae.config.base = "none"'. A word that is no TOML value stands for itself; "" for a key
+            that may be left out leaves it out. A key of a table that the file has several times
+            is replaced in all of them.
 
     Raises:
         FileNotFoundError: When there is no such file.
@@ -96,8 +99,12 @@ def _read_change(line: str) -> dict[str, Any]:
 
 def _merge(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(table.get(key), dict):
-            _merge(table[key], value)
+        before = table.get(key)
+        several = before if isinstance(before, list) else [before]
+        tables = [one for one in several if isinstance(one, dict)]
+        if isinstance(value, dict) and tables:
+            for one in tables:
+                _merge(one, value)
         else:
             table[key] = value
 

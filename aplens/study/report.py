@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from aplens._tokens import readable_text, token_texts
 from aplens.mae import compare_reconstruction
 from aplens.study import sections
 from aplens.study.findings import describe_study
-from aplens.study.sections import Sample, Section
+from aplens.study.sections import Section
 from aplens.tables import code, escape
 from aplens.views.embed import render_template
 
@@ -34,13 +33,14 @@ def write_report(folder: StudyFolder, model: Any, command: str) -> None:
 
     The model is run on a few prompts, for the patterns shown and the reconstruction error.
     """
-    page = render_page(
-        folder.settings.title,
-        describe_study(folder),
-        _facts(folder, model, command),
-        _notes(folder),
-        _sections(folder, model),
-        _samples(folder, model.tokenizer),
+    page = render_template(
+        "report.html.j2",
+        title=folder.settings.title,
+        found=describe_study(folder),
+        facts=_facts(folder, model, command),
+        notes=_notes(folder),
+        sections=_sections(folder, model),
+        samples=_samples(folder, model.tokenizer),
     )
     for name, text in (("results.md", _to_markdown(folder, command)), ("report.html", page)):
         with atomic_write(folder.path / name) as temporary:
@@ -59,26 +59,6 @@ def summarize(folder: StudyFolder) -> str:
             *skipped,
             f"Report: {folder.path / 'report.html'}",
         ]
-    )
-
-
-def render_page(
-    title: str,
-    found: Sequence[str],
-    facts: Mapping[str, str],
-    notes: Sequence[str],
-    parts: Sequence[Section],
-    samples: Sequence[Sample],
-) -> str:
-    """The page's HTML: no scripts, no network, numbers beside every figure."""
-    return render_template(
-        "report.html.j2",
-        title=title,
-        found=found,
-        facts=facts,
-        notes=notes,
-        sections=parts,
-        samples=samples,
     )
 
 
@@ -169,7 +149,7 @@ def _head_sections(folder: StudyFolder, model: Any) -> list[Section]:
     return [ranked, sections.show_cards(cards), shap]
 
 
-def _samples(folder: StudyFolder, tokenizer: Any) -> list[Sample]:
+def _samples(folder: StudyFolder, tokenizer: Any) -> list[dict[str, Any]]:
     """A few observed scenarios, half of them right and half wrong, spread over the tasks."""
     observed = [scenario for part in folder.observed_parts for scenario in folder.parts[part]]
     table = folder.observations.table.assign(place=range(len(observed)))

@@ -93,7 +93,7 @@ class Study:
         stages = self._stages(until)
         self._require_parts([one.name for one in stages])
         if "train" in [one.name for one in stages]:
-            self._require_mae()
+            self._require_mae(redo)
         if "rank" in [one.name for one in stages]:
             from aplens.correctness.clusters import require_reducer
 
@@ -112,13 +112,17 @@ class Study:
                         f"split.{part} is 0, but stage {stage!r} takes the scenarios of that part"
                     )
 
-    def _require_mae(self) -> None:
-        """Refuse an AP-MAE that is not there, or too short, before the first stage."""
+    def _require_mae(self, redo: str | None) -> None:
+        """Refuse an AP-MAE that is not there, or too short, before the first stage.
+
+        Of one that is in the study's folder already, and stays, that was found out before.
+        """
         from aplens.mae import APMAE
         from aplens.mae.habit import require_visible
 
         wanted, n_tokens = self.settings.mae.pretrained, self.settings.context_length
-        if wanted is None or (self.folder.path / "mae").exists():
+        stays = (self.folder.path / "mae").exists() and redo not in ("mine", "train")
+        if wanted is None or stays:
             return
         mae = APMAE.from_pretrained(wanted)
         require_length(mae.config.n_ctx, n_tokens)
@@ -143,30 +147,26 @@ class Study:
     # --- the stages ----------------------------------------------------------------------------
 
     def _stages(self, until: str) -> list[Stage]:
-        settings = self.settings
-
-        def stage(name: str, outputs: list[str], run: Callable[[], None], *parts: Any) -> Stage:
-            keys = {key: v for part in parts if part for key, v in _flatten(part).items()}
-            keys = {"seed": settings.seed, **keys}
-            defaults = {key: v for part in parts if part for key, v in _defaults(part).items()}
-            return Stage(name, _MESSAGES[name], keys, outputs, run, name in _SHARED, defaults)
-
-        mined = ["scenarios.parquet", "corpus.json"]
-        mine = stage("mine", mined, self._mine, settings.model, settings.scenarios)
+        tables = self.settings.to_dict()
         # A model in a folder may be trained on there, and all later stages are made from it.
-        weights = {"weights of the model": sketch_files(settings.model.name)}
-        mine = dataclasses.replace(mine, settings={**mine.settings, **weights})
+        tables["weights of the model"] = sketch_files(self.settings.model.name)
+
+        def stage(
+            name: str, keys: Sequence[str], outputs: Sequence[str], run: Callable[[], None]
+        ) -> Stage:
+            wanted = {key: tables[key] for key in ("seed", *keys)}
+            return Stage(name, _MESSAGES[name], wanted, outputs, run, name in _SHARED)
+
+        first = ["model", "weights of the model", "scenarios"]
+        mined = ["scenarios.parquet", "corpus.json"]
         ranked = ["ranking.json", "shap.json", "predictors.parquet", "predictions"]
-        rank = stage("rank", ranked, self._rank, settings.rank)
-        # Before, ranking.json was what shap.json is now.
-        rank = dataclasses.replace(rank, settings={**rank.settings, "ranking": "by effects"})
         stages = [
-            mine,
-            stage("train", ["mae"], self._train, settings.mae, settings.split),
-            stage("observe", ["observations"], self._observe, settings.observe),
-            rank,
-            stage("ablate", ["ablations"], self._ablate, settings.ablate),
-            stage("report", ["report.html", "results.md"], self._report),
+            stage("mine", first, mined, self._mine),
+            stage("train", ["mae", "split"], ["mae"], self._train),
+            stage("observe", ["observe"], ["observations"], self._observe),
+            stage("rank", ["rank"], ranked, self._rank),
+            stage("ablate", ["ablate"], ["ablations"], self._ablate),
+            stage("report", ["title"], ["report.html", "results.md"], self._report),
         ]
         return stages[: STAGES.index(until) + 1]
 
@@ -212,7 +212,7 @@ class Study:
         return Scenarios(dataclasses.replace(s, file=prefix + s.file) for s in scenarios)
 
     def _train(self) -> None:
-        from aplens.mae import APMAE, APMAEConfig, TrainingSettings, train_apmae
+        from aplens.mae import APMAE, train_apmae
 
         wanted, folder = self.settings.mae, self.folder.path / "mae"
         if wanted.pretrained:
@@ -220,15 +220,13 @@ class Study:
             if join_processes().is_main:
                 APMAE.from_pretrained(wanted.pretrained).save_pretrained(folder)
             return
-        config = dataclasses.replace(getattr(APMAEConfig, wanted.preset)(), **wanted.config)
-        recipe = TrainingSettings.small if wanted.preset == "small" else TrainingSettings
         result = train_apmae(
             self.model,
             of_languages(self.folder.parts["autoencoder"], wanted.languages),
-            config,
+            wanted.make_config(),
             folder,
             validation=self.folder.parts["fit"],
-            settings=recipe(**{"seed": self.settings.seed, **wanted.training}),
+            settings=wanted.make_recipe(self.settings.seed),
             progress=self.reporter.update,
         )
         self.reporter.say(
@@ -346,32 +344,7 @@ def of_languages(scenarios: Scenarios, languages: Sequence[str]) -> Scenarios:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    """The format that torch calls so; None for no name. the settings know the names."""
+    """The format that torch calls so; None for no name. The settings know the names."""
     import torch
 
     return getattr(torch, name) if name else None
-
-
-def _flatten(part: Any) -> dict[str, Any]:
-    """Settings by name; those of several corpora are numbered as in the study file."""
-    if not isinstance(part, tuple):
-        return dataclasses.asdict(part)
-    if len(part) == 1:
-        return dataclasses.asdict(part[0])
-    numbered = {
-        f"scenarios[{i}].{key}": value
-        for i, table in enumerate(part)
-        for key, value in dataclasses.asdict(table).items()
-    }
-    return {"corpora": len(part), **numbered}
-
-
-def _defaults(part: Any) -> dict[str, Any]:
-    """What `_flatten` gives where a study file says nothing."""
-    if isinstance(part, tuple):
-        part = part[0]
-    return {
-        one.name: one.default
-        for one in dataclasses.fields(part)
-        if one.default is not dataclasses.MISSING
-    }

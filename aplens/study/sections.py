@@ -77,19 +77,6 @@ class Section:
     aside: str = ""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A scenario's source code and tokens as they are to be shown."""
-
-    task: str
-    place: str
-    code: str
-    target: str
-    predicted: str
-    confidence: str
-    correct: bool
-
-
 # --- tables ------------------------------------------------------------------------------------
 
 
@@ -483,8 +470,8 @@ def show_sample(
     tokens: tuple[str, str],
     confidence: float,
     correct: bool,
-) -> Sample:
-    """A scenario, its source code cut to the last lines.
+) -> dict[str, Any]:
+    """A scenario as the page shows it, its source code cut to the last lines.
 
     `tokens` are what the file goes on with and the model's most probable one, whose probability is
     the confidence; `correct` says whether they are the same (texts of two tokens can be equal).
@@ -493,8 +480,15 @@ def show_sample(
     shown = lines[-_SAMPLE_LINES:]
     cut = ["…"] if len(lines) > len(shown) else []
     target, predicted = map(displayable_token, tokens)
-    code = "\n".join([*cut, *shown])
-    return Sample(task, place, code, target, predicted, f"{confidence:.0%}", correct)
+    return {
+        "task": task,
+        "place": place,
+        "code": "\n".join([*cut, *shown]),
+        "target": target,
+        "predicted": predicted,
+        "confidence": f"{confidence:.0%}",
+        "correct": correct,
+    }
 
 
 def _picture(figure: Figure, alt: str, caption: str) -> Picture:

@@ -7,16 +7,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from aplens._io import clear_abandoned, fingerprint
+from aplens._io import clear_abandoned, describe_differences, fingerprint, sha256_of_file
 from aplens._processes import join_processes
 from aplens._store import Store
 from aplens._sums import changed_files, sum_files
-from aplens._words import shorten
 
 _NOTES = "stages"
 
@@ -25,7 +24,7 @@ _NOTED_EVERY = 2.0
 
 
 class Reporter:
-    """Told what a study does. This one says nothing; `aplens.cli` has one for the terminal."""
+    """Told what a study does. This one says nothing; `aplens.study.reporting` shows it."""
 
     def start(self, stage: str, message: str) -> None:
         """A stage begins."""
@@ -47,9 +46,8 @@ class Reporter:
 class Stage:
     """One step of a study, which writes `outputs` into its folder.
 
-    Its result depends on `settings` and on what the stages before it wrote. `defaults` says what a
-    setting that a newer aplens has added stands for in a stage done before. Of several processes
-    all take part in a shared one.
+    Its result depends on `settings`, tables that JSON can hold, and on what the stages before it
+    wrote. Of several processes all take part in a shared one.
     """
 
     name: str
@@ -58,7 +56,6 @@ class Stage:
     outputs: Sequence[str]
     run: Callable[[], None]
     shared: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StageRecord:
@@ -67,6 +64,11 @@ class StageRecord:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._store = Store(folder / _NOTES, "stages", {})
+
+    @classmethod
+    def find(cls, folder: Path) -> StageRecord | None:
+        """The record of a folder that is only read; None where results lie alone."""
+        return cls(folder) if (folder / _NOTES).is_dir() else None
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -114,24 +116,31 @@ class StageRecord:
         """Whether nothing that a stage wrote is missing; what was changed is refused."""
         changed, touched = changed_files(self.folder, entry["wrote"])
         if changed:
-            raise ValueError(
-                f"{self.folder / changed[0]} is not what stage {stage.name!r} wrote there: it was "
-                f"damaged or replaced. Do the stage again with --redo {stage.name}"
-            )
+            raise self._is_other(changed[0], stage.name)
         if touched:
             self._store.write(stage.name, entry)
         names = [*stage.outputs, *entry["wrote"]]
         return all((self.folder / name).exists() for name in names)
 
+    def require_unchanged(self, name: str) -> None:
+        """Refuse a file, or one in a folder, of which a single bit is not what its stage wrote.
+
+        Of files that no stage has noted nothing is known, and nothing is refused.
+        """
+        for stage in self._store:
+            for file, noted in self._entry(stage)["wrote"].items():
+                is_meant = Path(file).is_relative_to(name)
+                if is_meant and sha256_of_file(self.folder / file) != noted["sha256"]:
+                    raise self._is_other(file, stage)
+
+    def _is_other(self, file: str, stage: str) -> ValueError:
+        return ValueError(
+            f"{self.folder / file} is not what stage {stage!r} wrote there: it was damaged or "
+            f"replaced. Do the stage again with --redo {stage}"
+        )
+
     def _require_same(self, stage: Stage, upstream: str, entry: Mapping[str, Any]) -> None:
-        before, now = entry["settings"], _jsonable(stage.settings)
-        keys = dict.fromkeys([*before, *now])
-        before = _jsonable(stage.defaults) | before
-        differences = [
-            f"{key} was {shorten(before.get(key))}, is {shorten(now.get(key))}"
-            for key in keys
-            if before.get(key) != now.get(key)
-        ]
+        differences = list(describe_differences(entry["settings"], _jsonable(stage.settings)))
         if entry["upstream"] != upstream:
             differences.append("it was made from other inputs than the stages before it now have")
         if differences:

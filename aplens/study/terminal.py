@@ -28,9 +28,10 @@ _LINE_EVERY = 5.0
 
 @contextmanager
 def reporting() -> Iterator[tuple[Console, TerminalReporter]]:
-    """Show progress; errors become one line and exit code 1.
+    """Show progress; an error that says what to mend becomes one line and exit code 1.
 
-    Of several processes only the first one speaks, and whichever meets an error.
+    Any other is a fault of the program and keeps its traceback. Of several processes only the first
+    one speaks, and whichever meets an error.
     """
     console = Console(stderr=False, highlight=False)
     try:
@@ -41,10 +42,24 @@ def reporting() -> Iterator[tuple[Console, TerminalReporter]]:
     except KeyboardInterrupt:
         console.print("\nInterrupted. What was finished is kept: the same command goes on.")
         raise SystemExit(130) from None
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        if not _is_expected(error):
+            raise
         console.quiet = False
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(1) from error
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is a refusal in words, of a kind of our own, the disk's or memory's."""
+    if isinstance(error, ValueError | OSError):
+        return True
+    if isinstance(error, ImportError):
+        return error.name is None  # a package to install, said in words; Python's own has a name
+    import torch
+
+    ours = type(error).__module__.partition(".")[0] == "aplens"
+    return ours or isinstance(error, torch.OutOfMemoryError)
 
 
 class TerminalReporter(Reporter):
@@ -66,7 +81,6 @@ class TerminalReporter(Reporter):
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._stage = ""
         self._last_line = 0.0
 
     @contextmanager
@@ -77,7 +91,6 @@ class TerminalReporter(Reporter):
 
     def start(self, stage: str, message: str) -> None:
         """A stage begins."""
-        self._stage = stage
         self._last_line = time.monotonic()
         self._print(f"{stage}: {message}")
         self._task = self._progress.add_task(stage, total=None, note="")
