@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 
 import pytest
@@ -19,7 +18,6 @@ from aplens.heads import ModelShape
 from aplens.patterns import TEMPLATES
 from aplens.scenarios import ScenarioError, TextCorpus, prose_and_code
 from aplens.scenarios.passages import draw_passages
-from aplens.views.embed import read_script
 
 TOKENS = torch.randint(0, 101, (6, 16), generator=torch.Generator().manual_seed(3))
 
@@ -262,20 +260,6 @@ def test_a_damaged_map_is_refused_by_name(two, tmp_path):
 
 
 # The figure and the page
-
-
-def test_figure_and_page_give_each_model_the_same_shape():
-    names = [f"model {number}" for number in range(7)]
-    joined = HeadMap(tuple(made_up(name, n_layers=1, n_heads=2) for name in names), "mae")
-    (axes,) = joined.plot("pca").axes
-    shown = axes.get_legend().legend_handles
-    markers = [handle.get_marker() for handle in shown if handle.get_label() in names]
-    script = read_script("map.js")
-    listed = script[script.index("const SHAPES = [") : script.index("];")]
-    shapes = re.findall(r"// (.*)$", listed, flags=re.MULTILINE)
-    named = {"o": "circle", "s": "square", "^": "triangle", "v": "triangle upside down"}
-    named |= {"D": "diamond", "P": "plus"}
-    assert [named[marker] for marker in markers] == [*shapes, shapes[0]]
 
 
 def test_the_figure_shows_every_head_by_template_and_model(two):
