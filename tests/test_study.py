@@ -384,7 +384,7 @@ def test_a_hostile_title_is_text_in_the_results_too(finished):
     [
         ("ranking.json", "no ranking of a study by effects .*metadata.method is missing"),
         ("shap.json", "metadata.features is missing"),
-        ("ablations/sweep.json", "setup.method is missing"),
+        ("ablations/sweep.json", "is damaged"),
         ("corpus.json", r"\[0\].name is missing"),
     ],
 )
@@ -428,6 +428,14 @@ def test_a_folder_whose_ranking_was_by_shap_is_refused(finished, tmp_path):
     shutil.copy(tmp_path / "out" / "shap.json", tmp_path / "out" / "ranking.json")
     with pytest.raises(ValueError, match=r"ranking\.json is no ranking of a study by effects"):
         _ = study.folder.ranking
+
+
+def test_a_study_goes_on_where_its_model_is_spread_otherwise(finished):
+    command, _, _ = finished
+    command = [*command, "--set", 'model.device_map="auto"', "--until", "mine"]
+    result = aplens_command(*command)
+    assert result.exit_code == 0, result.output
+    assert "mine: done before" in result.stdout
 
 
 def test_one_changed_setting_is_refused_by_name(finished):

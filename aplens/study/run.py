@@ -135,7 +135,6 @@ class Study:
             wanted.name,
             wanted.kind,
             dtype=_dtype(wanted.dtype),  # type: ignore[arg-type]
-            n_devices=wanted.n_devices,
             device_map=wanted.device_map,
         )
 
@@ -154,7 +153,9 @@ class Study:
         mine = stage("mine", mined, self._mine, settings.model, settings.scenarios)
         # A model in a folder may be trained on there, and all later stages are made from it.
         weights = {"weights of the model": sketch_files(settings.model.name)}
-        mine = dataclasses.replace(mine, settings={**mine.settings, **weights})
+        # On other GPUs the same study goes on: what comes out is the same.
+        anywhere = {key: value for key, value in mine.settings.items() if key != "device_map"}
+        mine = dataclasses.replace(mine, settings={**anywhere, **weights})
         ranked = ["ranking.json", "shap.json", "predictors.parquet", "predictions"]
         rank = stage("rank", ranked, self._rank, settings.rank)
         # Before, ranking.json was what shap.json is now.
