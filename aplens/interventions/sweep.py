@@ -6,7 +6,7 @@ As in the paper: sizes × orders of heads, on as many correct as incorrect held-
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -137,9 +137,8 @@ def sweep_ablations(
             scenarios done, settings × scenarios in all).
 
     Each batch of prompts goes through all settings. What the unchanged model computes before a
-    setting's first layer is computed once for all of them, for which one batch's residual stream is
-    kept on the device for each layer at which a setting begins. Only the last position is
-    unembedded.
+    setting's first layer is computed once for all of them: for each layer at which one begins, the
+    residual stream of one batch is kept on the device. Only the last position is unembedded.
 
     Warns:
         UserWarning: Outcomes in the folder are damaged, and run again.
@@ -179,9 +178,9 @@ def sweep_ablations(
         runner = _Runner(model, prompts, targets, method, substitute, precision)
         _run_settings(runner, torch.from_numpy(index), missing, batch_size, kept, tell)
         results = [
-            SettingResult(of, _heads_of(of, read, describe_model(model).heads), correct)
-            for of, correct in kept.ablated.items()
-            if len(correct) == len(index)
+            SettingResult(of, _heads_of(of, read, describe_model(model).heads), kept.ablated[of])
+            for of in dict.fromkeys([*chosen, *kept.ablated])
+            if kept.count(of) == len(index)
         ]
         files = [scenarios.files[i] for i in index]
         sweep = AblationSweep(index, files, clean[index], results, skipped, setup)
@@ -269,22 +268,19 @@ class _Runner:
         prompts, targets = take_batch(self.prompts, rows, self.method), self.targets[rows]
         midway = can_start_midway(self.model)
         starts = {of: min(heads).layer if midway else 0 for of, heads in settings.items()}
-        residuals = self._residuals(prompts, set(starts.values()) - {0})
-        for setting, heads in settings.items():
+        residuals = Residuals()
+        # The setting that begins last comes first: up to there it is the unchanged model.
+        to_keep = set(starts.values()) - {0}
+        for setting in sorted(starts, key=starts.__getitem__, reverse=True):
             with (
                 compute_in(self.model, self.precision),
-                ablate_with(self.model, heads, self.substitute, numbers),
-                start_at(self.model, starts[setting], residuals),
+                ablate_with(self.model, settings[setting], self.substitute, numbers),
+                keep_residuals(self.model, to_keep, residuals),
+                start_at(self.model, 0 if to_keep else starts[setting], residuals),
             ):
                 logits = last_token_logits(self.model, prompts.tokens, prompts.lengths)
-            yield setting, self._outcomes(logits, prompts, targets, numbers, heads)
-
-    def _residuals(self, prompts: Prompts, layers: Set[int]) -> Residuals:
-        """What enters these layers of the unchanged model: one tensor a layer, of one batch."""
-        with compute_in(self.model, self.precision), keep_residuals(self.model, layers) as kept:
-            if layers:
-                last_token_logits(self.model, prompts.tokens, prompts.lengths)
-        return kept
+            to_keep = set()
+            yield setting, self._outcomes(logits, prompts, targets, numbers, settings[setting])
 
     def _outcomes(
         self,
