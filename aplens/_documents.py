@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from aplens._io import read_json
+from aplens._io import fingerprint, read_json, write_json
 from aplens._words import is_whole, shorten
 
 #: Larger seeds fit neither a column of a table nor every generator.
@@ -36,6 +36,19 @@ def read_document(path: str | os.PathLike[str], name: str, format: str, version:
             f"{path} holds {name} of version {shorten(found)}; this aplens reads {version}"
         )
     return data
+
+
+def write_sealed(path: str | os.PathLike[str], facts: dict[str, Any]) -> None:
+    """Write a JSON file with a checksum, by which `read_sealed` knows it."""
+    write_json(path, facts | {"checksum": fingerprint(facts)})
+
+
+def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_sealed` wrote; anything else is refused as damaged."""
+    facts = read_json(path)
+    if not isinstance(facts, dict) or facts.pop("checksum", None) != fingerprint(facts):
+        raise ValueError(f"{path} is damaged: it does not match its checksum")
+    return facts
 
 
 def take(table: Mapping[str, Any], key: str, kind: type[Kind], where: str = "") -> Kind:

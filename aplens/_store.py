@@ -18,15 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aplens._documents import read_document
-from aplens._io import (
-    atomic_write,
-    describe_differences,
-    fingerprint,
-    read_json,
-    sha256_of_file,
-    write_json,
-)
+from aplens._documents import read_document, read_sealed, write_sealed
+from aplens._io import atomic_write, describe_differences, sha256_of_file
 
 _MANIFEST = "manifest.json"
 _VERSION = 3  # older versions of aplens kept observations and predictions each in its own way
@@ -58,7 +51,7 @@ class Store:
             raise ValueError(f"{self.folder} is a file, expected a folder to keep {holds} in")
         else:
             facts = {"format": _format(holds), "version": _VERSION, "setup": self.setup}
-            _write_sealed(path, facts)
+            write_sealed(path, facts)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], holds: str) -> Store:
@@ -98,11 +91,11 @@ class Store:
             with atomic_write(path) as temporary:
                 write(temporary)
             sums[suffix] = sha256_of_file(path)
-        _write_sealed(self.file(key), {"value": value, "files": sums})
+        write_sealed(self.file(key), {"value": value, "files": sums})
 
     def read(self, key: str) -> Any:
         """A result's value; a ValueError names a file of it that is damaged or missing."""
-        note = _read_sealed(self.file(key))
+        note = read_sealed(self.file(key))
         for suffix, expected in note["files"].items():
             path = self.file(key, suffix)
             if not path.is_file():
@@ -161,17 +154,6 @@ def _format(holds: str) -> str:
 def _read_manifest(path: Path, holds: str) -> Any:
     try:
         read_document(path, holds, _format(holds), _VERSION)
-        return _read_sealed(path)["setup"]
+        return read_sealed(path)["setup"]
     except ValueError as error:
         raise ValueError(f"{error}; choose another folder, or delete {path.parent}") from error
-
-
-def _write_sealed(path: Path, facts: dict[str, Any]) -> None:
-    write_json(path, facts | {"checksum": fingerprint(facts)})
-
-
-def _read_sealed(path: Path) -> dict[str, Any]:
-    facts = read_json(path)
-    if not isinstance(facts, dict) or facts.pop("checksum", None) != fingerprint(facts):
-        raise ValueError(f"{path} is damaged: it does not match its checksum")
-    return facts

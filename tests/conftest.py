@@ -71,14 +71,14 @@ def make_tiny_hf(seed=0):
 
 
 def make_tiny_bridge(seed=0, name="tiny-bridge"):
-    from aplens.models.classes import Placement, build
+    from aplens.models.classes import build
 
     return build(
         "bridge",
         make_tiny_hf(seed),
         None,
         name=name,
-        placement=Placement("cpu"),
+        device="cpu",
         dtype=torch.float32,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from zoo import D_VOCAB, N_HEADS, N_LAYERS, WINDOW, ZOO, make
 
-from aplens.models.classes import ModelKind, Placement, build
+from aplens.models.classes import ModelKind, build
 
 __all__ = ["D_VOCAB", "FAMILIES", "N_HEADS", "N_LAYERS", "Family", "make_hf", "make_model"]
 
@@ -57,6 +57,4 @@ def make_hf(family: str) -> Any:
 def make_model(family: str, kind: ModelKind, dtype: torch.dtype = torch.float32) -> Any:
     """The same model with hooks."""
     hf_model = make_hf(family).to(dtype)
-    return build(
-        kind, hf_model, None, name=f"tiny-{family}", placement=Placement("cpu"), dtype=dtype
-    )
+    return build(kind, hf_model, None, name=f"tiny-{family}", device="cpu", dtype=dtype)

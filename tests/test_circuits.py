@@ -147,13 +147,13 @@ def test_the_only_head_recovers_everything_where_nothing_else_differs():
     """The last token is the same, and what came before reaches it only through the head."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from aplens.models.classes import Placement, build
+    from aplens.models.classes import build
 
     torch.manual_seed(0)
     config = GPT2Config(n_layer=1, n_head=1, n_embd=16, n_positions=16, vocab_size=101)
     hf_model = GPT2LMHeadModel(config).eval()
     hf_model.set_attn_implementation("eager")
-    options = {"name": "one-head", "placement": Placement("cpu"), "dtype": torch.float32}
+    options = {"name": "one-head", "device": "cpu", "dtype": torch.float32}
     model = build("bridge", hf_model, None, **options)
     corrupted = torch.cat([CORRUPTED[:, :-1], CLEAN[:, -1:]], dim=1)
     table = activation_patch(model, CLEAN, corrupted, "L0H0", metric=METRIC)
@@ -718,7 +718,7 @@ def test_layers_without_attention_are_left_out():
     """A hybrid, which TransformerLens's own function refuses: attention in layers 1 and 3 only."""
     from transformers import JambaConfig, JambaForCausalLM
 
-    from aplens.models.classes import Placement, build
+    from aplens.models.classes import build
 
     config = JambaConfig(
         vocab_size=D_VOCAB,
@@ -739,7 +739,7 @@ def test_layers_without_attention_are_left_out():
     torch.manual_seed(0)
     hf_model = JambaForCausalLM(config).eval()
     hf_model.set_attn_implementation("eager")
-    options = {"name": "tiny-jamba", "placement": Placement("cpu"), "dtype": torch.float32}
+    options = {"name": "tiny-jamba", "device": "cpu", "dtype": torch.float32}
     model = build("bridge", hf_model, None, **options)
     table = path_patch(model, CLEAN, CORRUPTED, "L1H0, L3H1", metric=METRIC)
     assert list(table.frame["receiver"]) == ["L3H0", "L3H1", "L3H2", "L3H3"]

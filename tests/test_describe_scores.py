@@ -126,7 +126,7 @@ def test_template_columns_are_averages_over_prompts(any_model, mae):
     for i, prompt in enumerate(prompts):
         tokens = torch.tensor(prompt)
         scores.append(template_scores(patterns.prompt(i), tokens))
-        names.append(name_templates(scores[-1], tokens).names)
+        names.append(name_templates(scores[-1], tokens))
     np.testing.assert_allclose(frame[list(TEMPLATES)], torch.stack(scores).mean(0), atol=1e-5)
     for row, given in zip(frame.itertuples(), np.stack(names, axis=1), strict=True):
         counts = pd.Series(given).value_counts()

@@ -315,9 +315,3 @@ def test_everything_imports_where_there_is_no_hooked_transformer():
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[0]) > 10
-
-
-def test_importing_aplens_imports_no_transformer_lens():
-    code = "import sys, aplens; print('transformer_lens' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == "False", result.stderr

@@ -61,8 +61,7 @@ def metric_alone(model, scenarios, metric):
 # Measured
 
 
-@pytest.mark.parametrize("metric", ["log_prob", "logit_diff"])
-@pytest.mark.parametrize("method", ["zero", "mean"])
+@pytest.mark.parametrize(("method", "metric"), [("zero", "log_prob"), ("mean", "logit_diff")])
 def test_effects_equal_ablating_head_by_head_and_prompt_by_prompt(
     tiny_model, reference, method, metric
 ):
@@ -207,8 +206,7 @@ def test_progress_counts_heads_times_prompts(any_model):
 # Estimated
 
 
-@pytest.mark.parametrize("metric", ["log_prob", "logit_diff"])
-@pytest.mark.parametrize("method", ["zero", "mean"])
+@pytest.mark.parametrize(("method", "metric"), [("zero", "log_prob"), ("mean", "logit_diff")])
 def test_estimates_are_the_slope_of_ablating_a_little(tiny_model, reference, method, metric):
     scenarios = make_scenarios()
     estimates = estimate_effects(

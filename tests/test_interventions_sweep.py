@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import fields, replace
 
 import numpy as np
@@ -8,10 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import KINDS, make_any_tiny, make_broken, train_on
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from aplens import Head, HeadRanking, Scenarios, parse_heads
+from aplens import HeadRanking, Scenarios, parse_heads
 from aplens._io import FolderInUseError, own_folder
 from aplens.heads import ModelShape
 from aplens.interventions import (
@@ -22,8 +19,7 @@ from aplens.interventions import (
     ablate_heads,
     sweep_ablations,
 )
-from aplens.interventions.sharing import plan_runs
-from aplens.models import z_hook_name
+from aplens.models import attach_hooks, z_hook_name
 from aplens.scenarios import Scenario
 
 N_SCENARIOS = 24
@@ -199,6 +195,62 @@ def test_other_methods_equal_ablate_heads(tiny_model, method):
     np.testing.assert_array_equal(result.correct, expected)
 
 
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@torch.no_grad()
+def test_resampling_takes_the_donors_that_one_batch_of_all_prompts_takes(tiny_model, precision):
+    """Against each prompt run alone, whatever the lengths and the batches."""
+    from aplens.scenarios import make_scenarios as make_own
+
+    lengths = (4, 11, 7, 2, 9, 11, 5)
+    generator = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(1, 101, (n,), generator=generator).tolist() for n in lengths]
+    reference = torch.randint(1, 101, (9, 14), generator=generator)
+    heads = parse_heads("L0H1, L1H0, L2H3")
+    donors = torch.randperm(9, generator=torch.Generator().manual_seed(3))[: len(prompts)]
+    outputs = {}
+    hooks = [
+        (z_hook_name(layer), lambda z, hook, layer=layer: outputs.update({layer: z.clone()}))
+        for layer in range(3)
+    ]
+    with attach_hooks(tiny_model, hooks):
+        tiny_model(reference)
+
+    def predict(prompt, donor):
+        def replacing(head):
+            def replace(z, hook):
+                z = z.clone()
+                z[:, :, head.head] = outputs[head.layer][donor, : z.shape[1], head.head]
+                return z
+
+            return replace
+
+        with attach_hooks(tiny_model, [(z_hook_name(h.layer), replacing(h)) for h in heads]):
+            return int(tiny_model(torch.tensor([prompt]))[0, -1].argmax())
+
+    targets = [predict(*pair) for pair in zip(prompts, donors, strict=True)]
+    options = {"sizes": (3,), "random_seeds": (), "balance": False, "seed": 3}
+    options |= {"method": "resample", "reference": reference, "precision": precision}
+    for batch_size in (1, 3, 50):
+        sweep = run_sweep(
+            tiny_model,
+            make_own(tiny_model, prompts, targets),
+            {"all": heads},
+            batch_size=batch_size,
+            **options,
+        )
+        assert sweep.results[0].correct.all()
+    assert not sweep.clean.all()
+
+
+def test_a_reference_comes_in_any_form_of_prompts(any_model, tmp_path):
+    scenarios, tokens = make_scenarios(any_model), make_scenarios(any_model, seed=9).tokens()
+    given = any_model, scenarios, make_ranking()
+    options = {"sizes": (3,), "method": "mean", "folder": tmp_path}
+    as_tensor = run_sweep(*given, reference=tokens, **options)
+    as_lists = run_sweep(*given, reference=tokens.tolist(), **options)  # the same sweep goes on
+    pd.testing.assert_frame_equal(as_lists.to_frame(), as_tensor.to_frame())
+
+
 def count_passes(model, action):
     """How many prompts reach the first layer while `action` runs."""
     seen = []
@@ -231,8 +283,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
             folder=tmp_path,
             progress=stop_after_two_batches,
         )
-    assert AblationSweep.load(tmp_path / "sweep.json").results == []
-    assert (tmp_path / "unfinished" / "outcomes.json").exists()
+    assert not (tmp_path / "sweep.json").exists()
 
     def go_on():
         return run_sweep(tiny_model, scenarios, ranking, **arguments, folder=tmp_path)
@@ -240,7 +291,8 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_model, tmp_path):
     prompts, resumed = count_passes(tiny_model, go_on)
     assert 0 < prompts <= 8 * 4  # no clean pass again, and only the last batch of four
     pd.testing.assert_frame_equal(resumed.to_frame(), whole.to_frame())
-    assert not (tmp_path / "unfinished").exists()
+    loaded = AblationSweep.load(tmp_path / "sweep.json")
+    pd.testing.assert_frame_equal(loaded.to_frame(), whole.to_frame())
 
     prompts, again = count_passes(tiny_model, go_on)
     assert prompts == 0
@@ -256,22 +308,11 @@ def test_damaged_outcomes_are_named_and_run_again(tiny_model, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run_sweep(*given, **options, folder=tmp_path, progress=stop)
-    kept = tmp_path / "unfinished" / "outcomes.json"
+    kept = tmp_path / "ablated.json"
     kept.write_text(kept.read_text().replace("0", "1", 1))
-    with pytest.warns(UserWarning, match=r"outcomes\.json is damaged.*done again"):
+    with pytest.warns(UserWarning, match=r"ablated\.json is damaged.*done again"):
         again = run_sweep(*given, **options, folder=tmp_path)
     pd.testing.assert_frame_equal(again.to_frame(), run_sweep(*given, **options).to_frame())
-
-
-def test_a_sweep_of_scenarios_that_are_not_there_is_named(any_model, tmp_path):
-    scenarios = make_scenarios(any_model)
-    run_sweep(any_model, scenarios, make_ranking(), sizes=(1,), folder=tmp_path)
-    path = tmp_path / "sweep.json"
-    content = json.loads(path.read_text())
-    content["index"][0] = N_SCENARIOS
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"sweep\.json is a damaged .* 24, of 24 scenarios"):
-        run_sweep(any_model, scenarios, make_ranking(), sizes=(1,), folder=tmp_path)
 
 
 def test_two_sweeps_in_one_folder_are_refused(any_model, tmp_path):
@@ -281,13 +322,13 @@ def test_two_sweeps_in_one_folder_are_refused(any_model, tmp_path):
 
 
 def test_layers_that_settings_have_in_common_are_run_once(tiny_model):
-    """Of heads in the last layer alone, only that layer is run for each setting."""
+    """Where all heads are in the last layer, only that layer is run for each setting."""
     scenarios = make_scenarios(tiny_model)
     options = {"sizes": (1, 2, 3, 4), "random_seeds": ()}
     prompts, sweep = count_passes(
         tiny_model, lambda: run_sweep(tiny_model, scenarios, {"last": {2: range(4)}}, **options)
     )
-    assert prompts == len(scenarios) + len(sweep.clean)  # the clean pass, and the first setting
+    assert prompts == len(scenarios) + len(sweep.clean)  # to balance, and for all settings once
     for result in sweep.results:
         correct = by_hand(tiny_model, scenarios, sweep.index, result.heads)
         np.testing.assert_array_equal(result.correct, correct)
@@ -298,44 +339,6 @@ def test_bfloat16_gives_the_outcomes_of_the_model_as_it_is(tiny_model):
     exact = run_sweep(tiny_model, scenarios, ranking, sizes=(1, 5))
     rounded = run_sweep(tiny_model, scenarios, ranking, sizes=(1, 5), precision=torch.bfloat16)
     pd.testing.assert_frame_equal(rounded.to_frame(), exact.to_frame())
-
-
-N_LAYERS, N_HEADS = 4, 3
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.sets(st.tuples(st.integers(0, N_LAYERS - 1), st.integers(0, N_HEADS - 1)), max_size=6),
-        min_size=1,
-        max_size=8,
-    )
-)
-def test_a_plan_never_uses_what_it_has_not_computed(sets):
-    """Run the plan on a model that only writes down what each layer has seen."""
-    choices = {number: tuple(Head(*pair) for pair in chosen) for number, chosen in enumerate(sets)}
-    kept, outcome, runs = {}, None, 0
-    for step in plan_runs(choices, N_LAYERS):
-        if step.start < N_LAYERS:
-            kept = {layer: stream for layer, stream in kept.items() if layer <= step.start}
-            stream = kept[step.start] if step.start else ()
-            for layer in range(step.start, N_LAYERS):
-                if layer in step.keep:
-                    kept[layer] = stream
-                stream = (*stream, frozenset(h.head for h in step.heads if h.layer == layer))
-                runs += 1
-            outcome = stream
-        expected = tuple(
-            frozenset(h.head for h in choices[step.name] if h.layer == layer)
-            for layer in range(N_LAYERS)
-        )
-        assert outcome == expected
-    prefixes = {
-        tuple(frozenset(h for at, h in chosen if at == layer) for layer in range(depth))
-        for chosen in sets
-        for depth in range(1, N_LAYERS + 1)
-    }
-    assert runs == len(prefixes)  # each layer once for every way to arrive at it, no more
 
 
 def test_a_folder_takes_more_sizes_but_no_other_sweep(any_model, tmp_path):
@@ -412,6 +415,15 @@ def test_a_sweep_reads_back_as_written(tmp_path):
     (tmp_path / "other.json").write_text('{"format": "something else"}')
     with pytest.raises(ValueError, match=r"other\.json is not an ablation sweep"):
         AblationSweep.load(tmp_path / "other.json")
+    path = tmp_path / "s.json"
+    path.write_text(path.read_text().replace("L0H3", "L0H2"))
+    with pytest.raises(ValueError, match=r"s\.json is damaged"):
+        AblationSweep.load(path)
+
+
+def test_outcomes_of_other_scenarios_make_no_sweep():
+    with pytest.raises(ValueError, match="one entry for each scenario, got 5 and 6 entries"):
+        replace(made_up_sweep(), clean=np.ones(5, dtype=bool))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from aplens import Head, HeadRanking
 from aplens.circuits import activation_patch, logit_difference
 from aplens.heads import ModelShape
 from aplens.interventions import SweepPlan, ablate_heads, measure_effects, sweep_ablations
-from aplens.interventions.sharing import plan_runs
 from aplens.models import (
     attach_hooks,
     can_start_midway,
@@ -129,10 +128,3 @@ def test_a_sweep_of_such_a_model_is_that_of_running_all_of_it(model):
         with ablate_heads(model, result.heads):
             predicted = model(scenarios.tokens())[:, -1].argmax(-1)
         np.testing.assert_array_equal(result.correct, predicted == scenarios.targets())
-
-
-def test_the_plan_for_such_a_model_begins_at_the_first_layer():
-    choices = {"a": [Head(0, 1)], "b": [Head(0, 1), Head(2, 3)], "c": [Head(0, 1)]}
-    starts = {step.name: (step.start, step.keep) for step in plan_runs(choices, 3, midway=False)}
-    assert starts == {"a": (0, ()), "c": (3, ()), "b": (0, ())}
-    assert {step.start for step in plan_runs(choices, 3)} == {0, 2, 3}

@@ -53,9 +53,9 @@ def strength(found, name):
 def test_an_ideal_pattern_gets_its_own_name(n_different, times, name):
     tokens = repeating(n_different, times)
     scores = template_scores(ideal_pattern(name, tokens), tokens)
-    found = name_templates(scores, tokens)
-    assert found.names == name
-    assert found.strengths.item() == pytest.approx(1, abs=1e-5)
+    assert name_templates(scores, tokens) == name
+    strengths = template_strengths(scores, tokens)
+    assert strength(strengths, name).item() == pytest.approx(1, abs=1e-5)
 
 
 @settings(deadline=None)
@@ -74,8 +74,8 @@ def test_scores_are_shares_and_strengths_at_most_one(tokens, seed, temperature):
     assert ((scores >= 0) & (scores <= 1)).all()
     strengths = template_strengths(scores, tokens)
     assert (strengths.nan_to_num(0) <= 1 + 1e-4).all()
-    names, best = name_templates(scores, tokens)
-    assert names.shape == best.shape == (2, 3)
+    names = name_templates(scores, tokens)
+    assert names.shape == (2, 3)
     assert set(names.flatten()) <= {*TEMPLATES, MIXED}
 
 
@@ -100,7 +100,7 @@ def test_a_template_that_the_prompt_has_no_place_for_is_never_named(monkeypatch)
         assert (strength(scores, name) == 0).all()
         assert strength(template_strengths(scores, tokens), name).isnan().all()
     named = name_templates(scores, tokens)
-    assert not {MIXED, "duplicate_token", "induction"} & set(named.names)
+    assert not {MIXED, "duplicate_token", "induction"} & set(named)
 
 
 def test_one_accidental_repeat_names_no_head():
@@ -110,7 +110,7 @@ def test_one_accidental_repeat_names_no_head():
     attention[-1] = torch.eye(20)[8]
     scores = template_scores(attention, tokens)
     assert strength(scores, "induction") == pytest.approx(1 / 20)
-    assert name_templates(scores, tokens).names == "uniform"
+    assert name_templates(scores, tokens) == "uniform"
 
 
 def test_a_head_that_waits_at_the_first_token_for_a_repeat_is_an_induction_head():
@@ -119,7 +119,7 @@ def test_a_head_that_waits_at_the_first_token_for_a_repeat_is_an_induction_head(
     attention[:10] = ideal_pattern("first_token", tokens)[:10]
     scores = template_scores(attention, tokens)
     assert strength(scores, "first_token") == strength(scores, "induction") == 0.5
-    assert name_templates(scores, tokens).names == "induction"
+    assert name_templates(scores, tokens) == "induction"
 
 
 def test_a_blend_of_templates_is_mixed_and_narrow_windows_keep_their_names():
@@ -130,15 +130,14 @@ def test_a_blend_of_templates_is_mixed_and_narrow_windows_keep_their_names():
     near = (parts["previous_token"] + parts["self"] + 3 * parts["local"]) / 5
     scores = template_scores(torch.stack([blend, mostly_previous, near]), tokens)
     assert strength(scores, "local")[1] == 1  # all within the window, and still more precisely:
-    assert name_templates(scores, tokens).names.tolist() == [MIXED, "previous_token", "local"]
+    assert name_templates(scores, tokens).tolist() == [MIXED, "previous_token", "local"]
 
 
 def test_a_prompt_of_one_token_follows_nothing():
     tokens = torch.tensor([3])
     scores = template_scores(torch.ones(4, 1, 1), tokens)
-    names, strengths = name_templates(scores, tokens)
-    assert names.tolist() == [MIXED] * 4
-    assert strengths.isnan().all()
+    assert name_templates(scores, tokens).tolist() == [MIXED] * 4
+    assert template_strengths(scores, tokens).isnan().all()
 
 
 def test_half_precision_scores_are_those_of_single_precision():
@@ -189,7 +188,7 @@ def test_the_heads_named_on_repeated_tokens_are_those_that_detect_head_finds(kin
     scores = template_scores(patterns.values[0], tokens)
     expected = detect_heads(model, tokens[None])
     torch.testing.assert_close(scores[:, : len(DETECTED)], expected, atol=1e-5, rtol=0)
-    names, _ = name_templates(scores, tokens)
+    names = name_templates(scores, tokens)
     for name in ("previous_token", "induction"):
         named = set((names == name).nonzero()[0].tolist())
         highest = expected[:, DETECTED.index(name)].topk(len(named)).indices.tolist()

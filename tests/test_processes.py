@@ -160,8 +160,8 @@ def require_same_training(folder):
 def test_a_sweep_that_was_killed_goes_on(tmp_path):
     assert work_on("sweep", tmp_path / "one") == [0]
     assert work_on("sweep", tmp_path / "two", dies_at=60) == [-signal.SIGKILL]
-    unfinished = json.loads((tmp_path / "two" / "unfinished" / "outcomes.json").read_text())
-    assert {len(bits) for bits in unfinished["value"].values()} == {8}  # two batches of four
+    ablated = json.loads((tmp_path / "two" / "ablated.json").read_text())
+    assert {len(bits) for _, bits in ablated["value"]} == {8}  # two batches of four
     assert work_on("sweep", tmp_path / "two") == [0]
     assert shard_files(tmp_path / "two") == shard_files(tmp_path / "one")
 

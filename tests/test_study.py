@@ -418,7 +418,7 @@ def test_results_that_lie_alone_are_read_and_nothing_is_written(finished, tmp_pa
     [
         ("ranking.json", "metadata.metric is missing"),
         ("shap.json", "metadata.features is missing"),
-        ("ablations/sweep.json", "setup.method is missing"),
+        ("ablations/sweep.json", "is damaged"),
         ("corpus.json", r"\[0\].name is missing"),
     ],
 )
@@ -456,6 +456,14 @@ def test_the_same_command_again_does_nothing_again(finished):
     assert result.exit_code == 0, result.output
     assert result.stdout.count("done before") == 6
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_study_goes_on_where_its_model_is_spread_otherwise(finished):
+    command, _, _ = finished
+    command = [*command, "--set", 'model.device_map="auto"', "--until", "mine"]
+    result = aplens_command(*command)
+    assert result.exit_code == 0, result.output
+    assert "mine: done before" in result.stdout
 
 
 def test_one_changed_setting_is_refused_by_name(finished):

@@ -201,7 +201,7 @@ class TemplateCounts:
         """Add one prompt."""
         scores = template_scores(attention, tokens)
         self._scores += scores.double().cpu().numpy()
-        self._counts += name_templates(scores, tokens).names[:, None] == self._NAMES
+        self._counts += name_templates(scores, tokens)[:, None] == self._NAMES
         self._n_prompts += 1
 
     def columns(self) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from aplens.interventions.outcomes import (
     Setting,
     SettingResult,
 )
-from aplens.interventions.scaling import ScalesLike, change_heads, scale_heads
+from aplens.interventions.scaling import ScalesLike, read_scales, scale_heads
 from aplens.interventions.sweep import PAPER_SIZES, SweepPlan, sweep_ablations
 
 __all__ = [
@@ -28,9 +28,9 @@ __all__ = [
     "SettingResult",
     "SweepPlan",
     "ablate_heads",
-    "change_heads",
     "estimate_effects",
     "measure_effects",
+    "read_scales",
     "scale_heads",
     "sweep_ablations",
 ]

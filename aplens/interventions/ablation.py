@@ -106,8 +106,13 @@ def make_substitute(
     method: AblationMethod,
     reference: PromptsLike | None = None,
     seed: int = 0,
+    n_tokens: int | None = None,
 ) -> Substitute:
-    """What `method` puts in place of any of `heads`; the reference is run when it is needed."""
+    """What `method` puts in place of any of `heads`; the reference is run when it is needed.
+
+    Resampling cuts the reference prompts to `n_tokens`, the length of every batch to come
+    (`take_batch`); without it they must be of one length.
+    """
     require_choice("method", method, get_args(AblationMethod))
     seed = read_seed(seed)
     if method == "zero":
@@ -118,13 +123,36 @@ def make_substitute(
     if method == "mean":
         means = _mean_outputs(model, heads, prompts)
         return lambda heads, z, numbers: torch.stack([means[head] for head in heads]).to(z)
-    if int(prompts.lengths.min()) < prompts.n_tokens:
+    if n_tokens is not None:
+        prompts = _cut(prompts, n_tokens)
+    elif int(prompts.lengths.min()) < prompts.n_tokens:
         raise ValueError(
             "method 'resample' needs reference prompts of one length, got prompts of "
             f"{prompts.lengths.unique().tolist()} tokens"
         )
     outputs = _outputs(model, heads, prompts)
     return lambda heads, z, numbers: _from_reference(heads, z, numbers, outputs, seed)
+
+
+def take_batch(prompts: Prompts, rows: Int[Tensor, " some"], method: AblationMethod) -> Prompts:
+    """Some of the prompts, padded to the longest of them.
+
+    For resampling, which pairs positions with the reference's, to the longest of all.
+    """
+    if method == "resample":
+        return Prompts(prompts.tokens[rows], prompts.lengths[rows])
+    return prompts[rows]
+
+
+def _cut(reference: Prompts, n_tokens: int) -> Prompts:
+    """The first tokens of the reference prompts, as many as the longest scenario has."""
+    shortest = int(reference.lengths.min())
+    if shortest < n_tokens:
+        raise ValueError(
+            "method 'resample' takes outputs from the same position: the reference has a prompt of "
+            f"{shortest} tokens, the longest scenario has {n_tokens}"
+        )
+    return reference.first_tokens(n_tokens)
 
 
 def _by_layer(heads: Sequence[Head]) -> dict[int, list[Head]]:

@@ -16,7 +16,12 @@ from aplens._documents import require_choice
 from aplens._progress import Progress, show_progress
 from aplens.heads import Head, HeadRanking, HeadsLike, ModelShape
 from aplens.intervals import FileBootstrap, sign_flip_p_values
-from aplens.interventions.ablation import AblationMethod, ablate_singly, make_substitute
+from aplens.interventions.ablation import (
+    AblationMethod,
+    ablate_singly,
+    make_substitute,
+    take_batch,
+)
 from aplens.models import (
     attach_hooks,
     can_start_midway,
@@ -178,8 +183,9 @@ def measure_effects(
     """Ablate every head by itself and measure what that does to the metric on each prompt.
 
     The same as `ablate_heads` head by head, but for rounding. Where there are few prompts, several
-    heads of a layer are ablated in one forward pass, each on its own copy of the prompts. On a
-    HookedTransformer that pass begins at their layer, which halves the work for all heads.
+    heads of a layer are ablated in one forward pass, each on its own copy of the prompts. That pass
+    begins at their layer, which halves the work for all heads, unless later layers of the model
+    need more of earlier ones than the residual stream.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -205,15 +211,13 @@ def measure_effects(
             model is broken: its logits contain NaN or infinity, or its patterns are no attention.
     """
     task = _Task.read(model, scenarios, heads, metric, batch_size)
-    if method == "resample" and reference is not None:
-        reference = _cut_reference(model, reference, task.prompts.n_tokens)
-    substitute = make_substitute(model, task.heads, method, reference, seed)
+    n_tokens = task.prompts.n_tokens
+    substitute = make_substitute(model, task.heads, method, reference, seed, n_tokens)
     clean, values = task.empty_results()
     midway = can_start_midway(model)
     tell, n_done = show_progress(progress, "Measuring effects"), 0
     for numbers in task.batches(batch_size):
-        # Resampling pairs positions with the reference's, so its batches keep the whole length.
-        prompts = task.take(numbers, trim=method != "resample")
+        prompts = take_batch(task.prompts, numbers, method)
         with (
             refuse_broken_patterns(model),
             keep_residuals(model, task.by_layer) as residuals,
@@ -295,7 +299,7 @@ def estimate_effects(
     by_layer = task.by_layer
     tell, n_done = show_progress(progress, "Estimating effects"), 0
     for numbers in task.batches(batch_size):
-        prompts = task.take(numbers)
+        prompts = task.prompts[numbers]
         with refuse_broken_patterns(model), _keep_outputs(model, by_layer) as outputs:
             logits = last_token_logits(model, prompts.tokens, prompts.lengths)
         metrics = task.evaluate(logits, numbers)
@@ -372,12 +376,6 @@ class _Task:
         """The numbers of at most `size` prompts at a time, those of like length together."""
         yield from self.prompts.lengths.cpu().argsort(stable=True).split(size)
 
-    def take(self, numbers: Int[Tensor, " some"], trim: bool = True) -> Prompts:
-        """Some prompts, padded to the longest of them, or (`trim` False) to the longest of all."""
-        if trim:
-            return self.prompts[numbers]
-        return Prompts(self.prompts.tokens[numbers], self.prompts.lengths[numbers])
-
     def empty_results(
         self,
     ) -> tuple[Float[Tensor, " prompt"], Float[Tensor, "head prompt"]]:
@@ -401,18 +399,6 @@ class _Task:
         if not metrics.isfinite().all():
             raise ValueError("an answer's logit is minus infinity: an effect on it is no number")
         return metrics
-
-
-def _cut_reference(model: Any, reference: PromptsLike, n_tokens: int) -> Prompts:
-    """The first tokens of the reference prompts, as many as the longest scenario has."""
-    prompts = read_prompts(model, reference)
-    shortest = int(prompts.lengths.min())
-    if shortest < n_tokens:
-        raise ValueError(
-            "method 'resample' takes outputs from the same position: the reference has a prompt of "
-            f"{shortest} tokens, the longest scenario has {n_tokens}"
-        )
-    return prompts.first_tokens(n_tokens)
 
 
 @contextmanager

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aplens._documents import check, read_document, take
-from aplens._io import write_json
-from aplens._words import shorten
+from aplens._documents import read_document, read_sealed, write_sealed
 from aplens.heads import Head, parse_heads
 from aplens.intervals import FileBootstrap
 from aplens.tables import Shown
@@ -24,8 +21,6 @@ if TYPE_CHECKING:
 
 #: The name under which random heads stand beside the orders.
 RANDOM = "random"
-
-_LAST = 2**63 - 1
 
 _MEASURES = [
     "n",
@@ -67,8 +62,11 @@ class AblationSweep(Shown):
         files: The source file of each of them; intervals resample files.
         clean: Whether the model, nothing ablated, was correct on each.
         results: One entry a setting that was run.
-        skipped: Settings that could not be run, and why, in words.
+        skipped: Settings that were asked for and could not be run, and why, in words.
         setup: What was swept: model, method, seeds, fingerprints of the inputs.
+
+    Raises:
+        ValueError: When these have not one entry for each scenario.
     """
 
     index: NDArray[np.int64]
@@ -79,6 +77,16 @@ class AblationSweep(Shown):
     setup: dict[str, Any] = field(default_factory=dict)
 
     _FORMAT = "aplens.ablation_sweep"
+    _VERSION = 2  # the first had no checksum
+
+    def __post_init__(self) -> None:
+        found = {len(self.index), len(self.files), len(self.clean)}
+        found |= {len(result.correct) for result in self.results}
+        if len(found) > 1:
+            raise ValueError(
+                "index, files, clean and every result must have one entry for each scenario, got "
+                f"{' and '.join(map(str, sorted(found)))} entries"
+            )
 
     def __repr__(self) -> str:
         choices = dict.fromkeys(result.setting.choice for result in self._ordered())
@@ -156,12 +164,12 @@ class AblationSweep(Shown):
         return plot_ablation_curve(self.summary(), clean_accuracy=self.clean_accuracy)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the sweep as JSON."""
-        write_json(
+        """Write the sweep as JSON, with a checksum."""
+        write_sealed(
             path,
             {
                 "format": self._FORMAT,
-                "version": 1,
+                "version": self._VERSION,
                 "setup": self.setup,
                 "index": self.index.tolist(),
                 "files": self.files,
@@ -184,25 +192,21 @@ class AblationSweep(Shown):
 
         Raises:
             OSError: When the file cannot be read.
-            ValueError: When the file is not an ablation sweep, or a damaged one; the message names
-                the file and what is wrong.
+            ValueError: When the file is not an ablation sweep, one of another version, or damaged;
+                the message names the file.
         """
-        data = read_document(path, "an ablation sweep", cls._FORMAT, 1)
-        try:
-            clean = read_bits(take(data, "clean", str), "clean")
-            return cls(
-                index=_read_index(take(data, "index", list), len(clean)),
-                files=_read_texts(data, "files", len(clean)),
-                clean=clean,
-                results=[
-                    _read_result(check(entry, dict, f"results[{i}]"), f"results[{i}].", len(clean))
-                    for i, entry in enumerate(take(data, "results", list))
-                ],
-                skipped=_read_texts(data, "skipped"),
-                setup=take(data, "setup", dict),
+        read_document(path, "an ablation sweep", cls._FORMAT, cls._VERSION)
+        saved = read_sealed(path)
+        results = [
+            SettingResult(
+                Setting(entry["choice"], entry["size"], entry["seed"]),
+                parse_heads(entry["heads"]),
+                read_bits(entry["correct"]),
             )
-        except ValueError as error:
-            raise ValueError(f"{path} is a damaged ablation sweep: {error}") from error
+            for entry in saved["results"]
+        ]
+        index, clean = np.array(saved["index"], dtype=np.int64), read_bits(saved["clean"])
+        return cls(index, saved["files"], clean, results, saved["skipped"], saved["setup"])
 
     def _ordered(self) -> list[SettingResult]:
         """Results by choice (random ones last), size and seed, in whatever order they were run."""
@@ -236,45 +240,6 @@ def write_bits(values: NDArray[np.bool_]) -> str:
     return "".join("1" if value else "0" for value in values)
 
 
-def read_bits(text: str, name: str) -> NDArray[np.bool_]:
-    """What `write_bits` wrote; text that is none of that is refused by `name`."""
-    if set(text) - {"0", "1"}:
-        raise ValueError(f"{name} must be written in 0 and 1, got {shorten(text)}")
+def read_bits(text: str) -> NDArray[np.bool_]:
+    """What `write_bits` wrote."""
     return np.array([character == "1" for character in text], dtype=np.bool_)
-
-
-def _read_index(numbers: list[Any], n: int) -> NDArray[np.int64]:
-    _require_length(numbers, n, "index")
-    index = [check(number, int, f"index[{i}]") for i, number in enumerate(numbers)]
-    if index and not 0 <= min(index) <= max(index) <= _LAST:
-        raise ValueError("index has numbers that are no places of scenarios")
-    return np.array(index, dtype=np.int64)
-
-
-def _read_texts(data: dict[str, Any], key: str, n: int | None = None) -> list[str]:
-    texts = take(data, key, list)
-    if n is not None:
-        _require_length(texts, n, key)
-    return [check(text, str, f"{key}[{i}]") for i, text in enumerate(texts)]
-
-
-def _read_result(entry: dict[str, Any], where: str, n: int) -> SettingResult:
-    choice = take(entry, "choice", str, where)
-    if not choice:
-        raise ValueError(f"{where}choice must be a name, got {shorten(choice)}")
-    size = take(entry, "size", int, where)
-    heads = parse_heads(_read_texts(entry, "heads"))
-    if len(heads) != size:
-        raise ValueError(f"{where}size is {shorten(size)}, but {len(heads)} heads are named")
-    is_drawn = choice == RANDOM
-    if not is_drawn and entry.get("seed") is not None:
-        raise ValueError(f"{where}seed must be null, since {choice} heads are not drawn")
-    seed = take(entry, "seed", int, where) if is_drawn else None
-    correct = read_bits(take(entry, "correct", str, where), f"{where}correct")
-    _require_length(correct, n, f"{where}correct")
-    return SettingResult(Setting(choice, size, seed), heads, correct)
-
-
-def _require_length(values: Sized, n: int, name: str) -> None:
-    if len(values) != n:
-        raise ValueError(f"{name} must have one entry for each of {n} scenarios, got {len(values)}")

@@ -1,10 +1,11 @@
-"""One number a head: outputs scaled by it, or another activation changed by it."""
+"""Heads' outputs multiplied by one number a head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,19 +14,9 @@ from torch import Tensor
 
 from aplens._words import shorten
 from aplens.heads import parse_heads
-from aplens.models import (
-    ModelInfo,
-    attach_hooks,
-    describe_model,
-    pattern_hook_name,
-    require_acting,
-    z_hook_name,
-)
+from aplens.models import ModelInfo, attach_hooks, describe_model, z_hook_name
 
 ScalesLike: TypeAlias = "Mapping[Any, float] | Float[np.ndarray | Tensor, 'layer head']"
-
-#: Changes an activation of one layer, with one row of numbers for each prompt, or one for all.
-Change: TypeAlias = Callable[[Tensor, Float[Tensor, "prompt head"]], Tensor]
 
 
 @contextmanager
@@ -59,73 +50,30 @@ def scale_heads(
             `per_prompt` are given. In the forward pass: the batch is not the size of `per_prompt`.
         TypeError: On entry: something is no table of numbers.
     """
-    with change_heads(model, "z", _scale, scales, per_prompt):
-        yield
-
-
-@contextmanager
-def change_heads(
-    model: Any,
-    activation: Literal["z", "pattern"],
-    change: Change,
-    scales: ScalesLike | None = None,
-    per_prompt: Sequence[ScalesLike] | Float[Tensor, "prompt layer head"] | None = None,
-) -> Iterator[None]:
-    """Change an activation of every layer that has a head whose number is not 1.
-
-    Args:
-        model: A HookedTransformer or TransformerBridge.
-        activation: "z", what each head writes, or "pattern", where it looks.
-        change: What to do to it: given a layer's activation and its heads' numbers, one row for
-            each prompt or one for all, the activation to go on with.
-        scales: For every prompt alike: a table from heads to numbers, where heads that are not
-            named keep 1; or one number for every head, `[layer, head]`.
-        per_prompt: Instead of `scales`: one of these for each prompt of the batch, or a tensor
-            `[prompt, layer, head]`.
-
-    Raises:
-        ValueError: When a head is out of range or named twice, a number is not finite, a shape is
-            wrong, or both or neither of `scales` and `per_prompt` are given.
-        TypeError: When something is no table of numbers.
-        UnsupportedModelError: When the model does not take up patterns that hooks return.
-    """
     info = describe_model(model)
     if (scales is None) == (per_prompt is None):
         raise ValueError("give either scales (for every prompt) or per_prompt (one a prompt)")
     if per_prompt is None:
-        table = _read_scales(scales, info)[None]
+        table = read_scales(scales, info)[None]  # type: ignore[arg-type]  # one of both is given
     else:
         table = _read_per_prompt(per_prompt, info)
-    layers = [
-        layer
+    hooks = [
+        (z_hook_name(layer), partial(_scale, scales=table[:, layer], per_prompt=scales is None))
         for layer in range(info.n_layers)
         if table.requires_grad or (table[:, layer] != 1).any()
-    ]
-    if activation == "pattern":
-        require_acting(model, "pattern", layers)
-    hook_name = pattern_hook_name if activation == "pattern" else z_hook_name
-    hooks = [
-        (hook_name(layer), _hook(change, table[:, layer], per_prompt is not None))
-        for layer in layers
     ]
     with attach_hooks(model, hooks):
         yield
 
 
-def _hook(change: Change, scales: Float[Tensor, "prompt head"], per_prompt: bool) -> Any:
-    def apply(activation: Tensor, hook: Any) -> Tensor:
-        if per_prompt and len(scales) != len(activation):
-            raise ValueError(
-                f"per_prompt has scales for {len(scales)} prompts, the batch has {len(activation)}"
-            )
-        return change(activation, scales)
-
-    return apply
-
-
 def _scale(
-    z: Float[Tensor, "batch pos head d_head"], scales: Float[Tensor, "prompt head"]
+    z: Float[Tensor, "batch pos head d_head"],
+    hook: Any,
+    scales: Float[Tensor, "prompt head"],
+    per_prompt: bool,
 ) -> Tensor:
+    if per_prompt and len(scales) != len(z):
+        raise ValueError(f"per_prompt has scales for {len(scales)} prompts, the batch has {len(z)}")
     if z.ndim != 4 or z.shape[2] != scales.shape[1]:
         raise ValueError(
             f"expected head outputs [batch, pos, {scales.shape[1]} heads, d_head], "
@@ -144,11 +92,19 @@ def _read_per_prompt(
         )
     if len(per_prompt) == 0:
         raise ValueError("per_prompt must have scales for at least one prompt, got none")
-    return torch.stack([_read_scales(scales, info) for scales in per_prompt])
+    return torch.stack([read_scales(scales, info) for scales in per_prompt])
 
 
-def _read_scales(scales: Any, info: ModelInfo) -> Float[Tensor, "layer head"]:
-    """One number a head, checked against the model; a tensor stays part of its graph."""
+def read_scales(scales: ScalesLike, info: ModelInfo) -> Float[Tensor, "layer head"]:
+    """One number a head, from a table from heads to numbers or an array `[layer, head]`.
+
+    Heads that a table does not name get 1. A tensor stays part of its graph.
+
+    Raises:
+        ValueError: When a head is out of range or named twice, a number is not finite, or an array
+            is not `[layer, head]` of this model.
+        TypeError: When this is no table of numbers.
+    """
     if isinstance(scales, Mapping):
         table = _read_table(scales, info)
     elif isinstance(scales, np.ndarray | Tensor):

@@ -6,9 +6,10 @@ As in the paper: sizes × orders of heads, on as many correct as incorrect held-
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,23 @@ from torch import Tensor
 from aplens._documents import read_seed
 from aplens._io import fingerprint, hash_tokens, own_folder
 from aplens._progress import Progress, show_progress
-from aplens._store import require_same
+from aplens._store import Store
 from aplens.heads import Head, HeadRanking, HeadsLike, draw_heads, parse_heads
 from aplens.interventions.ablation import (
     AblationMethod,
     Substitute,
     ablate_with,
     make_substitute,
+    take_batch,
 )
-from aplens.interventions.outcomes import RANDOM, AblationSweep, Setting, SettingResult
-from aplens.interventions.partial import PartialOutcomes
-from aplens.interventions.sharing import plan_runs
+from aplens.interventions.outcomes import (
+    RANDOM,
+    AblationSweep,
+    Setting,
+    SettingResult,
+    read_bits,
+    write_bits,
+)
 from aplens.models import (
     Residuals,
     can_start_midway,
@@ -43,7 +50,7 @@ from aplens.models import (
     start_at,
 )
 from aplens.patterns.soundness import refuse_broken_patterns
-from aplens.prompts import Prompts, read_prompts
+from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.scenarios.answers import require_answers, require_logits
 
 if TYPE_CHECKING:
@@ -57,7 +64,8 @@ PAPER_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 400, 600, 800)
 MARGIN = 0.75
 
 _FILE = "sweep.json"
-_UNFINISHED = "unfinished"
+#: What a folder holds besides, by its keys: the outcomes of the unchanged model and of settings.
+_CLEAN, _ABLATED = "clean", "ablated"
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def sweep_ablations(
     plan: SweepPlan | None = None,
     *,
     method: AblationMethod = "zero",
-    reference: Int[Tensor, "prompt pos"] | None = None,
+    reference: PromptsLike | None = None,
     batch_size: int = 16,
     precision: torch.dtype | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -114,127 +122,172 @@ def sweep_ablations(
             ranking alone stands for {"importance": ranking}.
         plan: How many heads, on which scenarios (default: `SweepPlan()`, the paper's).
         method: What replaces a head's output: "zero", "mean" or "resample".
-        reference: Tokens of the prompts that `mean` and `resample` need. Take prompts that are not
-            among `scenarios`. `resample` keeps every swept head's output on all of them in memory.
+        reference: The prompts that `mean` and `resample` need, in any form that `read_prompts`
+            takes. Take prompts that are not among `scenarios`. For `resample` they must be as long
+            as the longest scenario (of longer ones the first tokens are used), and every swept
+            head's output on all of them is kept in memory.
         batch_size: Prompts a forward pass.
         precision: torch.bfloat16 lets the model compute its matrix products in bfloat16 (default:
-            as it is). Where the target's logit and the best other one are then within `MARGIN`, the
+            as it is). Where the target's logit and the best other one are then within 0.75, the
             prompt is run again as the model is: outcomes differ only where bfloat16 is off by more.
-        folder: Where to keep `sweep.json` and, until the sweep is done, the outcomes so far in the
-            folder `unfinished`, rewritten after every batch of prompts. What is found there is not
-            run again; settings that are not asked for come back too.
+        folder: Where to keep outcomes, rewritten after every batch of prompts, and at the end
+            `sweep.json`. Outcomes that are found there are not run again; settings that are not
+            asked for come back too.
         progress: A bar (the default), nothing (False), or a function called with (settings ×
             scenarios done, settings × scenarios in all).
 
-    Each batch of prompts goes through all settings, in an order in which they share what the model
-    computes before they differ (`aplens.interventions.sharing`), and only the last position is
-    unembedded.
+    Each batch of prompts goes through all settings. What the unchanged model computes before a
+    setting's first layer is computed once for all of them: for each layer at which one begins, the
+    residual stream of one batch is kept on the device. Only the last position is unembedded.
 
     Warns:
-        UserWarning: The outcomes in `unfinished` are damaged, and run again.
+        UserWarning: Outcomes in the folder are damaged, and run again.
 
     Raises:
         FolderInUseError: When another run is writing into the folder.
         ValueError: When an argument makes no sense for this model, a target is none of the model's
             tokens, balancing finds only correct or only incorrect scenarios, the folder holds
-            another sweep, or a damaged one, or the model is broken: its logits contain NaN or
-            infinity, or its patterns are no attention.
+            another sweep, or the model is broken: its logits contain NaN or infinity, or its
+            patterns are no attention.
     """
     plan = plan or SweepPlan()
     read = _read_orders(model, orders)
     _check(model, scenarios, batch_size)
     tell = show_progress(progress, "Ablating")
     compute_in(model, precision)  # refuses another precision before anything runs
+    prompts, targets = read_prompts(model, scenarios), scenarios.targets()
+    reference = None if reference is None else read_prompts(model, reference)
+    substituting = partial(
+        make_substitute,
+        model,
+        method=method,
+        reference=reference,
+        seed=plan.seed,
+        n_tokens=prompts.n_tokens,
+    )
+    substituting(())  # likewise refuses what cannot be
     chosen, skipped = _choose_heads(read, describe_model(model).heads, plan)
     setup = _describe_setup(model, scenarios, read, plan, method, reference)
     setup["precision"] = None if precision is None else str(precision)
-    if method == "resample":  # a prompt's donor depends on its place in the batch
-        setup["batch_size"] = batch_size
     with nullcontext() if folder is None else own_folder(folder):
-        path = None if folder is None else Path(folder) / _FILE
-        sweep = None if path is None or not path.exists() else _resume(path, setup, len(scenarios))
-        known = set() if sweep is None else {result.setting for result in sweep.results}
-        wanted = {setting: heads for setting, heads in chosen.items() if setting not in known}
-        heads = tuple(dict.fromkeys(head for group in wanted.values() for head in group))
-        substitute = make_substitute(model, heads, method, reference, plan.seed)
-        if sweep is None:
-            sweep = _start(model, scenarios, plan, batch_size, setup)
-        sweep.skipped = list(dict.fromkeys([*sweep.skipped, *skipped]))
-        if path is not None:
-            sweep.save(path)
-        outcomes = PartialOutcomes(path and path.with_name(_UNFINISHED), setup)
-        runner = _Runner(model, substitute, precision)
-        swept = scenarios.select(sweep.index)
-        _run_settings(runner, swept, wanted, batch_size, outcomes, tell)
-        sweep.results += [
-            SettingResult(setting, heads, outcomes.of(setting)) for setting, heads in wanted.items()
+        kept = _Kept(folder, setup)
+        clean = kept.clean(lambda: _clean_outcomes(model, prompts, targets, batch_size))
+        index = _balanced(clean, plan.seed) if plan.balance else np.arange(len(clean))
+        missing = {of: heads for of, heads in chosen.items() if kept.count(of) < len(index)}
+        substitute = substituting(sorted({head for heads in missing.values() for head in heads}))
+        runner = _Runner(model, prompts, targets, method, substitute, precision)
+        _run_settings(runner, torch.from_numpy(index), missing, batch_size, kept, tell)
+        results = [
+            SettingResult(of, _heads_of(of, read, describe_model(model).heads), kept.ablated[of])
+            for of in dict.fromkeys([*chosen, *kept.ablated])
+            if kept.count(of) == len(index)
         ]
-        if path is not None:
-            sweep.save(path)
-        outcomes.discard()
+        files = [scenarios.files[i] for i in index]
+        sweep = AblationSweep(index, files, clean[index], results, skipped, setup)
+        if folder is not None:
+            sweep.save(Path(folder) / _FILE)
     return sweep
+
+
+class _Kept:
+    """Whether the model was correct, as far as it was run; a folder keeps it, where there is one.
+
+    Attributes:
+        ablated: For each setting, on the first of the swept scenarios or all.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, setup: dict[str, Any]) -> None:
+        self._store = None if folder is None else Store(folder, "ablation outcomes", setup)
+        saved = [] if self._store is None else self._store.recall(_ABLATED, list)
+        self.ablated = {Setting(*setting): read_bits(bits) for setting, bits in saved}
+
+    def clean(self, run: Callable[[], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        """The outcomes of the unchanged model, which is run where they are not known."""
+        if self._store is None:
+            return run()
+        return read_bits(self._store.recall(_CLEAN, lambda: write_bits(run())))
+
+    def count(self, setting: Setting) -> int:
+        """Scenarios on which a setting's outcome is known."""
+        return len(self.ablated.get(setting, ()))
+
+    def put(self, setting: Setting, start: int, correct: NDArray[np.bool_]) -> None:
+        """Note a setting's outcomes on scenarios from `start` on."""
+        before = self.ablated.get(setting, correct[:0])[:start]
+        self.ablated[setting] = np.concatenate([before, correct])
+
+    def save(self) -> None:
+        """Keep what is known of the settings."""
+        if self._store is not None:
+            known = [[setting, write_bits(correct)] for setting, correct in self.ablated.items()]
+            self._store.write(_ABLATED, known)
 
 
 @torch.no_grad()
 def _run_settings(
     runner: _Runner,
-    scenarios: Scenarios,
+    index: Int[Tensor, " swept"],
     settings: Mapping[Setting, tuple[Head, ...]],
     batch_size: int,
-    outcomes: PartialOutcomes,
+    kept: _Kept,
     tell: Progress,
 ) -> None:
     """Run every setting, one batch of scenarios after the other, and keep what came out."""
-    prompts, targets = read_prompts(runner.model, scenarios), scenarios.targets()
-    total = len(settings) * len(scenarios)
-    for start in range(0, len(scenarios), batch_size):
-        rows = slice(start, min(start + batch_size, len(scenarios)))
-        missing = {
-            setting: heads
-            for setting, heads in settings.items()
-            if outcomes.count(setting) < rows.stop
-        }
-        for setting, correct in runner.run(prompts[rows], targets[rows], missing):
-            outcomes.put(setting, start, correct)
+    for start in range(0, len(index), batch_size):
+        numbers = torch.arange(start, min(start + batch_size, len(index)))
+        stop = start + len(numbers)
+        missing = {of: heads for of, heads in settings.items() if kept.count(of) < stop}
+        for setting, correct in runner.run(index[numbers], numbers, missing):
+            kept.put(setting, start, correct)
         if missing:
-            outcomes.save()
-        tell(len(settings) * rows.stop, total)
+            kept.save()
+        tell(len(settings) * stop, len(settings) * len(index))
 
 
 @dataclass(frozen=True)
 class _Runner:
-    """Runs a model with heads ablated."""
+    """Runs a model with heads ablated on some of the prompts, and looks whether it is correct."""
 
     model: Any
+    prompts: Prompts
+    targets: Int[Tensor, " prompt"]
+    method: AblationMethod
     substitute: Substitute
     precision: torch.dtype | None
 
     def run(
         self,
-        prompts: Prompts,
-        targets: Int[Tensor, " prompt"],
+        rows: Int[Tensor, " some"],
+        numbers: Int[Tensor, " some"],
         settings: Mapping[Setting, tuple[Head, ...]],
     ) -> Iterator[tuple[Setting, NDArray[np.bool_]]]:
-        """Whether the ablated model is correct on each prompt, setting by setting."""
-        n_layers, residuals = describe_model(self.model).n_layers, Residuals()
-        for step in plan_runs(settings, n_layers, midway=can_start_midway(self.model)):
-            if step.start < n_layers:  # else heads and outcome are those of the step before
-                residuals.forget_after(step.start)
-                with (
-                    compute_in(self.model, self.precision),
-                    ablate_with(self.model, step.heads, self.substitute),
-                    keep_residuals(self.model, step.keep, residuals),
-                    start_at(self.model, step.start, residuals),
-                ):
-                    logits = last_token_logits(self.model, prompts.tokens, prompts.lengths)
-                correct = self._outcomes(logits, prompts, targets, step.heads)
-            yield step.name, correct
+        """Whether the ablated model is correct on each of these prompts, setting by setting.
+
+        `numbers` are their places among all that are swept, by which resampling takes donors.
+        """
+        prompts, targets = take_batch(self.prompts, rows, self.method), self.targets[rows]
+        midway = can_start_midway(self.model)
+        starts = {of: min(heads).layer if midway else 0 for of, heads in settings.items()}
+        residuals = Residuals()
+        # The setting that begins last comes first: up to there it is the unchanged model.
+        to_keep = set(starts.values()) - {0}
+        for setting in sorted(starts, key=starts.__getitem__, reverse=True):
+            with (
+                compute_in(self.model, self.precision),
+                ablate_with(self.model, settings[setting], self.substitute, numbers),
+                keep_residuals(self.model, to_keep, residuals),
+                start_at(self.model, 0 if to_keep else starts[setting], residuals),
+            ):
+                logits = last_token_logits(self.model, prompts.tokens, prompts.lengths)
+            to_keep = set()
+            yield setting, self._outcomes(logits, prompts, targets, numbers, settings[setting])
 
     def _outcomes(
         self,
-        logits: Float[Tensor, "prompt d_vocab"],
+        logits: Float[Tensor, "some d_vocab"],
         prompts: Prompts,
-        targets: Int[Tensor, " prompt"],
+        targets: Int[Tensor, " some"],
+        numbers: Int[Tensor, " some"],
         heads: tuple[Head, ...],
     ) -> NDArray[np.bool_]:
         """Whether the argmax is the target; run again where rounding might have decided it."""
@@ -248,7 +301,7 @@ class _Runner:
                 rows = unsure.to(prompts.tokens.device)
                 # Not prompts[rows], which would trim them: resampling pairs positions.
                 tokens, lengths = prompts.tokens[rows], prompts.lengths[rows]
-                with ablate_with(self.model, heads, self.substitute, unsure):
+                with ablate_with(self.model, heads, self.substitute, numbers[unsure]):
                     exact = last_token_logits(self.model, tokens, lengths)
                 correct[unsure] = require_logits(exact).argmax(dim=-1).cpu() == targets[unsure]
         return correct.numpy()
@@ -296,20 +349,27 @@ def _choose_heads(
     orders: Mapping[str, tuple[Head, ...]], of_model: tuple[Head, ...], plan: SweepPlan
 ) -> tuple[dict[Setting, tuple[Head, ...]], list[str]]:
     """The heads of every setting, small sizes first, and what had to be skipped."""
-    chosen: dict[Setting, tuple[Head, ...]] = {}
+    chosen: list[Setting] = []
     skipped: list[str] = []
     for size in sorted(set(plan.sizes)):
         for name, heads in orders.items():
             if size <= len(heads):
-                chosen[Setting(name, size, None)] = heads[:size]
+                chosen.append(Setting(name, size, None))
             else:
                 skipped.append(f"{name}, {size} heads: it has {len(heads)}")
         if size <= len(of_model):
-            for seed in plan.random_seeds:
-                chosen[Setting(RANDOM, size, seed)] = draw_heads(of_model, size, seed)
+            chosen += [Setting(RANDOM, size, seed) for seed in plan.random_seeds]
         elif plan.random_seeds:
             skipped.append(f"{RANDOM}, {size} heads: the model has {len(of_model)}")
-    return chosen, skipped
+    return {setting: _heads_of(setting, orders, of_model) for setting in chosen}, skipped
+
+
+def _heads_of(
+    setting: Setting, orders: Mapping[str, tuple[Head, ...]], of_model: tuple[Head, ...]
+) -> tuple[Head, ...]:
+    if setting.seed is not None:
+        return draw_heads(of_model, setting.size, setting.seed)
+    return orders[setting.choice][: setting.size]
 
 
 def _describe_setup(
@@ -318,10 +378,11 @@ def _describe_setup(
     orders: Mapping[str, tuple[Head, ...]],
     plan: SweepPlan,
     method: AblationMethod,
-    reference: Tensor | None,
+    reference: Prompts | None,
 ) -> dict[str, Any]:
     """What decides a setting's outcome; a folder's results must agree in all of it."""
     info, prompts = describe_model(model), scenarios.prompts()
+    given = None if reference is None else hash_tokens(reference.tokens, reference.lengths)
     return {
         "model": info.name,
         "kind": info.kind,
@@ -330,31 +391,10 @@ def _describe_setup(
         "scenarios": hash_tokens(prompts.tokens, prompts.lengths, scenarios.targets()),
         "orders": {name: fingerprint([*map(str, heads)]) for name, heads in orders.items()},
         "method": method,
-        "reference": None if reference is None else hash_tokens(reference),
+        "reference": given,
         "balance": plan.balance,
         "seed": plan.seed,
     }
-
-
-def _resume(path: Path, setup: dict[str, Any], n_scenarios: int) -> AblationSweep:
-    sweep = AblationSweep.load(path)
-    require_same(path, "an ablation sweep", sweep.setup, setup)
-    if len(sweep.index) and sweep.index.max() >= n_scenarios:
-        raise ValueError(
-            f"{path} is a damaged ablation sweep: its index has {sweep.index.max()}, of "
-            f"{n_scenarios} scenarios"
-        )
-    return sweep
-
-
-def _start(
-    model: Any, scenarios: Scenarios, plan: SweepPlan, batch_size: int, setup: dict[str, Any]
-) -> AblationSweep:
-    """Run the unchanged model once, and pick the scenarios."""
-    correct = _outcomes(model, scenarios, batch_size)
-    index = _balanced(correct, plan.seed) if plan.balance else np.arange(len(correct))
-    files = scenarios.files
-    return AblationSweep(index, [files[i] for i in index], correct[index], setup=setup)
 
 
 def _balanced(correct: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
@@ -372,13 +412,14 @@ def _balanced(correct: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def _outcomes(model: Any, scenarios: Scenarios, batch_size: int) -> NDArray[np.bool_]:
-    """Whether argmax after the last token is the target, for each scenario."""
-    prompts = read_prompts(model, scenarios)
+def _clean_outcomes(
+    model: Any, prompts: Prompts, targets: Int[Tensor, " prompt"], batch_size: int
+) -> NDArray[np.bool_]:
+    """Whether the unchanged model's argmax after the last token is the target, on each prompt."""
     correct = []
     with refuse_broken_patterns(model):
         for batch, expected in zip(
-            prompts.split(batch_size), scenarios.targets().split(batch_size), strict=True
+            prompts.split(batch_size), targets.split(batch_size), strict=True
         ):
             logits = require_logits(last_token_logits(model, batch.tokens, batch.lengths))
             correct.append(logits.argmax(dim=-1).cpu() == expected)

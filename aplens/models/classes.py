@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
@@ -34,22 +34,6 @@ _COMPUTES = re.compile("rope|rotary|window|bias|scal|mult|cap|norm|act|layer_typ
 
 class UnsupportedModelError(TypeError):
     """The model cannot be had with hooks on causal attention patterns, or not as the same model."""
-
-
-class Placement(NamedTuple):
-    """Where a model's layers go.
-
-    Attributes:
-        device: The one device, or the first of several; None where a device map says it.
-        n_devices: GPUs that a HookedTransformer is spread over.
-        device_map: Where a bridge's modules go, as accelerate says it.
-        max_memory: Bytes that each GPU may take of it.
-    """
-
-    device: str | None
-    n_devices: int = 1
-    device_map: DeviceMap | None = None
-    max_memory: dict[str | int, str | int] | None = None
 
 
 def kind_of(model: Any) -> ModelKind | None:
@@ -95,14 +79,14 @@ def build(
     tokenizer: Any,
     *,
     name: str,
-    placement: Placement,
+    device: str | None,
     dtype: torch.dtype,
     official_name: str | None = None,
 ) -> Any:
     """Wrap a Hugging Face model, weights unprocessed.
 
-    Without a tokenizer the model reads tokens only. What the result computes is not looked at:
-    `load_model` compares it.
+    Without a device the model stays where it is, which only a bridge can. Without a tokenizer the
+    model reads tokens only. What the result computes is not looked at: `load_model` compares it.
 
     Raises:
         ImportError: When the installed TransformerLens has no such class.
@@ -116,9 +100,9 @@ def build(
             _save_placeholder_tokenizer(folder)
         if kind == "hooked":
             names = [folder] if official_name is None else [folder, official_name]
-            model = _build_hooked(names, hf_model, tokenizer, placement, dtype)
+            model = _build_hooked(names, hf_model, tokenizer, device, dtype)
         else:
-            model = _build_bridge(folder, hf_model, tokenizer, placement, dtype)
+            model = _build_bridge(folder, hf_model, tokenizer, device, dtype)
     if tokenizer is None:
         model.tokenizer = None
     model.cfg.model_name = name
@@ -165,7 +149,7 @@ def _save_placeholder_tokenizer(folder: str) -> None:
 
 
 def _build_hooked(
-    names: list[str], hf_model: Any, tokenizer: Any, placement: Placement, dtype: torch.dtype
+    names: list[str], hf_model: Any, tokenizer: Any, device: str | None, dtype: torch.dtype
 ) -> Any:
     try:
         from transformer_lens import HookedTransformer
@@ -181,8 +165,7 @@ def _build_hooked(
             config = loading.get_pretrained_model_config(
                 name,
                 hf_cfg=hf_model.config.to_dict(),
-                device=placement.device,
-                n_devices=placement.n_devices,
+                device=device,
                 dtype=dtype,
             )
             break
@@ -242,11 +225,10 @@ def _hooked_config(hf_config: Any, architecture: str) -> dict[str, Any] | None:
 
 
 def _build_bridge(
-    folder: str, hf_model: Any, tokenizer: Any, placement: Placement, dtype: torch.dtype
+    folder: str, hf_model: Any, tokenizer: Any, device: str | None, dtype: torch.dtype
 ) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    device = placement.device
     return TransformerBridge.boot_transformers(
         folder,
         hf_model=hf_model if device is None else hf_model.to(device),
@@ -267,19 +249,16 @@ def find_official_name(name: str) -> str | None:
 
 
 def load_transformer_lens_format(
-    kind: ModelKind, name: str, placement: Placement, dtype: torch.dtype
+    kind: ModelKind, name: str, device: str | None, dtype: torch.dtype
 ) -> Any:
     """A model that exists in TransformerLens' own format only, such as "gelu-1l"."""
     if kind == "bridge":
         from transformer_lens.model_bridge import TransformerBridge
 
-        device = placement.device
         return TransformerBridge.boot_transformers(name, device=device, dtype=dtype).eval()
     from transformer_lens import HookedTransformer
 
-    return HookedTransformer.from_pretrained_no_processing(
-        name, device=placement.device, n_devices=placement.n_devices, dtype=dtype
-    ).eval()
+    return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype).eval()
 
 
 def own_tokenizer(model: Any) -> Any | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,7 @@ _LIST = "kept.json"
 
 
 def keep(folder: Path, make: Callable[[Path], object]) -> Path:
-    """A folder of the cache, as it was put there; made now, by one process, where it is missing.
-
-    What was kept before aplens noted sums is made again.
-    """
+    """A folder of the cache, as it was put there; made now, by one process, where it is missing."""
     if is_kept(folder):
         check_kept(folder)
         return folder

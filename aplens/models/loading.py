@@ -21,7 +21,6 @@ from aplens.models.classes import (
     CLASS_NAMES,
     DeviceMap,
     ModelKind,
-    Placement,
     UnsupportedModelError,
     architecture_of,
     available_kinds,
@@ -47,7 +46,6 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = torch.float32,
-    n_devices: int = 1,
     device_map: DeviceMap | None = None,
     verify: bool = True,
 ) -> HookedModel:
@@ -70,10 +68,9 @@ def load_model(
         device: Such as "cuda"; torch's current GPU when there is one, else the CPU. Under
             `accelerate launch` that is each process's own.
         dtype: The parameters' type: torch.bfloat16, or its name "bfloat16".
-        n_devices: GPUs to spread the layers of a model over that is too large for one; either
-            class does it.
-        device_map: The same for a bridge in accelerate's words: "auto", "balanced", or a device
-            for every module.
+        device_map: Where a model goes that is too large for one GPU, always as a bridge, in
+            accelerate's words: "auto", "balanced", or a device for every module. A
+            HookedTransformer over several GPUs comes from TransformerLens itself.
         verify: False leaves the comparison out, for a model that barely fits into memory: "auto"
             then takes the first class that can hold it.
 
@@ -90,17 +87,18 @@ def load_model(
         UnsupportedModelError: When the model has no causal attention patterns, comes with program
             code of its own, cannot be held by the class, or computes something else there.
         ImportError: When the class or a needed package is not installed.
-        ValueError: When `kind` or `dtype` is unknown, there is no such device, the model cannot be
-            spread as asked, or its files are damaged or lack weights; the message names them.
+        ValueError: When `kind` or `dtype` is unknown, there is no such device, a HookedTransformer
+            or a GGUF file is to be spread, or the model's files are damaged or lack weights; the
+            message names them.
     """
     name = os.fspath(name_or_path)
     kinds = _kinds(kind, device_map)
-    placements = [_read_placement(of, device, n_devices, device_map) for of in kinds]
-    source = _Source(name, _read_dtype(dtype))
+    place = _read_device(device, device_map)
+    source = _Source(name, _read_dtype(dtype), device_map)
     refusals: list[str] = []
-    for candidate, placement in zip(kinds, placements, strict=True):
+    for candidate in kinds:
         try:
-            model = _build(candidate, source, placement, verify)
+            model = _build(candidate, source, place, verify)
         except UnsupportedModelError as error:
             refusals.append(str(error))
             continue
@@ -120,23 +118,28 @@ def _kinds(
         return available_kinds() if device_map is None else ("bridge",)
     if kind not in get_args(ModelKind):
         raise ValueError(f"kind must be 'auto', 'hooked' or 'bridge', got {kind!r}")
+    if kind == "hooked" and device_map is not None:
+        raise ValueError(
+            "device_map spreads a bridge, got kind='hooked': use kind='bridge', or load the "
+            "HookedTransformer with TransformerLens (n_devices=) and pass it in"
+        )
     return (kind,)
 
 
-def _build(kind: ModelKind, source: _Source, placement: Placement, verify: bool) -> Any:
+def _build(kind: ModelKind, source: _Source, device: str | None, verify: bool) -> Any:
     """A source's model in one class, when it is the same model there."""
     if source.only_in_transformer_lens:
-        model = load_transformer_lens_format(kind, source.name, placement, source.dtype)
+        model = load_transformer_lens_format(kind, source.name, device, source.dtype)
         describe_model(model)
         return model
-    hf_model, tokenizer = source.load(placement)
+    hf_model, tokenizer = source.load()
     original = source.original() if verify else None
     model = build(
         kind,
         hf_model,
         tokenizer,
         name=_short_name(source.name),
-        placement=placement,
+        device=device,
         dtype=source.dtype,
         official_name=source.official_name,
     )
@@ -155,14 +158,14 @@ def _build(kind: ModelKind, source: _Source, placement: Placement, verify: bool)
 
 
 class _Source:
-    """Where a model's files are; read once, and again only to be placed in another way."""
+    """Where a model's files are; read once."""
 
-    def __init__(self, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, dtype: torch.dtype, device_map: DeviceMap | None) -> None:
         path = Path(name).expanduser()
-        self.name, self.dtype = name, dtype
+        self.name, self.dtype, self.device_map = name, dtype, device_map
         self.official_name: str | None = None
         self.only_in_transformer_lens = False
-        self._loaded: tuple[Placement, tuple[Any, Any]] | None = None
+        self._loaded: tuple[Any, Any] | None = None
         self._original: OriginalRun | None = None
         if name.lower() in WHEEL_MODELS:
             self.name = name.lower()
@@ -179,56 +182,36 @@ class _Source:
             if self.official_name is not None:
                 self.only_in_transformer_lens = not _is_transformers_folder(Path(self.files))
 
-    def load(self, placement: Placement) -> tuple[Any, Any]:
+    def load(self) -> tuple[Any, Any]:
         """The Hugging Face model and its tokenizer."""
-        if self._loaded is not None and self._loaded[0].device_map == placement.device_map:
-            return self._loaded[1]
-        if Path(self.files).suffix == ".gguf":
-            if placement.device_map is not None:
+        if self._loaded is None:
+            if Path(self.files).suffix != ".gguf":
+                self._loaded = _load_folder(self.files, self.dtype, self.device_map)
+            elif self.device_map is None:
+                self._loaded = _load_gguf(Path(self.files), self.dtype)
+            else:
                 raise ValueError(
                     "a GGUF file cannot be spread: save it as a Hugging Face folder first"
                 )
-            loaded = _load_gguf(Path(self.files), self.dtype)
-        else:
-            loaded = _load_folder(self.files, self.dtype, placement)
-        self._loaded, self._original = (placement, loaded), None
-        return loaded
+        return self._loaded
 
     def original(self) -> OriginalRun:
-        """What the Hugging Face model that was loaded computes, asked before a class is built."""
+        """What the Hugging Face model computes, asked before a class is built of it."""
         if self._original is None:
-            assert self._loaded is not None
-            self._original = run_original(self._loaded[1][0])
+            self._original = run_original(self.load()[0])
         return self._original
 
 
-def _read_placement(
-    kind: ModelKind,
-    device: str | torch.device | None,
-    n_devices: int,
-    device_map: DeviceMap | None,
-) -> Placement:
-    if n_devices < 1:
-        raise ValueError(f"n_devices must be 1 or more, got {n_devices}")
+def _read_device(device: str | torch.device | None, device_map: DeviceMap | None) -> str | None:
+    """The one device; None where a device map says where the model goes."""
     if device_map is not None:
-        if kind == "hooked":
-            raise ValueError(
-                "a HookedTransformer is spread by n_devices=, not by device_map=: use that, or "
-                "kind='bridge'"
-            )
-        if n_devices > 1 or device is not None:
-            raise ValueError("device_map says where the model goes: give no device or n_devices")
-        return Placement(None, device_map=device_map)
-    if n_devices > torch.cuda.device_count() and n_devices > 1:
-        raise ValueError(f"n_devices={n_devices}, but there are {torch.cuda.device_count()} GPUs")
-    if n_devices > 1 and kind == "bridge":
-        from transformer_lens.utilities.multi_gpu import resolve_device_map
-
-        return Placement(None, n_devices, *resolve_device_map(n_devices, None, None))
+        if device is not None:
+            raise ValueError("device_map says where the model goes: give no device")
+        return None
     if device is None:
-        return Placement(_default_device(), n_devices)
+        return _default_device()
     _require_device(device)
-    return Placement(str(device), n_devices)
+    return str(device)
 
 
 def _read_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -274,7 +257,9 @@ def _is_transformers_folder(folder: Path) -> bool:
     return isinstance(config, dict) and "model_type" in config
 
 
-def _load_folder(folder: str | Path, dtype: torch.dtype, placement: Placement) -> tuple[Any, Any]:
+def _load_folder(
+    folder: str | Path, dtype: torch.dtype, device_map: DeviceMap | None
+) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with _naming(folder):
@@ -284,8 +269,7 @@ def _load_folder(folder: str | Path, dtype: torch.dtype, placement: Placement) -
             folder,
             dtype=dtype,
             attn_implementation=_eager(config),
-            device_map=placement.device_map,
-            max_memory=placement.max_memory,
+            device_map=device_map,
             use_safetensors=True,  # no pickle is ever read
             trust_remote_code=False,
             output_loading_info=True,

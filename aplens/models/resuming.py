@@ -30,10 +30,6 @@ class Residuals:
     by_layer: dict[int, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
     n_outputs: int = 0
 
-    def forget_after(self, layer: int) -> None:
-        """Let go of what enters later layers."""
-        self.by_layer = {kept: x for kept, x in self.by_layer.items() if kept <= layer}
-
     def as_output(self, residual: Float[Tensor, "batch pos d_model"]) -> Any:
         """The stream in the form in which a block returns it."""
         return residual if self.n_outputs == 0 else (residual, *[None] * (self.n_outputs - 1))

@@ -9,8 +9,6 @@ head has nothing to do before a token repeats. `template_strengths` takes all th
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,19 +43,6 @@ MIXED_BELOW = 0.4
 #: Where a template's largest possible share is not this much above chance, a query or two decide,
 #: and its strength says nothing.
 _LEAST_RANGE = 0.1
-
-
-class TemplateNames(NamedTuple):
-    """Which template each pattern follows.
-
-    Attributes:
-        names: One of `TEMPLATES`, or "mixed".
-        strengths: Of the strongest template, also where the name is "mixed"; NaN where no template
-            says anything, as on a prompt of one token.
-    """
-
-    names: np.ndarray
-    strengths: Float[Tensor, "*pattern"]
 
 
 def template_scores(
@@ -124,7 +109,7 @@ def template_strengths(
 
 def name_templates(
     scores: Float[Tensor, "*pattern template"], tokens: Int[Tensor, " pos"]
-) -> TemplateNames:
+) -> np.ndarray:
     """Name each pattern by its strongest template, "mixed" where that is below `MIXED_BELOW`.
 
     "local" names only what is neither "previous_token" nor "self", whose keys lie in its window.
@@ -132,6 +117,9 @@ def name_templates(
     Args:
         scores: As `template_scores` gives them.
         tokens: The prompt.
+
+    Returns:
+        For each pattern one of `TEMPLATES`, or "mixed"; an array of texts.
     """
     strengths = template_strengths(scores, tokens).nan_to_num(-torch.inf)
     within = strengths[..., [TEMPLATES.index(name) for name in _WITHIN_LOCAL]].amax(-1)
@@ -139,8 +127,7 @@ def name_templates(
     strengths[..., local] = strengths[..., local].where(within < MIXED_BELOW, -torch.inf)
     best, which = strengths.max(dim=-1)
     named = which.where(best >= MIXED_BELOW, len(TEMPLATES))
-    names = np.array([*TEMPLATES, MIXED])[named.cpu().numpy()]
-    return TemplateNames(names, best.masked_fill(best.isneginf(), torch.nan))
+    return np.array([*TEMPLATES, MIXED])[named.cpu().numpy()]
 
 
 def template_keys(tokens: Int[Tensor, " pos"]) -> Bool[Tensor, "template query key"]:

@@ -31,14 +31,13 @@ class ModelSettings:
         name: A name, folder or file.
         kind: "hooked", "bridge" or "auto".
         dtype: Of the parameters: "float32", "bfloat16" or "float16".
-        n_devices: GPUs to spread it over.
-        device_map: Of a bridge, "auto" or "balanced"; none when left out.
+        device_map: How a bridge is spread over several GPUs, "auto" or "balanced"; not when left
+            out. The one setting that may be another when a study goes on.
     """
 
     name: str = "smollm2-135m"
     kind: Literal["auto", "hooked", "bridge"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    n_devices: Count = 1
     device_map: Literal["auto", "balanced"] | None = None
 
 

@@ -140,7 +140,6 @@ class Study:
             wanted.name,
             wanted.kind,
             dtype=_dtype(wanted.dtype),  # type: ignore[arg-type]
-            n_devices=wanted.n_devices,
             device_map=wanted.device_map,
         )
 
@@ -148,6 +147,8 @@ class Study:
 
     def _stages(self, until: str) -> list[Stage]:
         tables = self.settings.to_dict()
+        # On other GPUs the same study goes on: what comes out is the same.
+        tables["model"].pop("device_map", None)
         # A model in a folder may be trained on there, and all later stages are made from it.
         tables["weights of the model"] = sketch_files(self.settings.model.name)
 

@@ -124,7 +124,7 @@ def show_heads(
     _require_habit(len(positions), mae)
 
     complete = _read_patterns(model, read, chosen, patterns)
-    names = name_templates(template_scores(complete, read), read).names
+    names = name_templates(template_scores(complete, read), read)
     attention = complete[:, -len(positions) :, -len(positions) :]
     habit = None if mae is None else mae.expect(attention, None).float().cpu()
     labels = [

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from aplens.interventions import ScalesLike, change_heads
+from aplens.interventions import ScalesLike, read_scales
+from aplens.models import attach_hooks, describe_model, pattern_hook_name, require_acting
 
 
 @contextmanager
@@ -37,27 +39,36 @@ def sharpen_heads(model: Any, exponents: ScalesLike) -> Iterator[None]:
             the bridges of OPT, GPT-J, GPT-Neo, XGLM, Llama 4 and Gemma 4, whose attention
             TransformerLens leaves to Hugging Face.
     """
-    with change_heads(model, "pattern", _sharpen, exponents):
+    info = describe_model(model)
+    table = read_scales(exponents, info)
+    layers = [
+        layer for layer in range(info.n_layers) if table.requires_grad or (table[layer] != 1).any()
+    ]
+    require_acting(model, "pattern", layers)
+    hooks = [
+        (pattern_hook_name(layer), partial(_sharpen, exponents=table[layer])) for layer in layers
+    ]
+    with attach_hooks(model, hooks):
         yield
 
 
 def _sharpen(
-    pattern: Float[Tensor, "batch head query key"], exponents: Float[Tensor, "prompt head"]
+    pattern: Float[Tensor, "batch head query key"], hook: Any, exponents: Float[Tensor, " head"]
 ) -> Float[Tensor, "batch head query key"]:
-    if pattern.ndim != 4 or pattern.shape[1] != exponents.shape[1]:
+    if pattern.ndim != 4 or pattern.shape[1] != len(exponents):
         raise ValueError(
-            f"expected patterns [batch, {exponents.shape[1]} heads, query, key], "
+            f"expected patterns [batch, {len(exponents)} heads, query, key], "
             f"got shape {tuple(pattern.shape)}"
         )
     exact = pattern.float()
     seen = exact > 0
     # A query that sees nothing, such as a padded one, stays as it is: its softmax is of nothing.
     sees = seen.any(dim=-1, keepdim=True)
-    logs = exact.where(seen, 1).log() * exponents[:, :, None, None].to(exact)
+    logs = exact.where(seen, 1).log() * exponents[:, None, None].to(exact)
     powers = logs.masked_fill(~seen & sees, float("-inf")).softmax(dim=-1)
     # A model with attention sinks has rows that sum to less than 1.
     sharpened = (powers * exact.sum(dim=-1, keepdim=True)).to(pattern)
     if exponents.requires_grad:
         return sharpened
     # Nothing is rounded where nothing changes.
-    return pattern.where((exponents == 1)[:, :, None, None].to(pattern.device), sharpened)
+    return pattern.where((exponents == 1)[:, None, None].to(pattern.device), sharpened)

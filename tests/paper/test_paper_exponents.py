@@ -94,8 +94,8 @@ def test_gradients_reach_the_exponents(any_model, tiny_tokens):
 def test_a_row_that_sums_to_less_keeps_its_sum():
     """As in models whose attention has a sink; and a query that sees nothing stays at nothing."""
     pattern = torch.tensor([[0.0, 0, 0], [0.1, 0.3, 0], [0.25, 0.25, 0.25]])[None, None]
-    exponents = torch.full((1, 1), 2.0, requires_grad=True)
-    sharpened = _sharpen(pattern, exponents)
+    exponents = torch.full((1,), 2.0, requires_grad=True)
+    sharpened = _sharpen(pattern, None, exponents)
     expected = torch.tensor([[0.0, 0, 0], [0.04, 0.36, 0], [0.25, 0.25, 0.25]])
     torch.testing.assert_close(sharpened[0, 0], expected)
     sharpened[..., 0].sum().backward()
