@@ -242,10 +242,11 @@ def test_the_wrong_node_is_named(kind, path, to, words, documents, folder):
 
 
 def test_a_sweep_that_does_not_say_how_it_ablated_is_none_of_a_study(tmp_path):
-    path = tmp_path / "sweep.json"
+    path = tmp_path / READERS["sweep"][0]
+    path.parent.mkdir()
     replace(SWEEP, setup={}).save(path)
     with pytest.raises(ValueError, match=r"setup\.method is missing") as caught:
-        read_sweep(path)
+        ask("sweep", tmp_path)
     assert is_clear(caught.value, path)
 
 

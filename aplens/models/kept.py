@@ -19,7 +19,6 @@ def keep(folder: Path, make: Callable[[Path], object]) -> Path:
         return folder
     with own_folder(folder.parent, wait=True):
         if not is_kept(folder):  # which another process may have done while this one waited
-            shutil.rmtree(folder, ignore_errors=True)
             with atomic_write(folder) as temporary:
                 temporary.mkdir()
                 make(temporary)
