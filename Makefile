@@ -84,7 +84,7 @@ docs-pictures: install  ## the pictures in docs/images, drawn again from the rea
 	$(BIN)/python docs/make_pictures.py
 
 docs-map: install  ## the map of heads in the site: its page, its picture, Gemma's heads for the notebook
-	$(BIN)/aplens map smollm2-135m gemma3-270m -o docs/assets/map.html
+	$(BIN)/aplens map smollm2-135m gemma3-270m --reducer umap -o docs/assets/map.html
 	cd examples && ../$(BIN)/aplens map gemma3-270m --prompts maps/prompts.json -o maps/gemma3-270m.safetensors
 	$(BIN)/python docs/make_map_picture.py
 

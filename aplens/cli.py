@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,8 +32,8 @@ Folder = Annotated[
     typer.Option(
         "--folder",
         "-o",
-        help="Where results go, and where an interrupted run is gone on with [default: runs/<name "
-        "of the study file>]",
+        help="Where results go, and where an interrupted run is gone on with.",
+        show_default="runs/<name of the study file>",
     ),
 ]
 Redo = Annotated[
@@ -185,8 +185,9 @@ def map_models(
         Path | None,
         typer.Option(
             help="A text file with a prompt a line, a JSON list of texts, or a CSV file or JSON "
-            "lines with the column or key prompt [default: 24 passages of English prose and 24 of "
-            "Python that every installation has]"
+            "lines with the column or key prompt.",
+            show_default="24 passages of English prose and 24 of Python, which every "
+            "installation has",
         ),
     ] = None,
     output: Annotated[
@@ -196,12 +197,26 @@ def map_models(
     mae: Annotated[
         str, typer.Option(help="The AP-MAE: a bundled name, a folder or a hub id.")
     ] = "aplens-short",
+    reducer: Annotated[
+        Literal["pca", "umap"],
+        typer.Option(
+            help="What lays the heads of the page out: pca, or umap, which keeps like heads nearer "
+            "together and needs umap-learn."
+        ),
+    ] = "pca",
 ) -> None:
     """Map the heads of one or several models: like heads near each other, on one page."""
     from aplens.study.head_maps import map_models
 
     with reporting() as (console, reporter):
-        found = map_models(models, prompts, output, mae=mae, reporter=reporter)
+        found = map_models(
+            models,
+            prompts,
+            output,
+            mae=mae,
+            reducer=reducer,
+            reporter=reporter,
+        )
         console.print(repr(found), markup=False, soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from aplens.correctness.clusters import Reducer, require_reducer
 from aplens.mae import APMAE
 from aplens.models import load_model
 from aplens.prompts import read_prompts
@@ -24,6 +25,7 @@ def map_models(
     output: Path,
     *,
     mae: str = "aplens-short",
+    reducer: Reducer = "pca",
     reporter: Reporter | None = None,
 ) -> HeadMap:
     """Map the heads of models that `load_model` knows, and write the page.
@@ -37,6 +39,7 @@ def map_models(
     repeated = sorted({name for name in models if models.count(name) > 1})
     if repeated:
         raise ValueError(f"{', '.join(repeated)} is named twice")
+    require_reducer(reducer)
     reader = APMAE.from_pretrained(mae)
     n_ctx = reader.config.n_ctx
     texts = (
@@ -61,6 +64,6 @@ def map_models(
         maps.append(map_heads({name: model}, cut, mae=reader, progress=tell))
         del model
     joined = HeadMap.join(maps)
-    (joined if output.suffix == ".safetensors" else joined.show()).save(output)
+    (joined if output.suffix == ".safetensors" else joined.show(reducer)).save(output)
     reporter.finish("map", time.monotonic() - started, [output])
     return joined

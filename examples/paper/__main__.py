@@ -231,7 +231,7 @@ def train_fingerprint(
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes.")],
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Whose heads to tell apart. Repeatable. [default: smollm2-135m]"),
+        typer.Option(help="Whose heads to tell apart. Repeatable.", show_default="smollm2-135m"),
     ] = None,
     prompts: Annotated[int, typer.Option(help="Of each domain: Java, Python, prose.")] = 96,
     minutes: Annotated[float, typer.Option(help="How long to train.")] = 30.0,
@@ -251,7 +251,7 @@ def fingerprint_trials(
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Where trials go.")],
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Whose heads to tell apart. Repeatable. [default: smollm2-135m]"),
+        typer.Option(help="Whose heads to tell apart. Repeatable.", show_default="smollm2-135m"),
     ] = None,
     patterns: Annotated[int, typer.Option(help="How many to train each on.")] = 20_480,
 ) -> None:
@@ -283,7 +283,9 @@ def fingerprints(
     ] = "aplens-short",
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", "-o", help="Where results go [default: runs/fingerprints/<mae>]"),
+        typer.Option(
+            "--folder", "-o", help="Where results go.", show_default="runs/fingerprints/<mae>"
+        ),
     ] = None,
     prompts: Annotated[int, typer.Option(help="Of each domain.")] = 24,
     errors: Annotated[int, typer.Option(help="Scenarios to foretell errors on; 0: not now.")] = 240,
@@ -344,7 +346,7 @@ def figures(
         Path | None, typer.Option(help="For 'scenarios': what `predict --table` wrote.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the picture [default: the figure's].")
+        str | None, typer.Option(help="Of the picture.", show_default="the figure's")
     ] = None,
 ) -> None:
     """Draw a figure of docs/results/study.md from studies' folders into docs/images."""
