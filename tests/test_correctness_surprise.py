@@ -13,7 +13,7 @@ from aplens.correctness import SURPRISES, CorrectnessPredictor, Observations
 from aplens.correctness.regions import attention_by_region
 from aplens.correctness.surprise import patch_surprise
 from aplens.heads import Head
-from aplens.patterns import log_normalize
+from aplens.patterns import log_normalize, smallest_log
 
 KEEP = ["statistics", "surprise"]
 
@@ -30,7 +30,8 @@ def surprise_of(mae, attention):
 
 
 def describe(mae, attention):
-    return patch_surprise(mae, log_normalize(mae.grid.patchify(attention)), attention)
+    scaled = log_normalize(mae.grid.patchify(attention))
+    return patch_surprise(mae, scaled, attention, smallest_log(attention))
 
 
 @pytest.mark.parametrize("n_tokens", [16, 13, 5])

@@ -24,7 +24,7 @@ from aplens.correctness.statistics import patch_statistics
 from aplens.correctness.surprise import patch_surprise
 from aplens.heads import Head, ModelShape
 from aplens.models import compute_in, describe_model, sketch_weights
-from aplens.patterns import AttentionPatterns, log_normalize, read_layers
+from aplens.patterns import AttentionPatterns, log_normalize, read_layers, smallest_log
 from aplens.prompts import read_prompts
 from aplens.scenarios.answers import require_answers, require_logits
 
@@ -206,13 +206,15 @@ class _LayerReader:
     def _describe(self, attention: Float[Tensor, "pattern query key"]) -> dict[str, Tensor]:
         """Everything that is kept of patterns of one length, pattern by pattern, on the CPU."""
         mae, keep = self._mae, self._options.keep
-        scaled = log_normalize(mae.grid.patchify(attention))
+        patches = mae.grid.patchify(attention)
+        smallest = smallest_log(patches)
+        scaled = log_normalize(patches, smallest)
         kept = {"embeddings": mae.encode_patches(scaled, n_tokens=attention.shape[-1])}
         if "statistics" in keep:
             kept["statistics"] = patch_statistics(scaled, attention, mae.grid)
             kept["regions"] = attention_by_region(attention[:, -1])
         if "surprise" in keep:
-            kept |= patch_surprise(mae, scaled, attention)
+            kept |= patch_surprise(mae, scaled, attention, smallest)
         return {key: values.cpu() for key, values in kept.items()}
 
 

@@ -32,10 +32,12 @@ def patch_surprise(
     mae: APMAE,
     scaled: Float[Tensor, "pattern patch pixel"],
     attention: Float[Tensor, "pattern query key"],
+    smallest: Float[Tensor, "pattern 1 1"],
 ) -> dict[str, Float[Tensor, "pattern number"]]:
     """Compare the last query's attention with what AP-MAE fills in for it.
 
     The patterns are of prompts of one length, longer than one patch: else nothing is left to see.
+    `smallest` is what `aplens.patterns.smallest_log` gives of them.
 
     Returns:
         "surprise": the numbers that `SURPRISES` names. "unexpected": the share of attention that
@@ -55,5 +57,5 @@ def patch_surprise(
     ]
     return {
         "surprise": torch.stack(numbers, dim=-1),
-        "unexpected": attention_by_region(last - to_attention(filled, attention)[:, 0]),
+        "unexpected": attention_by_region(last - to_attention(filled, smallest)[:, 0]),
     }

@@ -14,8 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from aplens.patterns.normalize import smallest_log
-
 if TYPE_CHECKING:
     from aplens.mae.model import APMAE
 
@@ -35,23 +33,23 @@ def fill_in_queries(
     for row in rows:
         mask = torch.zeros(scaled.shape[1], dtype=torch.bool, device=scaled.device)
         mask[mae.grid.row(row)] = True
-        guess = mae.fill_in(
+        guess = mae.predict_hidden(
             scaled, mask.expand(len(scaled), -1), n_tokens=n_tokens, precision=precision
         )
-        queries = rearrange(
-            guess[:, mae.grid.row(row)], "n column (query key) -> n query (column key)", query=p
-        )
+        queries = rearrange(guess, "n column (query key) -> n query (column key)", query=p)
         filled.append(F.pad(queries, (0, rows.stop * p - queries.shape[-1])))
     begin = first - rows.start * p
     return torch.cat(filled, dim=1)[:, begin : begin + n_queries, :n_tokens]
 
 
 def to_attention(
-    expected: Float[Tensor, "pattern some_query key"], attention: Float[Tensor, "pattern query key"]
+    expected: Float[Tensor, "pattern some_query key"], smallest: Float[Tensor, "pattern 1 1"]
 ) -> Float[Tensor, "pattern some_query key"]:
-    """Undo the log-normalization of the last queries, and let each query's attention sum to 1."""
+    """Undo the log-normalization of the last queries, and let each query's attention sum to 1.
+
+    `smallest` is what `aplens.patterns.smallest_log` gives of the whole patterns.
+    """
     some, n = expected.shape[-2:]
-    smallest = smallest_log(attention.float()).to(expected)
     later = torch.ones(n, n, dtype=torch.bool, device=expected.device).triu(1)[n - some :]
     return ((1 - expected) * smallest).masked_fill(later, -torch.inf).softmax(-1)
 

@@ -48,7 +48,7 @@ def low_rank_fit(
         The fit at every patch, visible ones included, in log-normalized units.
     """
     fit = additive_fit(patches, mask, mean, grid)
-    return fit + complete(patches - fit, mask, grid)
+    return fit.add_(complete(patches - fit, mask, grid))
 
 
 def complete(

@@ -25,7 +25,7 @@ from aplens.mae.masking import random_masks
 from aplens.mae.precision import autocast
 from aplens.mae.pretrained import load_weights, read_pretrained, save_pretrained
 from aplens.mae.summary import Summary
-from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize
+from aplens.patterns import AttentionPatterns, PatchGrid, log_normalize, smallest_log
 from aplens.patterns.collect import as_patterns
 from aplens.tables import Shown
 
@@ -388,15 +388,15 @@ class APMAE(nn.Module):
         )
 
     @torch.no_grad()
-    def fill_in(
+    def predict_hidden(
         self,
         scaled: Float[Tensor, "pattern patch pixel"],
         mask: Bool[Tensor, "pattern patch"],
         *,
         n_tokens: int | None = None,
         precision: torch.dtype | None = None,
-    ) -> Float[Tensor, "pattern patch pixel"]:
-        """Log-normalized patches with the hidden ones replaced by the prediction.
+    ) -> Float[Tensor, "pattern masked pixel"]:
+        """The prediction for hidden patches, in their order, log-normalized.
 
         Args:
             scaled: Log-normalized lower-triangular patches. Hidden ones are never read.
@@ -412,7 +412,23 @@ class APMAE(nn.Module):
             self._predict(part, hidden, prompt, precision)[0]
             for part, hidden in in_parts(scaled, mask)
         ]
-        return scaled.masked_scatter(mask.to(scaled.device)[..., None], torch.cat(predicted))
+        return torch.cat(predicted)
+
+    @torch.no_grad()
+    def fill_in(
+        self,
+        scaled: Float[Tensor, "pattern patch pixel"],
+        mask: Bool[Tensor, "pattern patch"],
+        *,
+        n_tokens: int | None = None,
+        precision: torch.dtype | None = None,
+    ) -> Float[Tensor, "pattern patch pixel"]:
+        """Log-normalized patches with the hidden ones replaced by the prediction.
+
+        It takes and raises what `predict_hidden` does.
+        """
+        predicted = self.predict_hidden(scaled, mask, n_tokens=n_tokens, precision=precision)
+        return scaled.masked_scatter(mask.to(scaled.device)[..., None], predicted)
 
     @torch.no_grad()
     def expect(
@@ -450,9 +466,11 @@ class APMAE(nn.Module):
             raise ValueError(f"n_queries must be 1 to {n_tokens}, got {n_queries}")
         expected = []
         for (part,) in in_parts(attention):
-            scaled = log_normalize(self.grid.patchify(part))
+            patches = self.grid.patchify(part)
+            smallest = smallest_log(patches)
+            scaled = log_normalize(patches, smallest)
             filled = fill_in_queries(self, scaled, n_tokens, n_queries, precision)
-            expected.append(to_attention(filled, part))
+            expected.append(to_attention(filled, smallest))
         return torch.cat(expected).reshape(*leading, n_queries, n_tokens)
 
     @torch.no_grad()

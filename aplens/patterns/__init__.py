@@ -8,7 +8,7 @@ from aplens.patterns.collect import (
     stream_patterns,
 )
 from aplens.patterns.cropping import crop_patches, depth_scales
-from aplens.patterns.normalize import log_normalize
+from aplens.patterns.normalize import log_normalize, smallest_log
 from aplens.patterns.patches import PatchGrid
 from aplens.patterns.templates import (
     DETECTED,
@@ -34,6 +34,7 @@ __all__ = [
     "log_normalize",
     "name_templates",
     "read_layers",
+    "smallest_log",
     "stream_patterns",
     "template_scores",
     "template_strengths",

@@ -12,6 +12,7 @@ _ROUNDING = 1e-2
 
 def log_normalize(
     attention: Float[Tensor, "*pattern query key"],
+    smallest: Float[Tensor, "*pattern 1 1"] | None = None,
 ) -> Float[Tensor, "*pattern query key"]:
     """Scale attention probabilities to [0, 1] on a log axis, each pattern on its own.
 
@@ -23,6 +24,7 @@ def log_normalize(
     Args:
         attention: Probabilities. Any layout will do in which the last two dimensions span one
             pattern, such as patches `[..., patch, pixel]`: the result depends on no position.
+        smallest: What `smallest_log` gives of it, where that is known already.
 
     Returns:
         The scaled patterns in float32, same shape.
@@ -43,7 +45,7 @@ def log_normalize(
             f"attention must be probabilities in [0, 1], got values from {low:.4g} to {high:.4g}; "
             "pass hook_pattern (after the softmax), not attention scores"
         )
-    floor = smallest_log(values)
+    floor = smallest_log(values) if smallest is None else smallest
     # (x - m) / -m = 1 - x / m; raising -inf to m makes it 0, and half precision may overshoot 1.
     log = values.log()
     log = torch.maximum(log, floor, out=log).clamp_(max=0)
@@ -57,5 +59,6 @@ def smallest_log(
 
     -1 where there is none below 1: `log_normalize` then leaves ones and zeros as they are.
     """
-    smallest = attention.masked_fill(attention <= 0, 1).amin((-2, -1), keepdim=True).log()
+    values = attention.float()
+    smallest = values.masked_fill(values <= 0, 1).amin((-2, -1), keepdim=True).log()
     return torch.where(smallest < 0, smallest, -1.0)
