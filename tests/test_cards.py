@@ -170,12 +170,13 @@ def test_without_a_fingerprint_nearest_heads_have_the_most_similar_mean_embeddin
     exact = {"precision": torch.float32}
     (card,) = describe_heads(tiny_model, prompts, "L2H1", mae=mae, **exact)
     patterns = collect_patterns(tiny_model, prompts)
-    embeddings = torch.nn.functional.normalize(mae.encode(patterns, **exact), dim=-1).mean(0)
+    embeddings = mae.encode(patterns, **exact).double()
+    embeddings = torch.nn.functional.normalize(embeddings, dim=-1).mean(0)
     cosines = torch.nn.functional.normalize(embeddings - embeddings.mean(0), dim=-1)
     cosines = cosines @ cosines[patterns.heads.index(Head(2, 1))]
     best = cosines.argsort(descending=True).tolist()[1:4]
     assert list(card.nearest) == [patterns.heads[i] for i in best]
-    assert list(card.nearest.values()) == pytest.approx(cosines[best].tolist(), abs=1e-4)
+    assert list(card.nearest.values()) == pytest.approx(cosines[best].tolist(), abs=1e-5)
 
 
 def test_cards_do_not_depend_on_batches_and_tell_their_progress(any_model, mae):
