@@ -49,7 +49,7 @@ test-fast: install  ## the tests that need neither the real model nor a browser
 # These run no model, or reach it only through what other tests run on TransformerLens 4.
 ONCE := readme docs notebooks heads intervals plots report shape tables io parts progress jupyterlab \
 	$(addprefix correctness_,attribution clusters density evaluation head_array predictor principal regions \
-	scorer statistics surprise) $(addprefix fuzz_,arguments corpora documents shards tables) \
+	statistics surprise) $(addprefix fuzz_,arguments corpora documents shards tables) \
 	$(addprefix scenarios_,corpus cutting mining prose tasks) describe_scores shipped_weights first_steps \
 	$(notdir $(patsubst tests/test_%.py,%,$(wildcard tests/test_mae_*.py))) scenarios command_line processes \
 	views cards head_map shown released
