@@ -154,7 +154,7 @@ def _read_scores(scores: HeadRanking | pd.DataFrame) -> tuple[pd.DataFrame, int,
 def plot_head_places(frame: pd.DataFrame) -> Figure:
     """Heads in a plane, one dot each: its colour is the template, its shape the model.
 
-    Shapes are those of the page of a map. There are five; from the sixth model on they repeat, and
+    Shapes are those of the page of a map. There are six; from the seventh model on they repeat, and
     the legend names all models of a shape.
 
     Args:

@@ -95,6 +95,21 @@ def train_on(model):
             parameter.mul_(1.01)
 
 
+@torch.no_grad()
+def z_of(model, tokens):
+    """Every head's output, by layer, of a model of three layers."""
+    from aplens.models import attach_hooks, z_hook_name
+
+    seen = {}
+    hooks = [
+        (z_hook_name(layer), lambda z, hook, layer=layer: seen.update({layer: z.clone()}))
+        for layer in range(3)
+    ]
+    with attach_hooks(model, hooks):
+        model(tokens)
+    return seen
+
+
 def make_broken(kind, value=float("nan")):
     """A small model with `value` in the query weights of head L1H2."""
     model = make_tiny_hooked() if kind == "hooked" else make_tiny_bridge()

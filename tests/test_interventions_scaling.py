@@ -5,28 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import z_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aplens import ablate_heads, scale_heads
-from aplens.models import attach_hooks, z_hook_name
 
 
 @torch.no_grad()
 def logits_of(model, tokens):
     return model(tokens)
-
-
-@torch.no_grad()
-def z_of(model, tokens):
-    seen = {}
-    hooks = [
-        (z_hook_name(layer), lambda z, hook, layer=layer: seen.update({layer: z.clone()}))
-        for layer in range(3)
-    ]
-    with attach_hooks(model, hooks):
-        model(tokens)
-    return seen
 
 
 def number_of_hooks(model):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import KINDS, make_any_tiny, make_broken, train_on
+from conftest import KINDS, make_any_tiny, make_broken, train_on, z_of
 
 from aplens import HeadRanking, Scenarios, parse_heads
 from aplens._io import FolderInUseError, own_folder
@@ -207,13 +207,7 @@ def test_resampling_takes_the_donors_that_one_batch_of_all_prompts_takes(tiny_mo
     reference = torch.randint(1, 101, (9, 14), generator=generator)
     heads = parse_heads("L0H1, L1H0, L2H3")
     donors = torch.randperm(9, generator=torch.Generator().manual_seed(3))[: len(prompts)]
-    outputs = {}
-    hooks = [
-        (z_hook_name(layer), lambda z, hook, layer=layer: outputs.update({layer: z.clone()}))
-        for layer in range(3)
-    ]
-    with attach_hooks(tiny_model, hooks):
-        tiny_model(reference)
+    outputs = z_of(tiny_model, reference)
 
     def predict(prompt, donor):
         def replacing(head):

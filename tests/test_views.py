@@ -414,7 +414,7 @@ def test_what_cannot_be_shown_is_refused_before_the_model_runs(any_model, monkey
         show_heads(any_model, tokens, "L0H0", mae=tiny_mae())
     with pytest.raises(ValueError, match="got 4"):
         show_heads(any_model, [1] * 9, "L0H0", mae=tiny_mae(), max_tokens=4)
-    monkeypatch.setattr("aplens.views.wording._MOST_HEADS", 3)
+    monkeypatch.setattr("aplens.views.choice._MOST_HEADS", 3)
     with pytest.raises(ValueError, match="12 heads are too many"):
         show_heads(any_model, tokens, [(layer, head) for layer in range(3) for head in range(4)])
 

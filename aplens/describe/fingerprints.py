@@ -160,7 +160,7 @@ def measure_heads(
     named = templates.columns()
     return ModelHeads(
         name=name,
-        model=ModelShape(info.name, info.n_layers, info.n_heads),
+        model=info.shape,
         heads=info.heads,
         fingerprints=sums.mean().float(),
         halves=sums.halves(),

@@ -45,6 +45,11 @@ class ModelInfo(ModelShape):
     dtype: torch.dtype
 
     @property
+    def shape(self) -> ModelShape:
+        """What results keep of the model."""
+        return ModelShape(self.name, self.n_layers, self.n_heads)
+
+    @property
     def heads(self) -> tuple[Head, ...]:
         """Every head that has patterns, layer by layer."""
         return tuple(

@@ -24,9 +24,10 @@ from aplens.models import describe_model
 from aplens.patterns import log_normalize
 from aplens.prompts import Prompts, PromptsLike, read_prompts
 from aplens.scenarios import Scenarios
+from aplens.views.choice import choose_heads
 from aplens.views.embed import View, build_view, render_template
 from aplens.views.pixels import draw_pattern
-from aplens.views.wording import choose_heads, count, join
+from aplens.views.wording import count, join
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,8 +220,7 @@ def describe_heads(
         replace(card, typical=replace(card.typical, prompt=places[card.typical.prompt]))
         for card in described
     ]
-    info = describe_model(model)
-    shape = ModelShape(info.name, info.n_layers, info.n_heads)
+    shape = describe_model(model).shape
     return HeadCards(tuple(cards), ranking, shape, len(read), tuple(ends))
 
 

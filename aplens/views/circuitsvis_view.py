@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from aplens._tokens import label_tokens
 from aplens.heads import HeadsLike
 from aplens.patterns import collect_patterns
+from aplens.views.choice import choose_heads
 from aplens.views.heads_view import read_one_prompt
-from aplens.views.wording import choose_heads
 
 if TYPE_CHECKING:
     from circuitsvis.utils.render import RenderedHTML

@@ -248,11 +248,15 @@ class HeadMap:
 
         `directions @ directions.T` are the similarities of all heads, in the order of `to_frame`.
         """
-        return centre(torch.cat([each.fingerprints for each in self.models]), self._middle)
+        return centre(self._fingerprints, self._middle)
+
+    @cached_property
+    def _fingerprints(self) -> Float[Tensor, "head d"]:
+        return torch.cat([each.fingerprints for each in self.models])
 
     @cached_property
     def _middle(self) -> Float[Tensor, " d"]:
-        return torch.cat([each.fingerprints for each in self.models]).mean(0)
+        return self._fingerprints.mean(0)
 
     def _between_halves(self, model: ModelHeads) -> Float[Tensor, " head"]:
         if model.halves is None:

@@ -26,8 +26,9 @@ from aplens.patterns.collect import AttentionPatterns, as_patterns
 from aplens.patterns.templates import name_templates, template_scores
 from aplens.prompts import PromptsLike, read_prompts
 from aplens.scenarios import Scenario
+from aplens.views.choice import choose_heads
 from aplens.views.embed import View, build_view, pack, read_script, to_json
-from aplens.views.wording import choose_heads, count, join
+from aplens.views.wording import count, join
 
 if TYPE_CHECKING:
     from transformer_lens import ActivationCache
